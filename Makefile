@@ -1,0 +1,41 @@
+# `make` lists the targets. Every target but clean sets up the environment first where it is missing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench clean
+
+help:  ## list the targets
+	@sed -nE 's/^([a-z]+): .*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
+
+demo: $(INSTALLED)  ## draw the embedded data, train camera-aware ICE on it and evaluate
+	$(BIN)/python tools/train_net.py --config-file configs/ice_demo.yml
+
+test: $(INSTALLED)  ## run all tests
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)  ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED)  ## time one reclustering of a data set of Market-1501's size
+	$(BIN)/python tools/benchmark.py recluster
+
+clean:  ## remove the environment and the caches
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp comes last: an installation that was interrupted starts again.
+$(INSTALLED): requirements.txt setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
+		{ echo "Python 3.10 to 3.13 is needed, $(PYTHON) is another: make PYTHON=python3.12"; exit 1; }
+	@echo "Installing the environment into $(VENV) (about 7 GB, a few minutes) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps fastreid==1.4.0
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+	@echo "Installed."
