@@ -1,0 +1,140 @@
+"""P x K sampling of pseudo-labelled images: P identities a batch, K images of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+from torch.utils.data import Sampler
+
+
+class IdentitySampler(Sampler[int]):
+    """An endless stream of image indices: shuffled identities, K consecutive images of each.
+
+    Every identity comes exactly once per pass over all identities. A global batch holds G = world_size * batch_size / K
+    identities, all different as soon as there are G of them: where a batch reaches beyond the end of a pass, the next
+    pass starts with identities that the batch does not hold yet. Fewer than G identities recur within a batch as evenly
+    as possible, with images that the batch does not hold yet where the identity has such.
+
+    Every process draws the same global stream and yields its own share of each batch: whole groups, no group twice.
+
+    The K images of an identity, which has n images in C cameras, are drawn in one of two ways:
+
+    - camera-balanced (ICE; "MoreCameraSampler" in the published code): one image from each of min(K, C) random cameras,
+      then, if C < K, K - C of the other images. On average an image that is one of m in its camera comes K / (C m)
+      times a pass if C >= K, 1/m + (1 - 1/m) (K - C) / (n - C) times if C < K and C < n, and K / n times if C = n < K.
+    - not balanced: K of the n images, each K / n times a pass on average.
+
+    Images that do not suffice recur in turn. The published code draws them with replacement instead, and by that
+    loses cameras of an identity with one image in each of fewer than K cameras; here no camera is lost.
+
+    Args:
+        labels: (N,) pseudo identity of each image; images with a negative label (noise) are never drawn.
+        cameras: (N,) camera of each image, any integers.
+        batch_size: images per batch and process, a multiple of ``num_instances``.
+        num_instances: K, images per identity and group.
+        camera_balanced: spread the K images over as many cameras as possible.
+        seed: fixes the stream, which every iterator starts anew; the same in every process; an integer >= 0 or
+            several, such as ``(seed, epoch)``.
+        rank: number of this process, in [0, world_size).
+        world_size: number of processes.
+
+    Raises:
+        ValueError: if the arguments do not fit together, or no image has a label.
+
+    Setting up sorts the labels in O(N log N); drawing a group shuffles the images of its identity. Memory is O(N).
+
+    Example:
+        >>> from torch.utils.data import BatchSampler
+        >>> sampler = IdentitySampler([0, 1, 0, 1, -1], [0, 0, 1, 1, 0], batch_size=4, num_instances=2)
+        >>> batches = BatchSampler(sampler, 4, drop_last=True)
+        >>> sorted(next(iter(batches)))
+        [0, 1, 2, 3]
+    """
+
+    def __init__(
+        self,
+        labels: ArrayLike,
+        cameras: ArrayLike,
+        *,
+        batch_size: int,
+        num_instances: int,
+        camera_balanced: bool = True,
+        seed: int | Sequence[int] = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        identity, camera = np.asarray(labels), np.asarray(cameras)
+        if identity.ndim != 1 or identity.shape != camera.shape:
+            raise ValueError(
+                f"labels and cameras must be vectors of one length, got shapes {identity.shape} and {camera.shape}"
+            )
+        if batch_size < 1 or num_instances < 1 or batch_size % num_instances:
+            raise ValueError(
+                f"the batch of {batch_size} images per process (SOLVER.IMS_PER_BATCH / processes) must be a multiple "
+                f"of DATALOADER.NUM_INSTANCE = {num_instances}"
+            )
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must lie in [0, world_size), got rank {rank} and world_size {world_size}")
+        clustered = np.flatnonzero(identity >= 0)
+        if not clustered.size:
+            raise ValueError(
+                f"labels: none of the {identity.size} images belongs to a cluster, so nothing can be sampled; "
+                "raise CLUSTER.EPS or lower CLUSTER.MIN_SAMPLES"
+            )
+
+        by_identity = clustered[np.argsort(identity[clustered], kind="stable")]
+        borders = np.flatnonzero(np.diff(identity[by_identity])) + 1
+        self.images = np.split(by_identity, borders)  # one array of image indices per identity
+        self.cameras = camera
+        self.num_instances = num_instances
+        self.groups_per_batch = world_size * batch_size // num_instances
+        self.camera_balanced = camera_balanced
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng(self.seed)
+        drawn = np.zeros(len(self.cameras), dtype=np.int64)  # how often the current batch holds each image
+        for identities in self._identity_batches(rng):
+            if self.groups_per_batch > len(self.images):
+                # The stride below then gives the copies of an identity to different processes, if there are enough.
+                identities = np.sort(identities)
+            batch = np.empty((self.groups_per_batch, self.num_instances), dtype=np.int64)
+            for group, identity in zip(batch, identities, strict=True):
+                group[:] = self._draw_group(self.images[identity], drawn, rng)
+                np.add.at(drawn, group, 1)
+            drawn[batch] = 0
+            yield from batch[self.rank :: self.world_size].ravel().tolist()
+
+    def _identity_batches(self, rng: np.random.Generator) -> Iterator[np.ndarray]:
+        """Batches of identities, (groups_per_batch,) each, from one permutation of all identities after another."""
+        open_batch = np.empty(0, dtype=np.int64)
+        while True:
+            order = rng.permutation(len(self.images))
+            # Only as many identities move to the front as the open batch has room for; all others stay in random order.
+            presence = np.bincount(open_batch, minlength=len(order))
+            front = np.argsort(presence[order], kind="stable")[: self.groups_per_batch - len(open_batch)]
+            stream = np.concatenate([open_batch, order[front], np.delete(order, front)])
+            complete = len(stream) - len(stream) % self.groups_per_batch
+            yield from stream[:complete].reshape(-1, self.groups_per_batch)
+            open_batch = stream[complete:]
+
+    def _draw_group(self, images: np.ndarray, drawn: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """K of one identity's `images`, those that the batch holds least often (`drawn`) first."""
+
+        def shuffle(candidates: np.ndarray) -> np.ndarray:
+            candidates = rng.permutation(candidates)
+            return candidates[np.argsort(drawn[candidates], kind="stable")]
+
+        images = shuffle(images)
+        if not self.camera_balanced:
+            return np.resize(images, self.num_instances)
+        leaders = np.unique(self.cameras[images], return_index=True)[1]  # the first image of each camera
+        picks = shuffle(images[leaders])[: self.num_instances]
+        # Shuffled again, as what follows the leaders in the first order favours cameras with many images.
+        others = shuffle(np.delete(images, leaders))
+        extra = np.resize(others if others.size else picks, self.num_instances - len(picks))
+        return np.concatenate([picks, extra])

@@ -1,0 +1,270 @@
+"""IdentitySampler: published frequencies, pass and batch borders, bad epochs, several processes."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from functools import cache
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import BatchSampler
+
+from fastreid_ice.data.sampler import IdentitySampler
+
+GOLDEN = Path(__file__).parent / "golden" / "sampler_properties.json"
+LAYOUTS = json.loads(GOLDEN.read_text())["layouts"]
+PASSES = 2000
+
+
+def draw_groups(sampler: IdentitySampler, number: int, num_instances: int) -> np.ndarray:
+    """The next `number` groups of the stream, (number, K)."""
+    return np.array(list(islice(sampler, number * num_instances))).reshape(number, num_instances)
+
+
+def draw_batches(sampler: IdentitySampler, number: int, batch_size: int) -> np.ndarray:
+    """The next `number` batches of the stream, (number, batch_size)."""
+    return draw_groups(sampler, number, batch_size)
+
+
+def people(num_identities: int, images_each: int = 6, num_cameras: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and cameras of a data set in shuffled order, with some noise images."""
+    labels = np.random.default_rng(0).permutation(
+        np.concatenate([np.repeat(np.arange(num_identities), images_each), np.full(7, -1)])
+    )
+    cameras = np.empty_like(labels)
+    for label in np.unique(labels):
+        cameras[labels == label] = np.arange((labels == label).sum()) % num_cameras
+    return labels, cameras
+
+
+def layout_arrays(name: str) -> tuple[np.ndarray, np.ndarray, int]:
+    layout = LAYOUTS[name]
+    return np.array(layout["pids"]), np.array(layout["cams"]), layout["num_instances"]
+
+
+@cache
+def layout_passes(name: str, *, camera_balanced: bool) -> np.ndarray:
+    """PASSES passes over a layout, (PASSES, identities, K), from batches of 2 groups that cut across the passes."""
+    labels, cameras, k = layout_arrays(name)
+    sampler = IdentitySampler(
+        labels, cameras, batch_size=2 * k, num_instances=k, camera_balanced=camera_balanced, seed=3
+    )
+    num_identities = len(np.unique(labels[labels >= 0]))
+    return draw_groups(sampler, PASSES * num_identities, k).reshape(PASSES, num_identities, k)
+
+
+def mean_draws(passes: np.ndarray, num_images: int) -> tuple[np.ndarray, np.ndarray]:
+    """How often each image comes per pass on average, and the standard error of that."""
+    counts = np.stack([np.bincount(one.ravel(), minlength=num_images) for one in passes])
+    return counts.mean(0), counts.std(0) / np.sqrt(len(passes))
+
+
+def published_frequency(labels: np.ndarray, cameras: np.ndarray, k: int, i: int, *, camera_balanced: bool) -> float:
+    """Expected draws of image i per pass: ICE MoreCameraSampler, DCMIP RandomMultipleGallerySamplerNoCam (n > 1)."""
+    if labels[i] < 0:
+        return 0.0
+    mine = labels == labels[i]
+    n, c, m = mine.sum(), len(np.unique(cameras[mine])), (mine & (cameras == cameras[i])).sum()
+    if not camera_balanced or n == c < k:
+        return k / n
+    if c >= k:
+        return k / (c * m)
+    return 1 / m + (1 - 1 / m) * (k - c) / (n - c)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("camera_balanced", [True, False])
+def test_frequencies_are_the_published_ones(name, camera_balanced):
+    labels, cameras, k = layout_arrays(name)
+    passes = layout_passes(name, camera_balanced=camera_balanced)
+    mean, error = mean_draws(passes, len(labels))
+
+    expected = np.array(
+        [published_frequency(labels, cameras, k, i, camera_balanced=camera_balanced) for i in range(len(labels))]
+    )
+    assert np.all(np.abs(mean - expected) <= 5 * error + 1e-9)
+
+    published = LAYOUTS[name]["samplers"][
+        "ICE.MoreCameraSampler" if camera_balanced else "DCMIP.RandomMultipleGallerySamplerNoCam"
+    ]
+    sizes = np.array([(labels == label).sum() for label in labels])
+    # By design: the published sampler without cameras draws a single image once, ours K times to keep groups whole.
+    same = (sizes > 1) | camera_balanced
+    gap = np.abs(mean - np.array(published["index_frequency"]))
+    both = np.hypot(error, np.array(published["index_frequency_stderr"]))
+    assert np.all((gap <= 5 * both + 1e-9)[same])
+    assert np.all(mean[~same & (labels >= 0)] == k)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_passes_and_groups_of_the_published_layouts(name):
+    labels, cameras, k = layout_arrays(name)
+    identities = sorted(set(labels.tolist()) - {-1})
+    published = LAYOUTS[name]["samplers"]["ICE.MoreCameraSampler"]
+    for camera_balanced in (True, False):
+        passes = layout_passes(name, camera_balanced=camera_balanced)
+        assert np.all(labels[passes] == labels[passes[:, :, :1]])  # K images of one identity
+        assert np.all(np.sort(labels[passes[:, :, 0]], axis=1) == identities)  # each once per pass
+        first = Counter(labels[passes[:, 0, 0]].tolist())
+        share = 1 / len(identities)
+        assert max(abs(first[i] - PASSES * share) for i in identities) < 5 * np.sqrt(PASSES * share * (1 - share))
+
+        for group in passes[:200].reshape(-1, k):
+            mine = labels == labels[group[0]]
+            copies = np.bincount(group, minlength=len(labels))[mine]
+            if mine.sum() >= k:
+                assert copies.max() == 1
+            elif not camera_balanced:
+                assert copies.max() - copies.min() <= 1
+            else:
+                assert copies.min() >= 1  # the published code may miss images of an identity with fewer than K
+
+    balanced = layout_passes(name, camera_balanced=True).reshape(-1, k)
+    for identity in identities:
+        mine = labels == identity
+        num_cameras = len(np.unique(cameras[mine]))
+        groups = balanced[labels[balanced[:, 0]] == identity]
+        assert {len(set(cameras[group])) for group in groups} == {min(k, num_cameras)}
+        seen = published["distinct_cameras_per_group"][str(identity)]
+        if 1 < mine.sum() == num_cameras < k:  # by design: here the published code loses cameras, ours does not
+            assert min(map(int, seen)) < num_cameras
+        else:
+            assert set(map(int, seen)) == {min(k, num_cameras)}
+
+
+@pytest.mark.parametrize(("num_identities", "groups"), [(4, 4), (5, 4), (7, 4), (9, 8), (20, 8), (8, 1)])
+def test_no_identity_twice_in_a_batch_and_once_per_pass(num_identities, groups):
+    labels, cameras = people(num_identities)
+    sampler = IdentitySampler(labels, cameras, batch_size=2 * groups, num_instances=2, seed=5)
+    stream = labels[draw_groups(sampler, 60 * groups * num_identities, 2)][:, 0]
+    assert all(len(set(batch)) == groups for batch in stream.reshape(-1, groups).tolist())
+    assert np.all(np.sort(stream.reshape(-1, num_identities), axis=1) == np.arange(num_identities))
+
+
+def test_order_of_a_pass_does_not_depend_on_the_one_before():
+    # 8 groups do not divide 100 identities, so that nearly every pass starts within a batch.
+    labels, cameras = people(100, images_each=2)
+    sampler = IdentitySampler(labels, cameras, batch_size=8, num_instances=1, seed=1)
+    order = labels[draw_groups(sampler, 300 * 100, 1)].reshape(300, 100)
+    place = np.argsort(order, axis=1).astype(float)
+    correlation = np.corrcoef(place[:-1].ravel(), place[1:].ravel())[0, 1]
+    assert abs(correlation) < 5 / np.sqrt(place[1:].size)
+
+
+@pytest.mark.parametrize(("num_identities", "groups"), [(1, 4), (2, 4), (3, 4), (3, 8), (5, 8), (5, 9), (7, 8)])
+def test_fewer_identities_than_the_batch_holds_recur_evenly(num_identities, groups):
+    labels, cameras = people(num_identities, images_each=3 * groups)
+    sampler = IdentitySampler(labels, cameras, batch_size=2 * groups, num_instances=2, seed=2)
+    for batch in draw_batches(sampler, 50, 2 * groups):
+        assert len(set(batch.tolist())) == 2 * groups  # there are enough images for all to differ
+        times = Counter(labels[batch].tolist())
+        assert len(times) == num_identities
+        assert max(times.values()) - min(times.values()) <= 2  # that is one group
+        assert np.all(labels[batch[::2]] == labels[batch[1::2]])
+
+
+@pytest.mark.parametrize("camera_balanced", [True, False])
+def test_one_cluster_of_one_image(camera_balanced):
+    sampler = IdentitySampler(
+        [-1, 0, -1], [0, 0, 1], batch_size=8, num_instances=4, camera_balanced=camera_balanced, world_size=2
+    )
+    assert list(islice(sampler, 80)) == [1] * 80
+
+
+def test_recurring_identity_shows_all_its_images_before_any_twice():
+    labels, cameras = np.zeros(5, dtype=np.int64), np.zeros(5, dtype=np.int64)
+    sampler = IdentitySampler(labels, cameras, batch_size=8, num_instances=2, camera_balanced=False)
+    for batch in draw_batches(sampler, 20, 8):
+        assert set(Counter(batch.tolist()).values()) == {1, 2}
+
+
+def test_single_images_camera_gaps_and_one_camera():
+    labels = np.array([3, 3, 3, 9, 4, 4, 4, 4, 4])
+    cameras = np.array([7, 40, 40, 1000, 7, 7, 7, 7, 7])
+    sampler = IdentitySampler(labels, cameras, batch_size=12, num_instances=4)
+    for group in draw_groups(sampler, 90, 4):
+        assert len(set(labels[group])) == 1
+        expected = {3: {7, 40}, 9: {1000}, 4: {7}}[labels[group[0]]]
+        assert set(cameras[group]) == expected
+        assert len(set(group.tolist())) == min(4, (labels == labels[group[0]]).sum())
+
+
+@pytest.mark.parametrize(("num_identities", "world_size"), [(30, 2), (9, 4), (5, 2), (2, 2), (1, 3)])
+def test_processes_share_one_stream_disjointly(num_identities, world_size):
+    labels, cameras = people(num_identities, images_each=64)
+    options = {"num_instances": 4, "seed": 11}
+    whole = IdentitySampler(labels, cameras, batch_size=8 * world_size, **options)
+    parts = [
+        IdentitySampler(labels, cameras, batch_size=8, rank=rank, world_size=world_size, **options)
+        for rank in range(world_size)
+    ]
+    whole_batches = draw_batches(whole, 40, 8 * world_size)
+    part_batches = [draw_batches(part, 40, 8) for part in parts]
+    for step, whole_batch in enumerate(whole_batches):
+        shares = [batch[step] for batch in part_batches]
+        assert sorted(np.concatenate(shares)) == sorted(whole_batch)
+        assert len(set(np.concatenate(shares).tolist())) == whole_batch.size  # no image in two processes
+        held = [set(labels[share].tolist()) for share in shares]
+        if num_identities >= 2 * world_size:
+            assert sum(map(len, held)) == len(set.union(*held)) == 2 * world_size
+        elif num_identities >= 2:  # each process still holds two different identities
+            assert {len(identities) for identities in held} == {2}
+
+
+def test_seed_fixes_the_stream_and_no_other_generator_matters():
+    labels, cameras = people(20)
+
+    def draw(seed):
+        sampler = IdentitySampler(labels, cameras, batch_size=8, num_instances=4, seed=seed)
+        return list(islice(sampler, 400))
+
+    states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
+    first = draw(1)
+    assert random.getstate() == states[0]
+    assert np.array_equal(np.random.get_state()[1], states[1])
+    assert torch.equal(torch.get_rng_state(), states[2])
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    assert draw(1) == first
+    assert draw(2) != first
+    assert draw((1, 0)) != draw((1, 1))
+
+
+def test_batches_of_python_integers_from_tensors():
+    labels, cameras = people(10)
+    sampler = IdentitySampler(torch.from_numpy(labels), torch.from_numpy(cameras), batch_size=8, num_instances=4)
+    batch = next(iter(BatchSampler(sampler, 8, drop_last=True)))
+    assert len(batch) == 8
+    assert all(type(index) is int for index in batch)
+    assert list(islice(sampler, 8)) == batch  # a new iterator starts the same stream
+
+
+def test_inputs_stay_unchanged():
+    labels, cameras = people(10)
+    before = labels.copy(), cameras.copy()
+    list(islice(IdentitySampler(labels, cameras, batch_size=8, num_instances=4), 100))
+    assert np.array_equal(labels, before[0])
+    assert np.array_equal(cameras, before[1])
+
+
+@pytest.mark.parametrize(
+    ("labels", "cameras", "options", "message"),
+    [
+        ([0, 1], [0, 0], {"batch_size": 6}, r"6 images .*SOLVER.IMS_PER_BATCH.*DATALOADER.NUM_INSTANCE = 4"),
+        ([0, 1], [0, 0], {"batch_size": 0}, r"0 images .*SOLVER.IMS_PER_BATCH.*DATALOADER.NUM_INSTANCE = 4"),
+        ([0, 1], [0, 0], {"num_instances": 0}, r"DATALOADER.NUM_INSTANCE = 0"),
+        ([-1, -1], [0, 0], {}, r"none of the 2 images belongs to a cluster.*CLUSTER.EPS"),
+        ([], [], {}, r"none of the 0 images belongs to a cluster"),
+        ([0, 1], [0], {}, r"labels and cameras must be vectors of one length, got shapes \(2,\) and \(1,\)"),
+        ([0, 1], [0, 0], {"rank": 2, "world_size": 2}, r"rank must lie in \[0, world_size\)"),
+    ],
+)
+def test_errors_name_the_way_out(labels, cameras, options, message):
+    with pytest.raises(ValueError, match=message):
+        IdentitySampler(labels, cameras, **{"batch_size": 8, "num_instances": 4, **options})
