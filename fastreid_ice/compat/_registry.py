@@ -1,0 +1,24 @@
+"""The list of patches, and the one way in which a patch replaces a function or a class."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+PATCHES: dict[str, Callable[[], None]] = {}
+
+
+def patch(function: Callable[[], None]) -> Callable[[], None]:
+    """Register a patch under its function's name; patches are applied in the order of their registration."""
+    PATCHES[function.__name__] = function
+    return function
+
+
+def replace(old: Any, new: Any) -> None:
+    """Let every fastreid module that knows ``old``, under whatever name, know ``new`` instead."""
+    for module_name, module in list(sys.modules.items()):
+        if module_name.partition(".")[0] == "fastreid":
+            for name, value in list(vars(module).items()):
+                if value is old:
+                    setattr(module, name, new)

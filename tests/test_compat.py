@@ -1,0 +1,106 @@
+"""Every patch is needed, and does what it says; a host that needs none of the aliases keeps its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import faiss
+import pytest
+import torch
+
+from compat_cases import CASES
+from fastreid_ice import compat
+from fastreid_ice.compat._registry import PATCHES
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the cases run in forks")
+
+
+@pytest.fixture(scope="module")
+def outcomes():
+    """{case: [how it ends with all patches, and without its own]}, from a process that sees no GPU."""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    script = Path(__file__).with_name("compat_cases.py")
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_every_patch_has_a_case_a_reason_and_an_end():
+    assert set(CASES) == set(PATCHES)
+    for name, function in PATCHES.items():
+        assert "Until " in function.__doc__, f"{name} does not say until when it is needed"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_passes_with_the_patch(outcomes, name):
+    assert outcomes[name][0] == "passed"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_fails_without_the_patch(outcomes, name):
+    if name == "faiss_pointers" and hasattr(faiss, "cast_integer_to_long_ptr"):
+        pytest.skip("this faiss still has the old name")
+    assert re.search(CASES[name].fails_with, outcomes[name][1], re.DOTALL)
+
+
+def test_apply_again_does_nothing():
+    import fastreid.engine.defaults as defaults
+
+    before = dict(vars(defaults))
+    compat.apply()
+    assert vars(defaults) == before
+
+
+def test_aliases_that_the_host_has_are_kept():
+    code = """
+import collections.abc, sys, types
+collections.Mapping = collections.abc.Mapping
+six = sys.modules["torch._six"] = types.ModuleType("torch._six")
+six.string_classes = str
+import fastreid_ice
+assert collections.Mapping is collections.abc.Mapping
+assert sys.modules["torch._six"] is six
+"""
+    root = Path(__file__).parents[1]
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(root)}, check=True)
+
+
+def test_fastreid_missing(monkeypatch):
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    with pytest.raises(ImportError, match="run `pip install --no-deps fastreid==1.4.0`"):
+        compat.apply()
+
+
+def test_another_fastreid(monkeypatch):
+    monkeypatch.setattr(metadata, "version", lambda name: "1.3.0")
+    monkeypatch.setattr(compat, "_applied", set(PATCHES))
+    compat.apply()  # said once, when it was imported
+    monkeypatch.setattr(compat, "_applied", set())
+    with pytest.warns(UserWarning, match="fastreid 1.3.0 was never tried with fastreid-ice"):
+        compat._check_version()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_amp_on_cuda(recwarn):
+    from fastreid.engine.train_loop import AMPTrainer
+    from fastreid.utils.events import EventStorage
+
+    from compat_cases import LossModel
+
+    model = LossModel().cuda()
+    trainer = AMPTrainer(model, [torch.ones(2, 1, device="cuda")], torch.optim.SGD(model.parameters(), lr=0.1), None)
+    before = model.weight.clone()
+    with EventStorage():
+        trainer.iter = 0
+        trainer.run_step()
+    assert model.dtype == torch.float16 and not model.weight.equal(before)
+    assert not [warning for warning in recwarn if "torch.cuda.amp" in str(warning.message)]
