@@ -1,0 +1,40 @@
+"""The mathematics: tensors and arrays in, tensors and arrays out. Imports nothing from fast-reid."""
+
+from __future__ import annotations
+
+from .clustering import Clusters, dbscan
+from .functional import (
+    cluster_proxy_loss,
+    cross_camera_loss,
+    discrepant_proxy_loss,
+    hard_instance_loss,
+    multi_instance_loss,
+    soft_consistency_loss,
+)
+from .jaccard import jaccard_graph
+from .momentum import update_momentum
+from .neighbors import k_nearest
+from .proxies import camera_centroids, centroids, update_each, update_hardest, update_mean
+from .quality import LabelQuality, churn, label_quality
+
+__all__ = [
+    "Clusters",
+    "LabelQuality",
+    "camera_centroids",
+    "centroids",
+    "churn",
+    "cluster_proxy_loss",
+    "cross_camera_loss",
+    "dbscan",
+    "discrepant_proxy_loss",
+    "hard_instance_loss",
+    "jaccard_graph",
+    "k_nearest",
+    "label_quality",
+    "multi_instance_loss",
+    "soft_consistency_loss",
+    "update_each",
+    "update_hardest",
+    "update_mean",
+    "update_momentum",
+]

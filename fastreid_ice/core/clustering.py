@@ -1,0 +1,122 @@
+"""Pseudo labels: DBSCAN on a sparse distance graph, and the result of a clustering."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numba import njit
+from scipy import sparse
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Clusters:
+    """One epoch's clustering of N images; what the losses and the training loader are built from.
+
+    Attributes:
+        labels: (N,) int64 tensor, cluster of each image in 0..C-1 without gaps, or -1 for noise.
+        features: (N, D) floating point tensor of unit rows, those that were clustered.
+        cameras: (N,) int64 tensor, camera of each image; any integers.
+
+    Raises:
+        ValueError: for shapes or types that differ from these, and labels with gaps.
+    """
+
+    labels: Tensor
+    features: Tensor
+    cameras: Tensor
+
+    def __post_init__(self) -> None:
+        for name, dim in (("labels", 1), ("features", 2), ("cameras", 1)):
+            value = getattr(self, name)
+            if value.dim() != dim or len(value) != len(self.labels):
+                raise ValueError(
+                    f"{name} must have {dim} dimension(s) and a row for each of the {len(self.labels)} labels, "
+                    f"got shape {tuple(value.shape)}"
+                )
+            if (value.dtype != torch.int64) if dim == 1 else not value.is_floating_point():
+                raise ValueError(f"{name} must be {'int64' if dim == 1 else 'floating point'}, got {value.dtype}")
+        if self.labels.numel() and (int(self.labels.min()) < -1 or not self.sizes.all()):
+            raise ValueError("labels must be -1 for noise and 0, 1, ... without gaps for clusters")
+
+    @cached_property
+    def sizes(self) -> Tensor:
+        """(C,) int64, number of images of each cluster."""
+        return torch.bincount(self.labels[self.labels >= 0])
+
+    @property
+    def num_clusters(self) -> int:
+        return len(self.sizes)
+
+    @property
+    def num_noise(self) -> int:
+        return int((self.labels < 0).sum())
+
+    @property
+    def noise_share(self) -> float:
+        """Share of images that belong to no cluster, in [0, 1]; 0 without images."""
+        return self.num_noise / max(len(self.labels), 1)
+
+
+def dbscan(graph: sparse.csr_array, *, eps: float, min_samples: int = 4) -> np.ndarray:
+    """Cluster a sparse distance graph by density: DBSCAN (Ester et al., KDD 1996).
+
+    The labels are those of ``sklearn.cluster.DBSCAN(eps=eps, min_samples=min_samples, metric="precomputed")`` on the
+    dense matrix with 1 in place of absent pairs: clusters are numbered by their first core point, and a border point
+    between clusters belongs to the first of them, so that a cluster may have fewer than ``min_samples`` members.
+
+    Args:
+        graph: (N, N) scipy sparse matrix of distances, zeros stored explicitly, the diagonal stored like any other
+            entry.
+        eps: largest distance between neighbours, in (0, 1); compared in the precision of the graph.
+        min_samples: neighbours that make a core point, at least 1; the point itself counts if its diagonal entry is
+            within ``eps``.
+
+    Returns:
+        (N,) int64 labels, -1 for noise.
+
+    Raises:
+        ValueError: for a graph that is not sparse and square, or a parameter out of range.
+
+    Time and memory are linear in the stored entries.
+    """
+    if not sparse.issparse(graph) or graph.ndim != 2 or graph.shape[0] != graph.shape[1]:
+        raise ValueError("graph must be a square scipy sparse matrix, such as jaccard_graph returns")
+    if not 0 < eps < 1:
+        raise ValueError(f"eps must lie in (0, 1), because absent pairs are at distance 1, got {eps}")
+    if min_samples < 1:
+        raise ValueError(f"min_samples must be at least 1, got {min_samples}")
+    graph = graph.tocsr()
+    near = graph.data <= float(eps)
+    kept = np.concatenate(([0], near.cumsum()))  # stored entries within eps before each entry
+    return _grow_clusters(kept[graph.indptr], graph.indices[near], min_samples)
+
+
+@njit(nogil=True, cache=True)
+def _grow_clusters(indptr, neighbors, min_samples):
+    """Flood each cluster from its first core point. neighbors[indptr[i]:indptr[i + 1]]: the points within eps of i."""
+    num_points = len(indptr) - 1
+    labels = np.full(num_points, -1, np.int64)
+    stack = np.empty(num_points, np.int64)
+    num_clusters = 0
+    for seed in range(num_points):
+        if labels[seed] != -1 or indptr[seed + 1] - indptr[seed] < min_samples:
+            continue
+        labels[seed] = num_clusters
+        stack[0] = seed
+        height = 1
+        while height:
+            height -= 1
+            point = stack[height]
+            for p in range(indptr[point], indptr[point + 1]):
+                other = neighbors[p]
+                if labels[other] == -1:
+                    labels[other] = num_clusters
+                    if indptr[other + 1] - indptr[other] >= min_samples:
+                        stack[height] = other
+                        height += 1
+        num_clusters += 1
+    return labels

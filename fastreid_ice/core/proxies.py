@@ -1,0 +1,142 @@
+"""Class proxies: how they are built from a clustering, and how a batch moves them.
+
+Letters: N images, D dimensions, C clusters, P camera proxies, B batch. n(x) = x / max(||x||, 1e-12), row by row.
+Images labelled -1 (noise) are ignored throughout.
+
+An update design is a function ``(proxies, features, labels, *, momentum) -> updated proxies``. It normalises the
+features, leaves its inputs and the proxies of absent clusters as they are, and keeps no gradient. Momentum weighs the
+*old* proxy: P <- n(momentum P + (1 - momentum) incoming).
+
+References
+[ICE] Chen et al., "ICE: Inter-instance Contrastive Encoding for Unsupervised Person Re-identification", ICCV 2021.
+[DCMIP] Zou et al., "Discrepant and Multi-Instance Proxies for Unsupervised Person Re-Identification", ICCV 2023.
+[CC] Dai et al., "Cluster Contrast for Unsupervised Person Re-Identification", 2021.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def centroids(features: Tensor, labels: Tensor) -> Tensor:
+    """Mean feature of each cluster, not normalised ([ICE], camera-agnostic loss).
+
+    Args:
+        features: (N, D) floating point.
+        labels: (N,) int64, clusters 0..C-1 without gaps, -1 for noise.
+
+    Returns:
+        (C, D); no rows where every image is noise.
+
+    Raises:
+        ValueError: for shapes that do not match, or a cluster without images.
+    """
+    features, labels = _clustered(features, labels)
+    counts = torch.bincount(labels)
+    if not counts.all():
+        raise ValueError(
+            f"labels must be 0..C-1 without gaps, but no image has label {int((counts == 0).int().argmax())}"
+        )
+    return features.new_zeros(len(counts), features.shape[1]).index_add(0, labels, features) / counts[:, None]
+
+
+def camera_centroids(features: Tensor, labels: Tensor, cameras: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalised mean feature of each cluster under each camera that sees it ([ICE], cross-camera loss).
+
+    Args:
+        features: (N, D) floating point.
+        labels: (N,) int64, cluster of each image, -1 for noise.
+        cameras: (N,) int64, any integers.
+
+    Returns:
+        ``proxies`` (P, D) unit rows, ``proxy_labels`` (P,) and ``proxy_cameras`` (P,), ordered by camera, then label.
+
+    Raises:
+        ValueError: for shapes that do not match.
+    """
+    if cameras.shape != labels.shape:
+        raise ValueError(f"cameras must have the shape of labels, {tuple(labels.shape)}, got {tuple(cameras.shape)}")
+    cameras = cameras[labels >= 0]
+    features, labels = _clustered(features, labels)
+    pairs, members = torch.stack((cameras, labels), 1).unique(dim=0, return_inverse=True)
+    proxy_cameras, proxy_labels = pairs.unbind(1)
+    return F.normalize(centroids(features, members)), proxy_labels, proxy_cameras
+
+
+@torch.no_grad()
+def update_hardest(proxies: Tensor, features: Tensor, labels: Tensor, *, momentum: float) -> Tensor:
+    """Move each proxy towards the batch member least similar to it, the first such ([DCMIP], "hardest").
+
+    Args:
+        proxies: (C, D) unit rows.
+        features: (B, D), any row norm.
+        labels: (B,) int64 in [0, C), or -1.
+        momentum: weight of the old proxy, in [0, 1].
+
+    Returns:
+        (C, D) updated proxies, unit rows.
+
+    Raises:
+        ValueError: for shapes that do not match or a momentum out of range.
+    """
+    features, labels = _incoming(proxies, features, labels, momentum)
+    order = (features * proxies[labels]).sum(1).argsort(stable=True)
+    order = order[labels[order].argsort(stable=True)]  # by cluster, then similarity, then place in the batch
+    present, counts = labels.unique(return_counts=True)
+    hardest = order[counts.cumsum(0) - counts]
+    return proxies.index_copy(0, present, _blend(proxies[present], features[hardest], momentum))
+
+
+@torch.no_grad()
+def update_mean(proxies: Tensor, features: Tensor, labels: Tensor, *, momentum: float) -> Tensor:
+    """Move each proxy towards the mean of its normalised members ([DCMIP], "mean"). See :func:`update_hardest`."""
+    features, labels = _incoming(proxies, features, labels, momentum)
+    present, members = labels.unique(return_inverse=True)
+    return proxies.index_copy(0, present, _blend(proxies[present], centroids(features, members), momentum))
+
+
+@torch.no_grad()
+def update_each(proxies: Tensor, features: Tensor, labels: Tensor, *, momentum: float) -> Tensor:
+    """Move each proxy towards each of its batch members in turn, in batch order ([CC]; [DCMIP], "each").
+
+    See :func:`update_hardest`. Sequential within a cluster by definition: one step for all clusters per member, as many
+    as the largest number of members. The last member weighs (1 - momentum), so batch order matters.
+    """
+    features, labels = _incoming(proxies, features, labels, momentum)
+    _, counts = labels.unique(return_counts=True)
+    turns = torch.arange(len(labels), device=labels.device) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    order = labels.argsort(stable=True)[turns.argsort(stable=True)]  # all first members, all second members, ...
+    proxies = proxies.clone()
+    for members in order.split(torch.bincount(turns).tolist()):
+        clusters = labels[members]
+        proxies[clusters] = _blend(proxies[clusters], features[members], momentum)
+    return proxies
+
+
+def _blend(proxies: Tensor, incoming: Tensor, momentum: float) -> Tensor:
+    return F.normalize(momentum * proxies + (1 - momentum) * incoming)
+
+
+def _incoming(proxies: Tensor, features: Tensor, labels: Tensor, momentum: float) -> tuple[Tensor, Tensor]:
+    """The labelled part of a batch, normalised, in the precision of the proxies."""
+    if not 0 <= momentum <= 1:
+        raise ValueError(f"momentum must lie in [0, 1], got {momentum}")
+    if proxies.dim() != 2 or features.dim() != 2 or proxies.shape[1] != features.shape[1]:
+        raise ValueError(
+            f"proxies (C, D) and features (B, D) must share D, got {tuple(proxies.shape)} and {tuple(features.shape)}"
+        )
+    features, labels = _clustered(features, labels)
+    return F.normalize(features.to(proxies.dtype)), labels
+
+
+def _clustered(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows that belong to a cluster, and their labels."""
+    if features.dim() != 2 or labels.shape != features.shape[:1]:
+        raise ValueError(
+            f"labels must hold one entry per row of features (N, D), got shape {tuple(labels.shape)} "
+            f"for features of shape {tuple(features.shape)}"
+        )
+    clustered = labels >= 0
+    return features[clustered], labels[clustered]

@@ -1,0 +1,203 @@
+"""The sparse Jaccard graph against the reference's dense matrices, and each stage against a loop over sets."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+
+from fastreid_ice.core import jaccard_graph, k_nearest
+from fastreid_ice.core.jaccard import (
+    average_over_neighbors,
+    expand,
+    jaccard_distances,
+    mutual_neighbors,
+    neighbor_weights,
+)
+from golden import load_golden
+
+FILES = ["k30", "k20", "k15", "k20_k2one", "k25_round", "dup", "dupblock", "dupblock_k2one"]
+
+
+def dense(graph: sparse.csr_array) -> np.ndarray:
+    """The full matrix of distances: absent pairs are at distance 1, stored zeros stay 0."""
+    matrix = np.ones(graph.shape, graph.dtype)
+    entries = graph.tocoo()
+    matrix[entries.row, entries.col] = entries.data
+    return matrix
+
+
+def sets(matrix: sparse.csr_array) -> list[set[int]]:
+    return [set(matrix.indices[a:b].tolist()) for a, b in zip(matrix.indptr, matrix.indptr[1:], strict=False)]
+
+
+class Oracle:
+    """The definition, set by set and row by row, in float64."""
+
+    def __init__(self, features: np.ndarray, ranks: np.ndarray, k1: int, k2: int) -> None:
+        everyone, ranks = range(len(ranks)), ranks[:, :k1].tolist()
+        rows = features / np.linalg.norm(features, axis=1, keepdims=True)
+
+        def mutual(k):
+            return [{j for j in ranks[i][: k + 1] if i in ranks[j][: k + 1]} for i in everyone]
+
+        self.reciprocal, self.half = mutual(k1), mutual(round(k1 / 2))
+        self.expanded = []
+        for own in self.reciprocal:
+            accepted = (self.half[q] for q in own if 3 * len(self.half[q] & own) > 2 * len(self.half[q]))
+            self.expanded.append(own.union(*accepted))
+        self.weights = np.zeros((len(ranks), len(ranks)))
+        for i in everyone:
+            for j in self.expanded[i]:
+                self.weights[i, j] = np.exp(2 * rows[i] @ rows[j] - 2)
+            self.weights[i] /= self.weights[i].sum() or 1
+        self.averaged = np.stack([self.weights[ranks[i][:k2]].mean(0) for i in everyone])
+        self.distances = np.ones_like(self.weights)
+        for i in everyone:
+            for j in everyone:
+                t = np.minimum(self.averaged[i], self.averaged[j]).sum()
+                self.distances[i, j] = max(0, 1 - t / (2 - t))
+
+
+@pytest.fixture(scope="module")
+def people():
+    """Clustered features with copies, neither sorted nor of unit norm."""
+    generator = torch.Generator().manual_seed(5)
+    identity = torch.randint(0, 9, (110,), generator=generator)
+    features = torch.randn(9, 12, generator=generator)[identity] + 0.6 * torch.randn(110, 12, generator=generator)
+    features[90:100] = features[40]
+    features *= torch.rand(110, 1, generator=generator) + 0.5
+    return features.numpy(), k_nearest(features, 20)[1].numpy()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_equals_the_reference(name):
+    golden = load_golden(f"jaccard_{name}")
+    features, ranks = golden["features"], golden["initial_rank"]
+    graph = jaccard_graph(features, ranks, k1=int(golden["k1"]), k2=int(golden["k2"]))
+    assert graph.dtype == np.float32
+    assert graph.data.min() >= 0
+    assert graph.data.max() < 1
+    np.testing.assert_allclose(dense(graph), golden["jaccard"], rtol=0, atol=3e-6)
+    for before, after in zip(load_golden(f"jaccard_{name}").values(), golden.values(), strict=True):
+        np.testing.assert_array_equal(after, before)
+
+
+@pytest.mark.parametrize("name", ["k30", "k25_round"])
+def test_equals_the_reference_with_its_own_search(name):
+    golden = load_golden(f"jaccard_{name}")
+    features, k1 = torch.tensor(golden["features"]), int(golden["k1"])
+    graph = jaccard_graph(features, k_nearest(features, k1)[1], k1=k1, k2=int(golden["k2"]))
+    np.testing.assert_allclose(dense(graph), golden["jaccard"], rtol=0, atol=3e-6)
+
+
+@pytest.mark.parametrize(("k1", "k2"), [(20, 6), (13, 3), (7, 1), (3, 2), (2, 2)])
+def test_every_stage_equals_the_definition(people, k1, k2):
+    features, ranks = people
+    oracle = Oracle(features.astype(np.float64), ranks, k1, k2)
+    reciprocal, half = mutual_neighbors(ranks[:, :k1]), mutual_neighbors(ranks[:, : round(k1 / 2) + 1])
+    assert sets(reciprocal) == oracle.reciprocal
+    assert sets(half) == oracle.half
+    expanded = expand(reciprocal, half)
+    assert sets(expanded) == oracle.expanded
+    weights = neighbor_weights(features, expanded)
+    np.testing.assert_allclose(weights.toarray(), oracle.weights, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        average_over_neighbors(weights, ranks[:, :k2]).toarray(), oracle.averaged, rtol=0, atol=1e-6
+    )
+    graph = jaccard_graph(features, ranks, k1=k1, k2=k2)
+    np.testing.assert_allclose(dense(graph), oracle.distances, rtol=0, atol=3e-6)
+
+
+@pytest.mark.parametrize("max_distance", [0.2, 0.55, 0.999])
+def test_max_distance_only_drops_entries(people, max_distance):
+    features, ranks = people
+    everything = jaccard_graph(features, ranks, k1=15, k2=4)
+    near = jaccard_graph(features, ranks, k1=15, k2=4, max_distance=max_distance)
+    expected = dense(everything)
+    expected[expected > np.float32(max_distance)] = 1
+    np.testing.assert_array_equal(dense(near), expected)
+    assert near.nnz == (everything.data <= np.float32(max_distance)).sum()
+
+
+def test_symmetric_sorted_and_linear(people):
+    features, ranks = people
+    graph = jaccard_graph(features, ranks, k1=15, k2=4)
+    assert (graph != graph.T).nnz == 0
+    assert graph.has_canonical_format
+    assert graph.nnz == (dense(graph) < 1).sum()
+
+
+def test_zeros_are_stored():
+    # Two groups of equal rows, each as large as the neighbourhood: all distances within a group are 0.
+    features = np.repeat(np.eye(2, 3, dtype=np.float32), 4, axis=0)
+    ranks = np.array([[i, *(j for j in group if j != i)] for group in ((0, 1, 2, 3), (4, 5, 6, 7)) for i in group])
+    graph = jaccard_graph(features, ranks, k1=4, k2=1)
+    assert graph.nnz == 32
+    np.testing.assert_allclose(graph.data, 0, atol=1e-6)
+    np.testing.assert_allclose(dense(graph)[:4, 4:], 1)
+
+
+def test_a_point_without_mutual_neighbours_is_at_distance_1_from_itself():
+    ranks = np.array([[1, 2], [2, 1], [1, 2], [1, 2]])  # nobody lists 0 or 3, themselves included
+    graph = jaccard_graph(np.eye(4, dtype=np.float32), ranks, k1=2, k2=1)
+    assert set(graph.tocoo().row.tolist()) == {1, 2}
+
+
+def test_a_distance_that_rounds_to_1_is_absent():
+    weights = sparse.csr_array(np.array([[1, 1e-9, 0], [0, 1, 0], [0, 0, 1]], np.float32))
+    np.testing.assert_array_equal(jaccard_distances(weights).toarray() > 0, np.zeros((3, 3)))
+    assert jaccard_distances(weights).nnz == 3
+
+
+def test_does_not_depend_on_threads_blocks_or_columns(people, monkeypatch):
+    features, ranks = people
+    graph = jaccard_graph(features, ranks, k1=15, k2=4)
+    threads = torch.get_num_threads()
+    monkeypatch.setattr("fastreid_ice.core.jaccard._BLOCK", 7)
+    try:
+        for number in (1, 4):
+            torch.set_num_threads(number)
+            other = jaccard_graph(torch.tensor(features), torch.tensor(ranks[:, :15]), k1=15, k2=4)
+            for name in ("data", "indices", "indptr"):
+                np.testing.assert_array_equal(getattr(graph, name), getattr(other, name))
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_precisions_and_read_only_input(people, dtype):
+    features, ranks = people[0].astype(dtype), people[1].astype(np.int32)
+    expected = Oracle(features.astype(np.float64), ranks, 12, 3).distances
+    for array in (features, ranks):
+        array.flags.writeable = False
+    np.testing.assert_allclose(dense(jaccard_graph(features, ranks, k1=12, k2=3)), expected, rtol=0, atol=3e-6)
+
+
+FEATURES, RANKS = np.eye(5, dtype=np.float32), np.array([[0, 1, 2], [1, 0, 2], [2, 1, 0], [3, 4, 0], [4, 3, 0]])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"k1": 1}, "k1 must be at least 2"),
+        ({"k1": 4}, r"k1 = 4 neighbours need as many columns of ranks .* shape \(5, 3\)"),
+        ({"k2": 0}, r"k2 must lie in \[1, k1 = 3\]"),
+        ({"k2": 4}, r"k2 must lie in \[1, k1 = 3\]"),
+        ({"max_distance": 0}, r"max_distance must lie in \(0, 1\]"),
+        ({"max_distance": 1.1}, r"max_distance must lie in \(0, 1\]"),
+        ({"features": FEATURES[0]}, r"features must be a floating point \(N, D\) matrix"),
+        ({"features": FEATURES.astype(int)}, r"features must be a floating point \(N, D\) matrix"),
+        ({"features": FEATURES * np.nan}, "features must be finite"),
+        ({"features": FEATURES[:4]}, "ranks and features must have the same number of rows, got 5 and 4"),
+        ({"ranks": RANKS.astype(float)}, r"ranks must be an integer \(N, k\) matrix"),
+        ({"ranks": RANKS + 1}, r"ranks must lie in \[0, 5\), got values from 1 to 5"),
+        ({"ranks": RANKS - 1}, r"ranks must lie in \[0, 5\), got values from -1 to 3"),
+        ({"ranks": RANKS * 0}, "ranks must list no neighbour twice"),
+        ({"features": FEATURES[:2], "ranks": np.zeros((2, 3), int)}, "k1 = 3 neighbours need .* as many images"),
+    ],
+)
+def test_bad_input_is_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        jaccard_graph(**({"features": FEATURES, "ranks": RANKS, "k1": 3, "k2": 2} | changes))

@@ -1,0 +1,15 @@
+"""Reference inputs and outputs, as published code computes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+FOLDER = Path(__file__).parent / "data" / "golden"
+
+
+def load_golden(name: str) -> dict[str, np.ndarray]:
+    """The arrays of one reference file by name."""
+    with np.load(FOLDER / f"{name}.npz") as arrays:
+        return dict(arrays)
