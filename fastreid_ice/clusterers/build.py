@@ -1,0 +1,64 @@
+"""The clusterer protocol, the registry, and ``build_clusterer(cfg)``."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fastreid.config import CfgNode
+from fastreid.utils.registry import Registry
+from torch import Tensor
+
+from ..config import lookup
+from ..core import Clusters
+
+CLUSTERER_REGISTRY = Registry("CLUSTERER")
+CLUSTERER_REGISTRY.__doc__ = (
+    """Clusterers. A registered class is a :class:`Clusterer`, built by ``cls.from_config(cfg)``."""
+)
+
+logger = logging.getLogger(f"fastreid.{__name__}")
+
+
+class Clusterer:
+    """Base of all clusterers. Runs in one process; the others get its labels.
+
+    ``seconds`` holds what each stage of the last call took, by name.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def labels(self, features: Tensor, identities: Tensor) -> Tensor:
+        """(N,) int64 labels, -1 for noise, else 0..C-1. Only ``GroundTruth`` may look at ``identities``."""
+        raise NotImplementedError
+
+    def __call__(self, features: Tensor, cameras: Tensor, identities: Tensor) -> Clusters:
+        """Clusters a training set of N images.
+
+        Args:
+            features: (N, D) unit rows.
+            cameras: (N,) int64.
+            identities: (N,) int64 true identities, for the upper bound alone.
+        """
+        self.seconds = {}
+        return Clusters(self.labels(features, identities), features, cameras)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Times the stage ``name`` and logs that it runs, so that long work shows where it is."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+        logger.info("Clustering: %s took %.1f s", name, self.seconds[name])
+
+
+def build_clusterer(cfg: CfgNode) -> Clusterer:
+    """The clusterer that ``CLUSTER.NAME`` names.
+
+    Raises:
+        InputError: the name is not registered.
+    """
+    return lookup(CLUSTERER_REGISTRY, cfg.CLUSTER.NAME, "CLUSTER.NAME").from_config(cfg)

@@ -1,0 +1,21 @@
+"""The true identities in place of clusters."""
+
+from __future__ import annotations
+
+import torch
+from fastreid.config import CfgNode
+from torch import Tensor
+
+from .build import CLUSTERER_REGISTRY, Clusterer
+
+
+@CLUSTERER_REGISTRY.register()
+class GroundTruth(Clusterer):
+    """What a method reaches when every cluster is right: the upper bound that papers report beside their results."""
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> GroundTruth:
+        return cls()
+
+    def labels(self, features: Tensor, identities: Tensor) -> Tensor:
+        return torch.unique(identities, return_inverse=True)[1]

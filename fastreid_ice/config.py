@@ -1,0 +1,109 @@
+"""Every config key this plugin adds to fast-reid's: its default, its meaning and where it comes from.
+
+ICE: Chen et al., ICCV 2021. DBSCAN on k-reciprocal Jaccard distances: Zhong et al., CVPR 2017, and every method since.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastreid.config import CfgNode
+from fastreid.utils.registry import Registry
+
+
+class InputError(ValueError):
+    """What the user gave cannot work. The message names the file or config key, and the way out.
+
+    The command line prints the message alone; any other exception keeps its traceback.
+    """
+
+
+def lookup(registry: Registry, name: str, key: str) -> Any:
+    """What is registered as ``name``, which the config key ``key`` holds.
+
+    Raises:
+        InputError: nothing is; names what could be chosen.
+    """
+    known = registry._obj_map  # fast-reid's Registry cannot be iterated
+    if name not in known:
+        raise InputError(f"{key}: {name!r} is not registered; choose from {', '.join(sorted(known))}")
+    return known[name]
+
+
+def add_ice_config(cfg: CfgNode) -> None:
+    """Adds this plugin's keys to ``cfg`` (fast-reid's ``get_cfg()``), in place; fast-reid's own keep their meaning."""
+    # Seeds weights, sampling, augmentation and dropout, of each epoch anew: equal seeds give equal runs, and a resumed
+    # run goes on as the uninterrupted one would.
+    cfg.SEED = 0
+    # Hooks that run before fast-reid's own, by name, in this order.
+    cfg.HOOKS = ("ReclusterHook", "MomentumHook")
+
+    _add_model(cfg.MODEL)
+
+    cfg.CLUSTER = CfgNode()
+    cfg.CLUSTER.NAME = "JaccardDBSCAN"  # or "KMeans", or "GroundTruth" (upper bound)
+    cfg.CLUSTER.FEATURES = "momentum"  # the encoder whose features are clustered: "momentum" (ICE) or "online"
+    cfg.CLUSTER.EPS = 0.55  # DBSCAN radius, a Jaccard distance in (0, 1) (ICE: 0.55)
+    cfg.CLUSTER.MIN_SAMPLES = 4  # images within EPS, itself included, that make an image a core image
+    cfg.CLUSTER.K1 = 30  # neighbours in the k-reciprocal sets
+    cfg.CLUSTER.K2 = 6  # neighbours averaged in the query expansion; 1 turns it off
+    cfg.CLUSTER.NUM_CLUSTERS = 500  # KMeans only
+    cfg.CLUSTER.PATIENCE = 3  # epochs in a row with fewer than two clusters after which the run stops
+
+    # Gaussian blur of the strong views (ICE, after MoCo v2); the radius is drawn from SIGMA, in pixels.
+    cfg.INPUT.BLUR = CfgNode({"ENABLED": False})
+    cfg.INPUT.BLUR.PROB = 0.5
+    cfg.INPUT.BLUR.SIGMA = (0.1, 2.0)
+
+    cfg.DATASETS.SYNTHETIC = CfgNode()  # the embedded data, dataset name SyntheticPeople
+    cfg.DATASETS.SYNTHETIC.STRENGTH = "strong"  # how much cameras differ: "mild" or "strong"
+    cfg.DATASETS.SYNTHETIC.TRAIN_IDENTITIES = 48
+    cfg.DATASETS.SYNTHETIC.TEST_IDENTITIES = 24
+    cfg.DATASETS.SYNTHETIC.CAMERAS = 4
+    cfg.DATASETS.SYNTHETIC.IMAGES_PER_CAMERA = 4
+    cfg.DATASETS.SYNTHETIC.SEED = 0  # another seed draws other people before other cameras
+
+    # Spread the DATALOADER.NUM_INSTANCE images of a pseudo identity over as many cameras as it was seen by (ICE).
+    cfg.DATALOADER.CAMERA_BALANCED = True
+    # A training image that cannot be read: "error" ends the run and names it, "skip" leaves it out and counts it.
+    cfg.DATALOADER.UNREADABLE = "error"
+
+    cfg.SOLVER.ITERS_PER_EPOCH = 400  # an epoch is from one clustering to the next, whatever the number of images (ICE)
+
+    cfg.TEST.ENCODER = "momentum"  # the encoder that is evaluated: "momentum" (ICE) or "online"
+    cfg.TEST.BEFORE_TRAINING = True  # also evaluate the weights that training starts from
+
+
+def _add_model(model: CfgNode) -> None:
+    model.MOMENTUM = CfgNode()
+    model.MOMENTUM.ALPHA = 0.999  # weight of the old value in the momentum encoder's update (ICE, MoCo)
+    model.MOMENTUM.SHUFFLE_BN = (
+        True  # several processes: mix the momentum batches, so that batch norm tells nothing (MoCo)
+    )
+
+    # A loss not listed here brings its own node in its config file; its keys are the loss's keyword arguments.
+    losses = model.LOSSES
+    losses.CLUSTER_PROXY = CfgNode()  # ICE, camera-agnostic proxies
+    losses.CLUSTER_PROXY.SCALE = 1.0
+    losses.CLUSTER_PROXY.TEMPERATURE = 0.5
+    losses.CLUSTER_PROXY.LABEL_SMOOTHING = 0.1
+
+    losses.CROSS_CAMERA = CfgNode()  # ICE, camera-aware proxies
+    losses.CROSS_CAMERA.SCALE = 0.5
+    losses.CROSS_CAMERA.TEMPERATURE = 0.07
+    losses.CROSS_CAMERA.NUM_NEGATIVES = 50  # the most similar proxies of other clusters, all where there are fewer
+    # "row": unit proxies. "coordinate": each coordinate over all proxies, as in the published code and its figures.
+    losses.CROSS_CAMERA.PROXY_NORM = "row"
+    # "other_cameras": the own cluster's proxies in other cameras, as the author describes the method (all of them for a
+    # cluster that lives in one camera). "all": the own camera's too, as in the published code.
+    losses.CROSS_CAMERA.POSITIVES = "other_cameras"
+
+    losses.HARD_INSTANCE = CfgNode()  # ICE, hard instance contrast
+    losses.HARD_INSTANCE.SCALE = 1.0
+    losses.HARD_INSTANCE.TEMPERATURE = 0.1
+
+    losses.SOFT_CONSISTENCY = CfgNode()  # ICE, soft instance consistency
+    losses.SOFT_CONSISTENCY.SCALE = 10.0
+    losses.SOFT_CONSISTENCY.TEMPERATURE = 0.4
+
+    losses.set_new_allowed(True)

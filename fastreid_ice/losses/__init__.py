@@ -1,0 +1,25 @@
+"""Losses on pseudo labels: one module per method, each with its :class:`LossTerm` classes in ``LOSS_REGISTRY``.
+
+Every module of this folder is imported, so that a further method is one file.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+from .build import LOSS_REGISTRY, LossTerm, Step, build_losses, required_views
+from .ice import ClusterProxyLoss, CrossCameraLoss, HardInstanceLoss, SoftConsistencyLoss
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
+
+__all__ = [
+    "LOSS_REGISTRY",
+    "ClusterProxyLoss",
+    "CrossCameraLoss",
+    "HardInstanceLoss",
+    "LossTerm",
+    "SoftConsistencyLoss",
+    "Step",
+    "build_losses",
+    "required_views",
+]

@@ -1,0 +1,100 @@
+"""The loss protocol, the registry, and ``build_losses(cfg)``.
+
+A new loss is one file with a registered :class:`LossTerm` and its name in ``MODEL.LOSSES.NAME``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fastreid.config import CfgNode
+from fastreid.utils.registry import Registry
+from torch import Tensor, nn
+
+from ..config import InputError, lookup
+from ..core import Clusters
+
+LOSS_REGISTRY = Registry("LOSS")
+LOSS_REGISTRY.__doc__ = (
+    """Loss terms on pseudo labels. A registered class is a :class:`LossTerm`, built by ``build_losses``."""
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One training step as the losses see it: the batch of all processes, of which B images.
+
+    Args:
+        labels: (B,) pseudo labels in [0, C).
+        cameras: (B,) camera ids, as in ``Clusters.cameras``.
+        indices: (B,) positions in the training set.
+        online, momentum, momentum_weak: (B, D) features of each view as the encoder emits them, or None where no loss
+            asked for the view. Only ``online`` carries a gradient.
+    """
+
+    labels: Tensor
+    cameras: Tensor
+    indices: Tensor
+    online: Tensor | None = None
+    momentum: Tensor | None = None
+    momentum_weak: Tensor | None = None
+
+
+class LossTerm(nn.Module):
+    """Base of all losses: a weight, hyper-parameters, and the memory the loss needs.
+
+    A term declares the node of its config, ``MODEL.LOSSES.<node>``, whose keys are the keyword arguments of
+    ``__init__`` in capitals, and the views it reads: "online", the online encoder on a strong view; "momentum", the
+    momentum encoder on another; "momentum_weak", the momentum encoder on the weak view, which is resized only. What a
+    loss remembers of the clusters lives in buffers that are not saved, since every epoch fills them anew.
+    """
+
+    views: ClassVar[frozenset[str]]
+    node: ClassVar[str]
+
+    def __init__(self, *, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def begin_epoch(self, clusters: Clusters) -> None:
+        """Fills the memory from this epoch's clusters."""
+
+    def forward(self, step: Step) -> Tensor:
+        """The loss of a step: a scalar, already weighted."""
+        raise NotImplementedError
+
+    def after_step(self, step: Step) -> None:
+        """Updates the memory after the optimiser's step, without gradient. Equal in all processes: so is ``step``."""
+
+    def remember(self, name: str, value: Tensor) -> None:
+        """Keeps ``value`` as the buffer ``name``, on the module's device, outside of checkpoints."""
+        self.register_buffer(name, value, persistent=False)
+
+
+def build_losses(cfg: CfgNode) -> nn.ModuleDict:
+    """The loss terms that ``MODEL.LOSSES.NAME`` lists, keyed by the name under which they are logged.
+
+    Raises:
+        InputError: an unknown or doubled name, or a key that the loss does not take.
+    """
+    terms = nn.ModuleDict()
+    for cls in _named_losses(cfg):
+        options = {key.lower(): value for key, value in cfg.MODEL.LOSSES.get(cls.node, {}).items()}
+        try:
+            terms[f"loss_{cls.node.lower()}"] = cls(**options)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"MODEL.LOSSES.{cls.node}: {error}") from error
+    return terms
+
+
+def required_views(cfg: CfgNode) -> frozenset[str]:
+    """The views that the losses of ``MODEL.LOSSES.NAME`` read together."""
+    return frozenset().union(*(cls.views for cls in _named_losses(cfg)))
+
+
+def _named_losses(cfg: CfgNode) -> list[type[LossTerm]]:
+    names = tuple(cfg.MODEL.LOSSES.NAME)
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"MODEL.LOSSES.NAME {names} must list one or more losses, each once")
+    return [lookup(LOSS_REGISTRY, name, "MODEL.LOSSES.NAME") for name in names]

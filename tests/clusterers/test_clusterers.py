@@ -1,0 +1,79 @@
+"""Clusterers: features in, ``Clusters`` out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastreid_ice import InputError
+from fastreid_ice.clusterers import GroundTruth, JaccardDBSCAN, KMeans, build_clusterer
+from fastreid_ice.core import dbscan, jaccard_graph, k_nearest, label_quality
+from golden import load_golden
+from support import small_config
+
+
+def blobs(people: int = 8, images: int = 12, noise: float = 0.05) -> tuple[Tensor, Tensor, Tensor]:
+    """Features, cameras, identities of people that are easy to tell apart."""
+    generator = torch.Generator().manual_seed(3)
+    identities = torch.arange(people).repeat_interleave(images)
+    centres = F.normalize(torch.randn(people, 16, generator=generator))
+    features = F.normalize(centres[identities] + noise * torch.randn(len(identities), 16, generator=generator))
+    return features, torch.arange(len(identities)) % 3, identities
+
+
+def test_jaccard_dbscan_is_the_core_chain() -> None:
+    golden = load_golden("jaccard_k30")
+    features = torch.as_tensor(golden["features"])
+    cameras = torch.as_tensor(golden["cams"])
+    clusterer = JaccardDBSCAN(eps=0.55, k1=30, k2=6)
+    clusters = clusterer(features, cameras, torch.zeros_like(cameras))
+    _, ranks = k_nearest(features, 30)
+    expected = dbscan(jaccard_graph(features, ranks, k1=30, k2=6, max_distance=0.55), eps=0.55)
+    assert clusters.labels.tolist() == expected.tolist()
+    assert clusters.num_clusters == golden["dbscan_num_clusters"][3]
+    assert set(clusterer.seconds) == {"neighbors", "jaccard", "dbscan"}
+
+
+def test_jaccard_dbscan_finds_clear_people() -> None:
+    features, cameras, identities = blobs()
+    clusters = JaccardDBSCAN(eps=0.5, k1=10)(features, cameras, torch.zeros_like(identities))
+    assert label_quality(clusters.labels, identities).adjusted_rand_index == 1.0
+
+
+@pytest.mark.parametrize("images", [1, 2, 3, 5])
+def test_jaccard_dbscan_lowers_k1_for_few_images(images: int) -> None:
+    """Fewer images than neighbours asked for: labels all the same, noise where there is nothing to compare."""
+    features, cameras, identities = (column[:images] for column in blobs())
+    clusters = JaccardDBSCAN(eps=0.5)(features, cameras, identities)
+    assert clusters.labels.shape == (images,)
+    if images <= 2:
+        assert clusters.num_clusters == 0
+
+
+def test_k_means_finds_clear_people_and_repeats_itself() -> None:
+    features, cameras, identities = blobs()
+    clusters = KMeans(num_clusters=8)(features, cameras, torch.zeros_like(identities))
+    assert label_quality(clusters.labels, identities).adjusted_rand_index == 1.0
+    again = KMeans(num_clusters=8)(features, cameras, torch.zeros_like(identities))
+    assert torch.equal(clusters.labels, again.labels)
+    assert KMeans(num_clusters=500)(features, cameras, identities).num_clusters <= len(features)
+
+
+def test_ground_truth_numbers_identities() -> None:
+    features, cameras, identities = blobs()
+    clusters = GroundTruth()(features, cameras, 10 * identities + 3)
+    assert torch.equal(clusters.labels, identities)
+
+
+@pytest.mark.parametrize("name", ["JaccardDBSCAN", "KMeans", "GroundTruth"])
+def test_build_by_name(name: str) -> None:
+    assert type(build_clusterer(small_config(**{"CLUSTER.NAME": name}))).__name__ == name
+
+
+def test_unknown_name_lists_the_known() -> None:
+    with pytest.raises(
+        InputError, match="CLUSTER.NAME: 'OPTICS' is not registered; choose from GroundTruth, JaccardDB"
+    ):
+        build_clusterer(small_config(**{"CLUSTER.NAME": "OPTICS"}))
