@@ -1,0 +1,51 @@
+"""fast-reid's backbones, with the ways in which a config can misfit them said in one sentence each."""
+
+from __future__ import annotations
+
+import pickle
+
+import torch
+from fastreid.config import CfgNode
+from fastreid.modeling.backbones import build_backbone
+from torch import nn
+
+from ..config import InputError
+
+
+def build_fitting_backbone(cfg: CfgNode) -> nn.Module:
+    """``build_backbone(cfg)``.
+
+    Raises:
+        InputError: pretrained weights that cannot be had or do not fit, or a wrong ``MODEL.BACKBONE.FEAT_DIM``.
+    """
+    node = cfg.MODEL.BACKBONE
+    try:
+        backbone = build_backbone(cfg)
+    except (ImportError, OSError, RuntimeError, pickle.UnpicklingError) as error:
+        if not node.PRETRAIN:
+            raise
+        reason = str(error).strip().splitlines()[:2][-1].strip()
+        if node.PRETRAIN_PATH:
+            raise InputError(
+                f"MODEL.BACKBONE.PRETRAIN_PATH {node.PRETRAIN_PATH!r} does not fit {node.NAME} {node.DEPTH}: {reason}"
+            ) from error
+        raise InputError(
+            f"MODEL.BACKBONE.PRETRAIN: the weights of {node.NAME} {node.DEPTH} cannot be downloaded ({reason}); "
+            f"get them by other means and set MODEL.BACKBONE.PRETRAIN_PATH"
+        ) from error
+    # All but the vision transformer want bare weights, and train from random ones where these are wrapped.
+    if node.PRETRAIN and node.PRETRAIN_PATH and node.NAME != "build_vit_backbone":
+        weights = torch.load(node.PRETRAIN_PATH, map_location="cpu", weights_only=True)
+        if not set(weights) & set(backbone.state_dict()):
+            raise InputError(
+                f"MODEL.BACKBONE.PRETRAIN_PATH {node.PRETRAIN_PATH!r} holds no weights of {node.NAME}: none of its "
+                f"entries has a name of this backbone (a fast-reid checkpoint goes into MODEL.WEIGHTS)"
+            )
+    with torch.no_grad():
+        channels = backbone.eval()(torch.zeros(1, 3, *cfg.INPUT.SIZE_TRAIN)).shape[1]
+    if channels != node.FEAT_DIM:
+        raise InputError(
+            f"MODEL.BACKBONE.FEAT_DIM {node.FEAT_DIM} does not fit {node.NAME} {node.DEPTH}, which gives {channels} "
+            f"channels"
+        )
+    return backbone.train()

@@ -1,0 +1,145 @@
+"""MomentumReID: an online and a momentum encoder, trained by the losses that the config names."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from fastreid.config import CfgNode, configurable
+from fastreid.modeling.heads import build_heads
+from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
+from torch import Tensor, nn
+
+from ..core import Clusters, update_momentum
+from ..losses import LossTerm, Step, build_losses
+from .backbone import build_fitting_backbone
+from .gather import encode_shuffled, gather_batch
+
+ENCODERS = ("online", "momentum")
+
+
+@META_ARCH_REGISTRY.register()
+class MomentumReID(nn.Module):
+    """The frame of ICE (ICCV 2021) and DCMIP (ICCV 2023).
+
+    ``backbone`` and ``heads`` are the online encoder, under the names of fast-reid's Baseline, so that its checkpoints,
+    frozen layers and learning-rate factors apply; a checkpoint without a momentum encoder starts both. The momentum
+    encoder averages the online one's parameters and gathers batch-norm statistics of its own.
+
+    Args:
+        backbone: (B, 3, H, W) normalised images to (B, C, h, w) feature maps.
+        heads: feature maps to (B, D) features.
+        losses: log name -> loss term.
+        pixel_mean, pixel_std: 3 values each, on the scale 0..255.
+        alpha: weight of the old value in the momentum update.
+        shuffle_bn: mix momentum batches over processes.
+        test_encoder: the encoder that runs in evaluation mode, "online" or "momentum".
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        heads: nn.Module,
+        losses: nn.ModuleDict,
+        pixel_mean: list[float],
+        pixel_std: list[float],
+        alpha: float = 0.999,
+        shuffle_bn: bool = True,
+        test_encoder: str = "momentum",
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.heads = heads
+        self.momentum = nn.ModuleDict({"backbone": copy.deepcopy(backbone), "heads": copy.deepcopy(heads)})
+        self.momentum.requires_grad_(False)
+        self.losses = losses
+        self.views = frozenset().union(*(term.views for term in self.terms))
+        self.alpha = alpha
+        self.shuffle_bn = shuffle_bn
+        self.test_encoder = test_encoder
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(1, -1, 1, 1), persistent=False)
+        self._step: Step | None = None
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        return {
+            "backbone": build_fitting_backbone(cfg),
+            "heads": build_heads(cfg),
+            "losses": build_losses(cfg),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "alpha": cfg.MODEL.MOMENTUM.ALPHA,
+            "shuffle_bn": cfg.MODEL.MOMENTUM.SHUFFLE_BN,
+            "test_encoder": cfg.TEST.ENCODER,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    @property
+    def terms(self) -> list[LossTerm]:
+        return list(self.losses.values())
+
+    def encode(self, images: Tensor, encoder: str) -> Tensor:
+        """(B, 3, H, W) images in [0, 255], left as they are, to (B, D) features of "online" or "momentum"."""
+        images = (images.to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std
+        if encoder == "momentum":
+            return self.momentum["heads"](self.momentum["backbone"](images))
+        return self.heads(self.backbone(images))
+
+    def forward(self, batch: Mapping[str, Tensor] | Tensor) -> dict[str, Tensor] | Tensor:
+        """In training a scalar per loss; in evaluation the (B, D) features of the encoder under test.
+
+        Args:
+            batch: in training one (B, 3, H, W) tensor per view, and (B,) ``targets``, ``camids`` and ``indices``;
+                in evaluation ``images``, as a dict or bare.
+        """
+        if not self.training:
+            return self.encode(batch["images"] if isinstance(batch, Mapping) else batch, self.test_encoder)
+        self._step = step = self._run_views(batch)
+        return {name: term(step) for name, term in self.losses.items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False):
+        """As ``nn.Module``'s; weights without a momentum encoder, such as Baseline's, start both encoders."""
+        if not any(key.startswith("momentum.") for key in state_dict):
+            state_dict = {**state_dict, **{f"momentum.{key}": value for key, value in state_dict.items()}}
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def begin_epoch(self, clusters: Clusters) -> None:
+        """Fills the memory of every loss."""
+        for term in self.terms:
+            term.begin_epoch(clusters)
+
+    def after_step(self) -> None:
+        """Once the optimiser has stepped: the momentum encoder follows, then every loss's memory."""
+        update_momentum(self.momentum["backbone"], self.backbone, self.alpha)
+        update_momentum(self.momentum["heads"], self.heads, self.alpha)
+        with torch.no_grad():
+            for term in self.terms:
+                term.after_step(self._step)
+        self._step = None
+
+    def _run_views(self, batch: Mapping[str, Tensor]) -> Step:
+        """The features of the views that the losses ask for, over the batch of all processes."""
+        features = {}
+        if "online" in self.views:
+            features["online"] = gather_batch(self.encode(batch["online"], "online"))
+        for view in sorted(self.views - {"online"}):
+            features[view] = self._encode_keys(batch[view])
+        labels, cameras, indices = (
+            gather_batch(batch[name].to(self.device, non_blocking=True)) for name in ("targets", "camids", "indices")
+        )
+        return Step(labels, cameras, indices, **features)
+
+    @torch.no_grad()
+    def _encode_keys(self, images: Tensor) -> Tensor:
+        def encode(images: Tensor) -> Tensor:
+            return self.encode(images, "momentum")
+
+        images = images.to(self.device, non_blocking=True)
+        return encode_shuffled(encode, images) if self.shuffle_bn else gather_batch(encode(images))
