@@ -1,0 +1,120 @@
+"""From a config to batches: order, labels, cameras, and folders that are not as they should be."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from fastreid.config import CfgNode
+from PIL import Image
+
+from fastreid_ice import InputError
+from fastreid_ice.data import (
+    PseudoLabelLoader,
+    build_dataset,
+    build_feature_loader,
+    build_test_loader,
+    build_training_set,
+)
+from support import small_config
+
+
+def write_market(root: Path, names: dict[str, list[str]]) -> None:
+    """An own Market-1501 folder: part -> file names."""
+    for part in ("bounding_box_train", "query", "bounding_box_test"):
+        folder = root / "Market-1501-v15.09.15" / part
+        folder.mkdir(parents=True)
+        for name in names.get(part, []):
+            Image.new("RGB", (16, 32)).save(folder / name)
+
+
+def test_training_set_is_sorted_and_numbered(cfg: CfgNode) -> None:
+    images = build_training_set(cfg)
+    assert len(images) == 6 * 3 * 3
+    assert images.paths == sorted(images.paths)
+    assert images.cameras.unique().tolist() == [0, 1, 2]
+    assert images.identities.bincount().tolist() == [9] * 6
+
+
+def test_camera_gaps_are_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_market(tmp_path, {"bounding_box_train": [f"0001_c{camera}s1_000001_00.jpg" for camera in (2, 5, 6)]})
+    monkeypatch.setenv("FASTREID_DATASETS", str(tmp_path))
+    assert build_training_set(small_config(**{"DATASETS.NAMES": ("Market1501",)})).cameras.tolist() == [0, 1, 2]
+
+
+def test_feature_loader_keeps_the_order(cfg: CfgNode) -> None:
+    images = build_training_set(cfg)
+    cfg.TEST.IMS_PER_BATCH = 7
+    indices = torch.cat([batch["indices"] for batch in build_feature_loader(cfg, images)])
+    assert indices.tolist() == list(range(len(images)))
+
+
+def test_test_loader_gives_queries_first(cfg: CfgNode) -> None:
+    loader, num_query = build_test_loader(cfg, "SyntheticPeople")
+    data = build_dataset(cfg, "SyntheticPeople")
+    batches = list(loader)
+    assert num_query == len(data.query) == 9
+    targets = torch.cat([batch["targets"] for batch in batches]).tolist()
+    assert targets == [pid for _, pid, _ in data.query + data.gallery]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_hold_groups_of_pseudo_identities(cfg: CfgNode, num_workers: int) -> None:
+    cfg.DATALOADER.NUM_WORKERS = num_workers
+    images = build_training_set(cfg)
+    loader = PseudoLabelLoader.from_config(cfg, images, frozenset({"online", "momentum_weak"}))
+    assert len(loader.dataset) // cfg.SOLVER.IMS_PER_BATCH == cfg.SOLVER.ITERS_PER_EPOCH
+    labels = images.identities.clone()
+    labels[labels == 0] = -1
+    labels = labels.where(labels < 0, labels - 1)
+    loader.reset(labels, seed=1)
+    for batch in itertools.islice(loader, 5):
+        assert batch["online"].shape == batch["momentum_weak"].shape == (8, 3, 32, 16)
+        assert "momentum" not in batch
+        assert torch.equal(batch["targets"], labels[batch["indices"]]) and (batch["targets"] >= 0).all()
+        assert torch.equal(batch["camids"], images.cameras[batch["indices"]])
+        assert all(len(group.unique()) == 1 for group in batch["targets"].split(4))
+    loader.close()
+
+
+def test_reset_changes_labels_and_seed_repeats(cfg: CfgNode) -> None:
+    images = build_training_set(cfg)
+    loader = PseudoLabelLoader.from_config(cfg, images, frozenset({"online"}))
+    with pytest.raises(RuntimeError, match="no labels yet"):
+        next(loader)
+    drawn = []
+    for seed in (5, 5, 6):
+        loader.reset(images.identities, seed=seed)
+        drawn.append([next(loader)["indices"].tolist() for _ in range(3)])
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_unknown_dataset_lists_the_known(cfg: CfgNode) -> None:
+    cfg.DATASETS.NAMES = ("Market",)
+    with pytest.raises(InputError, match="'Market' is not registered; choose from .*Market1501"):
+        build_training_set(cfg)
+
+
+def test_missing_folder_is_named(cfg: CfgNode) -> None:
+    cfg.DATASETS.NAMES = ("Market1501",)
+    with pytest.raises(InputError, match="dataset Market1501: .*not found.*FASTREID_DATASETS"):
+        build_training_set(cfg)
+
+
+def test_empty_parts_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_market(tmp_path, {"query": ["0001_c1s1_000001_00.jpg"]})
+    monkeypatch.setenv("FASTREID_DATASETS", str(tmp_path))
+    cfg = small_config(**{"DATASETS.NAMES": ("Market1501",)})
+    with pytest.raises(InputError, match="dataset Market1501: its train part has no image .*FASTREID_DATASETS"):
+        build_training_set(cfg)
+    with pytest.raises(InputError, match="dataset Market1501: its gallery part has no image"):
+        build_test_loader(cfg, "Market1501")
+
+
+def test_strange_file_names_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_market(tmp_path, {"bounding_box_train": ["holiday.jpg"]})
+    monkeypatch.setenv("FASTREID_DATASETS", str(tmp_path))
+    with pytest.raises(InputError, match="dataset Market1501: .*holiday.jpg"):
+        build_training_set(small_config(**{"DATASETS.NAMES": ("Market1501",)}))
