@@ -1,0 +1,19 @@
+"""Training: features of a whole set, the hooks that recluster it, the trainer, checkpoints, and the launcher."""
+
+from .checkpoint import Checkpointer
+from .checks import check_config
+from .features import extract_features
+from .hooks import HOOK_REGISTRY, MomentumHook, ReclusterHook
+from .launch import launch
+from .trainer import UnsupervisedTrainer
+
+__all__ = [
+    "HOOK_REGISTRY",
+    "Checkpointer",
+    "MomentumHook",
+    "ReclusterHook",
+    "UnsupervisedTrainer",
+    "check_config",
+    "extract_features",
+    "launch",
+]

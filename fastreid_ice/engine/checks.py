@@ -1,0 +1,115 @@
+"""What can be known to be wrong with a config before anything is built or written."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from fastreid.config import CfgNode
+from fastreid.modeling.backbones import BACKBONE_REGISTRY
+from fastreid.modeling.heads import REID_HEADS_REGISTRY
+from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
+
+from ..clusterers import CLUSTERER_REGISTRY
+from ..config import InputError, lookup
+from ..losses import build_losses
+
+POSITIVE = "must be at least 1", lambda value: value >= 1
+SHARE = "must lie in [0, 1]", lambda value: 0 <= value <= 1
+ENCODER = "must be 'online' or 'momentum'", lambda value: value in ("online", "momentum")
+
+RANGES = {
+    "SEED": ("must be at least 0", lambda value: value >= 0),
+    "CLUSTER.EPS": ("must lie between 0 and 1 (Jaccard distances do)", lambda value: 0 < value < 1),
+    "CLUSTER.MIN_SAMPLES": POSITIVE,
+    "CLUSTER.K1": ("must be at least 2", lambda value: value >= 2),
+    "CLUSTER.K2": POSITIVE,
+    "CLUSTER.NUM_CLUSTERS": ("must be at least 2", lambda value: value >= 2),
+    "CLUSTER.PATIENCE": POSITIVE,
+    "CLUSTER.FEATURES": ENCODER,
+    "TEST.ENCODER": ENCODER,
+    "TEST.IMS_PER_BATCH": POSITIVE,
+    "DATALOADER.NUM_INSTANCE": POSITIVE,
+    "DATALOADER.NUM_WORKERS": ("must be at least 0", lambda value: value >= 0),
+    "DATALOADER.UNREADABLE": ("must be 'error' or 'skip'", lambda value: value in ("error", "skip")),
+    "MODEL.MOMENTUM.ALPHA": SHARE,
+    "INPUT.BLUR.PROB": SHARE,
+    "INPUT.BLUR.SIGMA": (
+        "must be two rising numbers from 0",
+        lambda value: len(value) == 2 and 0 <= value[0] <= value[1],
+    ),
+    "SOLVER.ITERS_PER_EPOCH": POSITIVE,
+    "SOLVER.MAX_EPOCH": POSITIVE,
+    "SOLVER.BASE_LR": ("must be above 0", lambda value: value > 0),
+    "SOLVER.SCHED": (
+        "must be 'MultiStepLR' or 'CosineAnnealingLR'",
+        lambda value: value in ("MultiStepLR", "CosineAnnealingLR"),
+    ),
+    "DATASETS.NAMES": ("must name a dataset", lambda value: len(value) > 0),
+}
+
+
+REGISTRIES = {
+    "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
+    "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
+    "MODEL.HEADS.NAME": REID_HEADS_REGISTRY,
+    "CLUSTER.NAME": CLUSTERER_REGISTRY,
+}
+
+
+def check_config(cfg: CfgNode, *, num_processes: int = 1) -> None:
+    """Looks for keys that are out of range, unknown names, missing files, and batches that cannot be made.
+
+    Of a config for another meta-architecture than ours only names and device are looked at.
+
+    Raises:
+        InputError: one sentence about the first thing that cannot work.
+    """
+    for key, registry in REGISTRIES.items():
+        lookup(registry, _get(cfg, key), key)
+    _check_device(cfg)
+    if cfg.MODEL.META_ARCHITECTURE != "MomentumReID":
+        return
+    for key, (rule, holds) in RANGES.items():
+        value = _get(cfg, key)
+        if not holds(value):
+            raise InputError(f"{key} {value!r} {rule}")
+    _check_batch(cfg, num_processes)
+    build_losses(cfg)
+    backbone = cfg.MODEL.BACKBONE
+    if backbone.PRETRAIN and backbone.PRETRAIN_PATH and not os.path.isfile(backbone.PRETRAIN_PATH):
+        raise InputError(f"MODEL.BACKBONE.PRETRAIN_PATH: no file {backbone.PRETRAIN_PATH!r}")
+    if cfg.MODEL.WEIGHTS and not os.path.isfile(cfg.MODEL.WEIGHTS):
+        raise InputError(f"MODEL.WEIGHTS: no file {cfg.MODEL.WEIGHTS!r}")
+    if cfg.TEST.PRECISE_BN.ENABLED:
+        raise InputError("TEST.PRECISE_BN.ENABLED must be False: it draws batches before there are pseudo labels")
+    warmup_epochs = -(-cfg.SOLVER.WARMUP_ITERS // cfg.SOLVER.ITERS_PER_EPOCH)
+    if cfg.SOLVER.SCHED == "CosineAnnealingLR" and max(warmup_epochs, cfg.SOLVER.DELAY_EPOCHS) >= cfg.SOLVER.MAX_EPOCH:
+        raise InputError(
+            "SOLVER.WARMUP_ITERS and SOLVER.DELAY_EPOCHS leave no epoch to CosineAnnealingLR; raise SOLVER.MAX_EPOCH"
+        )
+
+
+def _check_batch(cfg: CfgNode, num_processes: int) -> None:
+    batch, instances = cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE
+    if batch < 1 or batch % (instances * num_processes):
+        raise InputError(
+            f"SOLVER.IMS_PER_BATCH {batch} must be a multiple of DATALOADER.NUM_INSTANCE {instances} times "
+            f"{num_processes} process(es), so that each gets whole groups of a pseudo identity"
+        )
+
+
+def _check_device(cfg: CfgNode) -> None:
+    try:
+        device = torch.device(cfg.MODEL.DEVICE)
+    except RuntimeError as error:
+        raise InputError(f"MODEL.DEVICE {cfg.MODEL.DEVICE!r} is no device; use auto, cuda or cpu") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("MODEL.DEVICE is cuda, but torch sees no GPU here; use MODEL.DEVICE cpu (or auto)")
+
+
+def _get(cfg: CfgNode, key: str):
+    node = cfg
+    for part in key.split("."):
+        node = node[part]
+    return node

@@ -1,0 +1,183 @@
+"""Hooks, and a registry for them: ``HOOKS`` in the config names those that run, in order, before fast-reid's own."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from fastreid.config import CfgNode, configurable
+from fastreid.engine.train_loop import HookBase
+from fastreid.utils import comm
+from fastreid.utils.env import seed_all_rng
+from fastreid.utils.registry import Registry
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..clusterers import Clusterer, build_clusterer
+from ..config import InputError, lookup
+from ..core import Clusters, churn, label_quality
+from .features import extract_features
+
+HOOK_REGISTRY = Registry("HOOK")
+HOOK_REGISTRY.__doc__ = """fast-reid hooks by name. A registered class is called with ``cls(cfg)``."""
+
+logger = logging.getLogger(f"fastreid.{__name__}")
+
+
+def build_hooks(cfg: CfgNode) -> list[HookBase]:
+    """The hooks that ``HOOKS`` names, in that order.
+
+    Raises:
+        InputError: a name is not registered.
+    """
+    return [lookup(HOOK_REGISTRY, name, "HOOKS")(cfg) for name in cfg.HOOKS]
+
+
+@HOOK_REGISTRY.register()
+class ReclusterHook(HookBase):
+    """Before each epoch: features, clusters, memories, loader.
+
+    An epoch in which nothing can be learnt, with fewer than two clusters, keeps the previous labels; where there are
+    none yet, every image is an identity of its own for that epoch. ``patience`` such epochs in a row end the run.
+
+    Args:
+        clusterer: features to clusters.
+        encoder: the encoder whose features are clustered, "online" or "momentum".
+        patience: see above.
+        seed: everything random in an epoch follows from this and the number of the epoch.
+    """
+
+    @configurable
+    def __init__(self, *, clusterer: Clusterer, encoder: str, patience: int, seed: int) -> None:
+        self.clusterer = clusterer
+        self.encoder = encoder
+        self.patience = patience
+        self.seed = seed
+        self.labels: Tensor | None = None
+        self.failures = 0
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        return {
+            "clusterer": build_clusterer(cfg),
+            "encoder": cfg.CLUSTER.FEATURES,
+            "patience": cfg.CLUSTER.PATIENCE,
+            "seed": cfg.SEED,
+        }
+
+    def state_dict(self) -> dict:
+        return {"labels": self.labels, "failures": self.failures}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.labels, self.failures = state["labels"], state["failures"]
+
+    def before_epoch(self) -> None:
+        epoch = self.trainer.epoch
+        seed_all_rng(int(np.random.SeedSequence((self.seed, epoch, comm.get_rank())).generate_state(1)[0]))
+        model = unwrap(self.trainer.model)
+        sync_buffers(model)
+        start = time.perf_counter()
+        features, readable = extract_features(model, self.trainer.feature_loader, self.encoder)
+        seconds = {"features": time.perf_counter() - start}
+
+        found = comm.all_gather(self._cluster(features, readable) if comm.is_main_process() else None)[0]
+        labels = self._usable(found)
+        cameras = self.trainer.data_loader.training_set.cameras
+        model.begin_epoch(Clusters(*(column.to(model.device) for column in (labels, features, cameras))))
+        self.trainer.data_loader.reset(labels, seed=(self.seed, epoch))
+        if comm.is_main_process():
+            self._report(found, readable, seconds | self.clusterer.seconds)
+        self.labels = labels
+
+    def after_train(self) -> None:
+        self.trainer.data_loader.close()
+
+    def _cluster(self, features: Tensor, readable: Tensor) -> Tensor:
+        """Labels (N,) of the readable images; the others are noise."""
+        images = self.trainer.data_loader.training_set
+        if not readable.all():
+            logger.warning(
+                "%d of %d training images cannot be read and are left out (DATALOADER.UNREADABLE skip), the first: %s",
+                (~readable).sum(),
+                len(readable),
+                images.paths[int((~readable).int().argmax())],
+            )
+        labels = torch.full((len(images),), -1)
+        if readable.any():
+            clusters = self.clusterer(features[readable], images.cameras[readable], images.identities[readable])
+            labels[readable] = clusters.labels.cpu()
+        return labels
+
+    def _usable(self, found: Tensor) -> Tensor:
+        """The labels to train on: those found, or a stand-in where they teach nothing."""
+        count = int(found.max()) + 1
+        if count >= 2:
+            self.failures = 0
+            return found
+        self.failures += 1
+        what = "every image noise" if count == 0 else "all in one cluster"
+        if self.failures >= self.patience:
+            raise InputError(
+                f"{self.failures} epochs in a row found fewer than two clusters (now: {what}); "
+                f"{'raise' if count == 0 else 'lower'} CLUSTER.EPS, or start from better weights (MODEL.WEIGHTS)"
+            )
+        if self.labels is not None:
+            logger.warning("Fewer than two clusters (%s); this epoch trains on the previous labels", what)
+            return self.labels
+        logger.warning("Fewer than two clusters (%s); in this epoch every image is an identity of its own", what)
+        return torch.arange(len(found))
+
+    def _report(self, found: Tensor, readable: Tensor, seconds: dict[str, float]) -> None:
+        quality = label_quality(found, self.trainer.data_loader.training_set.identities)
+        sizes = torch.bincount(found[found >= 0])
+        scalars = {
+            "cluster/number": len(sizes),
+            "cluster/noise_share": (found < 0).float().mean().item(),
+            "cluster/largest": sizes.max().item() if len(sizes) else 0,
+            "cluster/unreadable": (~readable).sum().item(),
+            "cluster/ari": quality.adjusted_rand_index,
+            "cluster/nmi": quality.normalized_mutual_information,
+        }
+        if self.labels is not None:
+            scalars["cluster/churn"] = churn(self.labels, found)
+        logger.info(
+            "Epoch %d: %d clusters of %d images, %.1f %% noise, largest %d, ARI %.3f, %.1f s",
+            self.trainer.epoch,
+            scalars["cluster/number"],
+            len(found),
+            100 * scalars["cluster/noise_share"],
+            scalars["cluster/largest"],
+            scalars["cluster/ari"],
+            sum(seconds.values()),
+        )
+        scalars |= {f"seconds/{stage}": value for stage, value in seconds.items()}
+        self.trainer.storage.iter = self.trainer.iter
+        self.trainer.storage.put_scalars(**scalars, smoothing_hint=False)
+
+
+@HOOK_REGISTRY.register()
+class MomentumHook(HookBase):
+    """After each step: the momentum encoder follows the online one, then the losses update their memories."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        pass
+
+    def after_step(self) -> None:
+        unwrap(self.trainer.model).after_step()
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside DistributedDataParallel."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def sync_buffers(model: nn.Module) -> None:
+    """Gives every process the first one's batch-norm statistics, which drift apart in training."""
+    if comm.get_world_size() > 1:
+        saved = model.state_dict(keep_vars=True)
+        for name, buffer in model.named_buffers():
+            if name in saved:
+                dist.broadcast(buffer, src=0)

@@ -1,0 +1,30 @@
+"""Shared fixtures: small embedded data, and a config that trains on it in seconds."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from fastreid.config import CfgNode
+
+from fastreid_ice.data import SyntheticPeople
+from support import small_config
+
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
+
+
+@pytest.fixture(scope="session")
+def datasets_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of datasets that holds the small SyntheticPeople of ``small_config``."""
+    root = tmp_path_factory.mktemp("datasets")
+    SyntheticPeople(str(root), **SyntheticPeople.from_config(small_config()))
+    return root
+
+
+@pytest.fixture
+def cfg(datasets_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CfgNode:
+    """``small_config``, its data in place, writing below ``tmp_path``."""
+    monkeypatch.setenv("FASTREID_DATASETS", str(datasets_root))
+    return small_config(OUTPUT_DIR=str(tmp_path / "run"))

@@ -1,0 +1,159 @@
+"""ReclusterHook in epochs that go wrong: real runs on clusterings that are injected."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from fastreid.config import CfgNode
+from PIL import Image
+from torch import Tensor
+
+from fastreid_ice import InputError
+from fastreid_ice.clusterers import CLUSTERER_REGISTRY, Clusterer
+from fastreid_ice.data import build_training_set
+from fastreid_ice.engine import UnsupervisedTrainer
+from fastreid_ice.engine.hooks import HOOK_REGISTRY, build_hooks
+from support import small_config, train
+
+N = 54  # images of small_config
+
+
+CASES: dict[str, Callable[[], Tensor]] = {
+    "fewer clusters than identities per batch": lambda: torch.where(torch.arange(N) < 20, torch.arange(N) // 10, -1),
+    "a cluster with one image": lambda: torch.cat([torch.zeros(1), 1 + torch.arange(N - 1) // 20]).long(),
+    "only clusters with one image": lambda: torch.arange(N),
+    "one image clustered twice over": lambda: torch.tensor([0, 1] + [-1] * (N - 2)),
+}
+
+
+@pytest.fixture
+def inject(cfg: CfgNode):
+    """Makes the clusterings of a run those given, one an epoch, the last of them for all further epochs."""
+
+    def register(*labelings: Tensor) -> None:
+        class Injected(Clusterer):
+            def __init__(self) -> None:
+                super().__init__()
+                self.rest = list(labelings)
+
+            @classmethod
+            def from_config(cls, cfg: CfgNode) -> Clusterer:
+                return cls()
+
+            def labels(self, features: Tensor, identities: Tensor) -> Tensor:
+                return self.rest.pop(0) if len(self.rest) > 1 else self.rest[0]
+
+        CLUSTERER_REGISTRY._obj_map["Injected"] = Injected
+        cfg.CLUSTER.NAME = "Injected"
+
+    yield register
+    CLUSTERER_REGISTRY._obj_map.pop("Injected", None)
+
+
+def finite_losses(trainer: UnsupervisedTrainer) -> list[float]:
+    values = [value for value, _ in trainer.storage.history("total_loss").values()]
+    assert torch.tensor(values).isfinite().all()
+    return values
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_trains_on_what_there_is(cfg: CfgNode, inject, case: str) -> None:
+    inject(CASES[case]())
+    cfg.SOLVER.MAX_EPOCH = 1
+    cfg.SOLVER.IMS_PER_BATCH = 16  # four identities a batch
+    assert len(finite_losses(train(cfg))) == cfg.SOLVER.ITERS_PER_EPOCH
+
+
+@pytest.mark.parametrize(
+    ("bad", "what"), [(torch.full((N,), -1), "every image noise"), (torch.zeros(N).long(), "all in one cluster")]
+)
+def test_keeps_the_previous_labels(cfg: CfgNode, inject, caplog, bad: Tensor, what: str) -> None:
+    good = torch.arange(N) // 9
+    inject(good, bad, bad, good)
+    cfg.SOLVER.MAX_EPOCH = 4
+    with caplog.at_level(logging.WARNING, logger="fastreid"):
+        trainer = train(cfg)
+    assert len(finite_losses(trainer)) == 8
+    assert caplog.text.count(f"Fewer than two clusters ({what}); this epoch trains on the previous labels") == 2
+    assert torch.equal(trainer._hooks[1].labels, good) and trainer._hooks[1].failures == 0
+
+
+def test_without_previous_labels_every_image_is_its_own(cfg: CfgNode, inject, caplog) -> None:
+    inject(torch.full((N,), -1), torch.arange(N) // 9)
+    with caplog.at_level(logging.WARNING, logger="fastreid"):
+        trainer = train(cfg)
+    assert "in this epoch every image is an identity of its own" in caplog.text
+    assert len(finite_losses(trainer)) == 4
+
+
+def test_patience_ends_the_run_and_names_the_key(cfg: CfgNode, inject) -> None:
+    inject(torch.arange(N) // 9, torch.full((N,), -1))
+    cfg.SOLVER.MAX_EPOCH = 9
+    with pytest.raises(InputError, match=r"3 epochs in a row .*every image noise.* raise CLUSTER.EPS"):
+        train(cfg)
+    assert (Path(cfg.OUTPUT_DIR) / "model_0002.pth").is_file(), "what was learnt is kept"
+    assert not (Path(cfg.OUTPUT_DIR) / "model_0003.pth").exists()
+    # The count survives an interruption: the next epoch is the third bad one, not the first.
+    with pytest.raises(InputError, match="3 epochs in a row"):
+        inject(torch.zeros(N).long())
+        train(cfg, resume=True)
+
+
+def test_one_cluster_asks_for_a_smaller_eps(cfg: CfgNode, inject) -> None:
+    inject(torch.zeros(N).long())
+    cfg.CLUSTER.PATIENCE = 1
+    with pytest.raises(InputError, match=r"all in one cluster.* lower CLUSTER.EPS"):
+        train(cfg)
+
+
+@pytest.mark.parametrize(
+    "cameras",
+    [
+        pytest.param([1] * 24, id="all images in one camera"),
+        pytest.param([1] * 23 + [2], id="a camera with one image"),
+        pytest.param([1, 4, 6] * 8, id="camera ids with gaps"),
+    ],
+)
+def test_cameras_of_every_kind(cameras: list[int], tmp_path: Path, monkeypatch, datasets_root: Path) -> None:
+    crops = sorted(datasets_root.rglob("bounding_box_train/*.jpg"))[:24]
+    for part in ("bounding_box_train", "query", "bounding_box_test"):
+        folder = tmp_path / "Market-1501-v15.09.15" / part
+        folder.mkdir(parents=True)
+        for number, (crop, camera) in enumerate(zip(crops, cameras, strict=True)):
+            Image.open(crop).save(folder / f"{1 + number // 6:04d}_c{camera}s1_{number:06d}_00.jpg")
+    monkeypatch.setenv("FASTREID_DATASETS", str(tmp_path))
+    cfg = small_config(
+        OUTPUT_DIR=str(tmp_path / "run"),
+        **{"DATASETS.NAMES": ("Market1501",), "DATASETS.TESTS": (), "CLUSTER.NAME": "GroundTruth"},
+    )
+    assert len(finite_losses(train(cfg))) == 4
+
+
+def test_unreadable_images_are_counted_or_named(tmp_path: Path, monkeypatch, datasets_root: Path, caplog) -> None:
+    """By config, an image that is no image ends the run with its name, or is left out and counted."""
+    monkeypatch.setenv("FASTREID_DATASETS", str(tmp_path))
+    cfg = small_config(OUTPUT_DIR=str(tmp_path / "run"), **{"SOLVER.MAX_EPOCH": 1, "DATASETS.TESTS": ()})
+    broken = build_training_set(cfg).paths[5]
+    Path(broken).write_bytes(b"broken")
+    with pytest.raises(InputError, match=f"{Path(broken).name}.*DATALOADER.UNREADABLE skip"):
+        train(cfg)
+    cfg.DATALOADER.UNREADABLE = "skip"
+    with caplog.at_level(logging.WARNING, logger="fastreid"):
+        trainer = train(cfg)
+    assert f"1 of {N} training images cannot be read" in caplog.text and Path(broken).name in caplog.text
+    assert trainer._hooks[0].labels[5] == -1
+    lines = map(json.loads, (tmp_path / "run" / "metrics.json").read_text().splitlines())
+    assert next(line for line in lines if "cluster/unreadable" in line)["cluster/unreadable"] == 1
+
+
+def test_hooks_by_name(cfg: CfgNode) -> None:
+    assert [type(hook).__name__ for hook in build_hooks(cfg)] == ["ReclusterHook", "MomentumHook"]
+    cfg.HOOKS = ("MomentumHook", "Nothing")
+    with pytest.raises(InputError, match="HOOKS: 'Nothing' is not registered; choose from MomentumHook, ReclusterHook"):
+        build_hooks(cfg)
+    assert HOOK_REGISTRY.get("MomentumHook")

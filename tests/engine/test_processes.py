@@ -1,0 +1,137 @@
+"""Two real processes over gloo: they agree on everything they must, and share what they should."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from fastreid.config import CfgNode
+from fastreid.engine.train_loop import HookBase
+from fastreid.utils import comm
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fastreid_ice.core import hard_instance_loss, soft_consistency_loss
+from fastreid_ice.data import build_feature_loader, build_training_set
+from fastreid_ice.engine import HOOK_REGISTRY, UnsupervisedTrainer, extract_features, launch
+from fastreid_ice.modeling.gather import encode_shuffled, gather_batch
+from support import train
+
+pytestmark = pytest.mark.slow
+
+
+class Witness(HookBase):
+    """Writes down, in each process, what the processes must agree on, and the next batches."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.file = Path(cfg.OUTPUT_DIR) / f"rank{comm.get_rank()}.pt"
+
+    def after_train(self) -> None:
+        trainer = self.trainer
+        model = trainer.model.module
+        seen = {
+            "weights": dict(model.named_parameters()),
+            "memories": dict(model.losses.named_buffers()),
+            "labels": next(hook.labels for hook in trainer._hooks if hasattr(hook, "labels")),
+            "drawn": [next(trainer.data_loader)["indices"] for _ in range(3)],
+        }
+        torch.save(seen, self.file)
+
+
+def run_training(cfg: CfgNode) -> None:
+    HOOK_REGISTRY.register(Witness)
+    train(cfg)
+
+
+def test_training_in_two_processes(cfg: CfgNode) -> None:
+    cfg.HOOKS = ("Witness", *cfg.HOOKS)
+    launch(run_training, 2, args=(cfg,))
+    first, second = (torch.load(Path(cfg.OUTPUT_DIR) / f"rank{rank}.pt", weights_only=False) for rank in (0, 1))
+    for part in ("weights", "memories"):
+        assert first[part].keys() == second[part].keys() and first[part]
+        for name, value in first[part].items():
+            assert torch.equal(value, second[part][name]), name
+    assert torch.equal(first["labels"], second["labels"])
+    for mine, theirs in zip(first["drawn"], second["drawn"], strict=True):
+        assert len(mine) == len(theirs) == cfg.SOLVER.IMS_PER_BATCH // 2
+        assert not set(mine.tolist()) & set(theirs.tolist()), "each process draws its own part of the batch"
+    assert (Path(cfg.OUTPUT_DIR) / "model_final.pth").is_file()
+
+
+def run_extraction(cfg: CfgNode, folder: Path) -> None:
+    torch.manual_seed(0)
+    loader = build_feature_loader(cfg, build_training_set(cfg))
+    torch.save(
+        extract_features(UnsupervisedTrainer.build_model(cfg), loader, "momentum"), folder / f"{comm.get_rank()}.pt"
+    )
+
+
+def test_features_are_gathered_in_order(cfg: CfgNode, tmp_path: Path) -> None:
+    launch(run_extraction, 2, args=(cfg, tmp_path))
+    (first, readable), (second, _) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    run_extraction(cfg, tmp_path)
+    alone, _ = torch.load(tmp_path / "0.pt")
+    assert torch.equal(first, second) and readable.all()
+    torch.testing.assert_close(first, alone, rtol=0, atol=1e-5)
+
+
+def whole_batch() -> tuple[nn.Linear, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    images, keys = torch.randn(8, 6, generator=generator), torch.randn(8, 5, generator=generator)
+    return nn.Linear(6, 5), images, keys, torch.tensor([0, 0, 1, 1, 2, 2, 0, 1])
+
+
+def loss_of(features: Tensor, keys: Tensor, labels: Tensor) -> Tensor:
+    return hard_instance_loss(features, keys, labels) + soft_consistency_loss(features, keys, keys)
+
+
+def run_gathered_step(folder: Path) -> None:
+    model, images, keys, labels = whole_batch()
+    model = DistributedDataParallel(model)
+    mine = slice(4 * comm.get_rank(), 4 * comm.get_rank() + 4)
+    features = gather_batch(model(images[mine]))
+    loss_of(features, gather_batch(keys[mine]), gather_batch(labels[mine])).backward()
+    torch.save([parameter.grad for parameter in model.parameters()], folder / f"{comm.get_rank()}.pt")
+
+
+def test_gathered_loss_has_the_gradient_of_the_whole_batch(tmp_path: Path) -> None:
+    """Instance losses see the batch of all processes, and one step equals that of a single process."""
+    launch(run_gathered_step, 2, args=(tmp_path,))
+    model, images, keys, labels = whole_batch()
+    loss_of(model(images), keys, labels).backward()
+    for rank in (0, 1):
+        for gradient, parameter in zip(torch.load(tmp_path / f"{rank}.pt"), model.parameters(), strict=True):
+            torch.testing.assert_close(gradient, parameter.grad)
+
+
+def run_shuffled(folder: Path) -> None:
+    images = torch.arange(12.0).view(6, 2)[3 * comm.get_rank() :][:3]
+    batches = []
+
+    def encode(part: Tensor) -> Tensor:
+        batches.append(part)
+        return 2 * part
+
+    torch.manual_seed(3 + comm.get_rank())
+    outputs = [encode_shuffled(encode, images) for _ in range(5)]
+    torch.save((outputs, batches), folder / f"{comm.get_rank()}.pt")
+
+
+def test_shuffled_batches_mix_processes_and_come_back_in_order(tmp_path: Path) -> None:
+    launch(run_shuffled, 2, args=(tmp_path,))
+    (first, seen), (second, unseen) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    everything = torch.arange(12.0).view(6, 2)
+    for mine, theirs in zip(first, second, strict=True):
+        assert torch.equal(mine, 2 * everything) and torch.equal(theirs, mine)
+    assert any(not torch.equal(part, everything[:3]) for part in seen)
+    for part, other in zip(seen, unseen, strict=True):
+        assert torch.equal(torch.cat([part, other]).sort(0).values, everything)
+
+
+def test_one_process_is_the_identity() -> None:
+    images = F.normalize(torch.randn(4, 3))
+    assert gather_batch(images) is images
+    assert torch.equal(encode_shuffled(lambda part: part + 1, images), images + 1)

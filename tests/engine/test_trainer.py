@@ -1,0 +1,199 @@
+"""Whole runs on real files: what they leave, that they repeat, that they resume."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from fastreid.config import CfgNode
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from fastreid_ice import InputError
+from fastreid_ice.engine import Checkpointer, UnsupervisedTrainer
+from fastreid_ice.engine.summary import epoch_table
+from support import small_config, train
+
+
+def scalars_of(cfg: CfgNode) -> list[dict[str, float]]:
+    return [json.loads(line) for line in Path(cfg.OUTPUT_DIR, "metrics.json").read_text().splitlines()]
+
+
+def losses_of(trainer: UnsupervisedTrainer) -> list[tuple[float, int]]:
+    """(total loss, iteration) of every step; metrics.json holds medians over several."""
+    return trainer.storage.history("total_loss").values()
+
+
+def weights_of(trainer: UnsupervisedTrainer) -> dict[str, Tensor]:
+    return copy.deepcopy(trainer.model.state_dict())
+
+
+def assert_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+def test_a_run_leaves_metrics_checkpoints_and_a_table(cfg: CfgNode) -> None:
+    trainer = train(cfg)
+    lines = scalars_of(cfg)
+    names = {name for line in lines for name in line}
+    assert {f"loss_{name}" for name in ("cluster_proxy", "cross_camera", "hard_instance", "soft_consistency")} <= names
+    assert {"cluster/number", "cluster/noise_share", "cluster/largest", "cluster/churn"} <= names
+    assert {"cluster/ari", "cluster/nmi", "start/mAP", "mAP", "Rank-1"} <= names
+    assert {f"seconds/{stage}" for stage in ("features", "neighbors", "jaccard", "dbscan")} <= names
+    assert sum("mAP" in line for line in lines) == sum("cluster/number" in line for line in lines) == 2
+    folder = Path(cfg.OUTPUT_DIR)
+    assert {"model_best.pth", "model_0000.pth", "model_final.pth", "last_checkpoint"} <= {
+        path.name for path in folder.iterdir()
+    }
+    board = EventAccumulator(cfg.OUTPUT_DIR).Reload()
+    assert {"total_loss", "cluster/number", "mAP"} <= set(board.Tags()["scalars"])
+    rows = epoch_table(str(folder / "metrics.json"), trainer.iters_per_epoch).splitlines()
+    assert rows[0].split()[:2] == ["epoch", "clusters"]
+    assert [row.split()[0] for row in rows[2:]] == ["start", "1", "2"]
+    assert float(rows[-1].split()[-2]) == pytest.approx(lines[-1]["mAP"], abs=0.05)
+
+
+def test_equal_seeds_give_equal_runs(cfg: CfgNode, tmp_path: Path) -> None:
+    runs = []
+    for name in ("first", "second"):
+        cfg.OUTPUT_DIR = str(tmp_path / name)
+        trainer = train(cfg)
+        labels = trainer._hooks[1].labels
+        runs.append((weights_of(trainer), losses_of(trainer), labels.tolist()))
+    assert_equal(runs[0][0], runs[1][0])
+    assert len(runs[0][1]) == 4 and runs[0][1] == runs[1][1]
+    assert runs[0][2] == runs[1][2]
+    cfg.OUTPUT_DIR, cfg.SEED = str(tmp_path / "third"), 1
+    assert losses_of(train(cfg)) != runs[0][1]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_resume_equals_the_uninterrupted_run(cfg: CfgNode, tmp_path: Path, num_workers: int) -> None:
+    """Interrupted after every epoch in turn: weights, optimiser, labels and losses go on as if nothing was."""
+    cfg.DATALOADER.NUM_WORKERS = num_workers
+    cfg.SOLVER.MAX_EPOCH = 3
+    cfg.SOLVER.STEPS = [1, 2]
+    cfg.SOLVER.WARMUP_ITERS = 3
+    cfg.OUTPUT_DIR = str(tmp_path / "whole")
+    whole = train(cfg)
+    expected, losses = weights_of(whole), losses_of(whole)
+    cfg.OUTPUT_DIR = str(tmp_path / "parts")
+    interrupt_after_epoch(cfg, 0)
+    interrupt_after_epoch(cfg, 1, resume=True)
+    resumed = train(cfg, resume=True)
+    assert_equal(weights_of(resumed), expected)
+    assert losses_of(resumed) == losses[-2:]
+    for key, value in whole.optimizer.state_dict()["state"].items():
+        assert_equal(value, resumed.optimizer.state_dict()["state"][key])
+    churn = {line["iteration"] for line in scalars_of(cfg) if "cluster/churn" in line}
+    assert churn == {2, 4}, "the labels before an interruption are known after it"
+
+
+def interrupt_after_epoch(cfg: CfgNode, epoch: int, *, resume: bool = False) -> None:
+    class Interrupted(Exception):
+        pass
+
+    def stop() -> None:
+        if trainer.epoch == epoch + 1:
+            raise Interrupted
+
+    Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(cfg.SEED)
+    trainer = UnsupervisedTrainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    trainer._hooks[0].before_step = stop
+    with pytest.raises(Interrupted):
+        trainer.train()
+
+
+def test_resuming_a_complete_run_evaluates(cfg: CfgNode) -> None:
+    cfg.SOLVER.MAX_EPOCH = 1
+    trainer = train(cfg)
+    before = weights_of(trainer)
+    again = UnsupervisedTrainer(cfg)
+    again.resume_or_load(resume=True)
+    results = again.train()
+    assert results["mAP"] > 0
+    assert_equal(weights_of(again), before)
+
+
+def test_the_encoder_under_test_is_evaluated(cfg: CfgNode) -> None:
+    cfg.SOLVER.MAX_EPOCH = 1
+    cfg.TEST.BEFORE_TRAINING = False
+    trainer = train(cfg)
+    figures = {}
+    for encoder in ("online", "momentum"):
+        trainer.model.test_encoder = encoder
+        figures[encoder] = trainer.test(cfg, trainer.model)["mAP"]
+    assert figures["momentum"] == pytest.approx(scalars_of(cfg)[-1]["mAP"])
+    assert figures["online"] != figures["momentum"]
+
+
+def test_training_moves_both_encoders_and_their_statistics(cfg: CfgNode) -> None:
+    torch.manual_seed(cfg.SEED)
+    start = UnsupervisedTrainer.build_model(cfg).state_dict()
+    cfg.SOLVER.MAX_EPOCH = 1
+    end = weights_of(train(cfg))
+    moved = {name for name, value in end.items() if not torch.equal(value, start[name])}
+    assert len(moved) > 0.9 * len(end)
+    assert any(name.startswith("momentum.") and name.endswith("running_var") for name in moved)
+
+
+def test_ground_truth_as_clusterer(cfg: CfgNode) -> None:
+    cfg.CLUSTER.NAME = "GroundTruth"
+    cfg.SOLVER.MAX_EPOCH = 1
+    train(cfg)
+    line = next(line for line in scalars_of(cfg) if "cluster/ari" in line)
+    assert line["cluster/ari"] == 1 and line["cluster/number"] == 6 and line["cluster/noise_share"] == 0
+
+
+class TestWeights:
+    def test_shapes_that_do_not_fit(self, cfg: CfgNode, tmp_path: Path) -> None:
+        model = UnsupervisedTrainer.build_model(cfg)
+        state = model.state_dict()
+        name = next(name for name, value in state.items() if value.dim() == 4)
+        state[name] = torch.zeros(1, 2, 3, 4)
+        torch.save({"model": state}, tmp_path / "other.pth")
+        with pytest.raises(InputError, match=f"other.pth does not fit this model: {name} is"):
+            Checkpointer(model).load(str(tmp_path / "other.pth"))
+
+    def test_another_backbone(self, cfg: CfgNode, tmp_path: Path) -> None:
+        torch.save({"model": {"backbone.stem.weight": torch.zeros(3)}}, tmp_path / "other.pth")
+        with pytest.raises(InputError, match="it has no .*backbone.* more"):
+            Checkpointer(UnsupervisedTrainer.build_model(cfg)).load(str(tmp_path / "other.pth"))
+
+    def test_bare_weights(self, cfg: CfgNode, tmp_path: Path) -> None:
+        torch.save({"conv1.weight": torch.zeros(3)}, tmp_path / "bare.pth")
+        with pytest.raises(InputError, match="bare.pth is no fast-reid checkpoint.*PRETRAIN_PATH"):
+            Checkpointer(UnsupervisedTrainer.build_model(cfg)).load(str(tmp_path / "bare.pth"))
+
+    @pytest.mark.parametrize("content", [b"", b"not weights"])
+    def test_no_weights_at_all(self, cfg: CfgNode, tmp_path: Path, content: bytes) -> None:
+        (tmp_path / "text.pth").write_bytes(content)
+        with pytest.raises(InputError, match="cannot load weights from .*text.pth"):
+            Checkpointer(UnsupervisedTrainer.build_model(cfg)).load(str(tmp_path / "text.pth"))
+
+    def test_no_file(self, cfg: CfgNode) -> None:
+        with pytest.raises(InputError, match="MODEL.WEIGHTS: no file 'nowhere.pth'"):
+            Checkpointer(UnsupervisedTrainer.build_model(cfg)).load("nowhere.pth")
+
+    def test_code_in_a_checkpoint_does_not_run(self, cfg: CfgNode, tmp_path: Path) -> None:
+        class Evil:
+            def __reduce__(self):
+                return (Path.touch, (tmp_path / "ran",))
+
+        torch.save({"model": {}, "extra": Evil()}, tmp_path / "evil.pth")
+        with pytest.raises(InputError, match="cannot load weights from .*evil.pth"):
+            Checkpointer(UnsupervisedTrainer.build_model(cfg)).load(str(tmp_path / "evil.pth"))
+        assert not (tmp_path / "ran").exists()
+
+
+def test_nothing_of_the_small_config_is_forgotten() -> None:
+    """The tests train with all four losses of ICE and the published choices, on embedded data."""
+    cfg = small_config()
+    assert len(cfg.MODEL.LOSSES.NAME) == 4 and cfg.MODEL.LOSSES.CROSS_CAMERA.PROXY_NORM == "coordinate"

@@ -1,0 +1,53 @@
+"""The arrows of the architecture: which room of the package may import which."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "fastreid_ice"
+
+ALLOWED = {
+    "core": set(),
+    "losses": {"core", "config"},
+    "clusterers": {"core", "config", "progress"},
+    "modeling": {"core", "config", "losses"},
+    "data": {"core", "config", "progress"},
+    "engine": {"core", "config", "progress", "losses", "clusterers", "modeling", "data"},
+    "compat": set(),
+    "config": set(),
+    "progress": set(),
+}
+
+
+def rooms_imported_by(path: Path) -> set[str]:
+    """Top-level names of this package and of others that the file imports, ours without their own room."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = parts[: len(parts) - node.level]
+            names = node.module.split(".") if node.module else [alias.name for alias in node.names]
+            found |= {f"fastreid_ice.{names[0]}"} if not base else set()
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module.split(".")[0])
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_arrows(path: Path) -> None:
+    room = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    if room == "__init__":
+        return
+    ours = {name.split(".")[1] for name in rooms_imported_by(path) if name.startswith("fastreid_ice.")}
+    assert ours <= ALLOWED[room], f"{path.name} of {room} imports {ours - ALLOWED[room]}"
+    assert "fastreid_ice" not in rooms_imported_by(path), "import the package's own rooms relatively"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "core").glob("*.py")), ids=lambda path: path.name)
+def test_core_is_pure(path: Path) -> None:
+    assert not rooms_imported_by(path) & {"fastreid", "torchvision", "PIL", "yacs"}
