@@ -1,0 +1,81 @@
+#!/usr/bin/env python
+"""Trains, resumes or evaluates what a config file describes, with fast-reid's options.
+
+python tools/train_net.py --config-file configs/ice_market.yml
+python tools/train_net.py --config-file configs/ice_market.yml --num-gpus 4
+python tools/train_net.py --config-file configs/ice_market.yml --resume
+python tools/train_net.py --config-file configs/ice_market.yml --eval-only MODEL.WEIGHTS logs/ice_market/model_best.pth
+"""
+
+import argparse
+import os
+import sys
+
+from fastreid_ice import InputError, add_ice_config  # before fastreid, which cannot be imported without it
+
+# isort: split
+import torch
+from fastreid.config import CfgNode, get_cfg
+from fastreid.engine import DefaultTrainer, default_argument_parser, default_setup
+from fastreid.utils.env import seed_all_rng
+from torch.multiprocessing import ProcessRaisedException
+
+from fastreid_ice.engine import Checkpointer, UnsupervisedTrainer, check_config, launch
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """The whole config, checked before anything is written."""
+    cfg = get_cfg()
+    add_ice_config(cfg)
+    try:
+        if args.config_file:
+            cfg.merge_from_file(args.config_file)
+        cfg.merge_from_list(args.opts)
+    except (AssertionError, KeyError, OSError, ValueError) as error:
+        raise InputError(f"config {args.config_file or '(none)'}: {error}") from error
+    if cfg.MODEL.DEVICE == "auto":
+        cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    if args.eval_only and cfg.MODEL.WEIGHTS:
+        cfg.MODEL.BACKBONE.PRETRAIN = False
+    if args.resume and not os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
+        raise InputError(f"--resume: OUTPUT_DIR {cfg.OUTPUT_DIR!r} holds no checkpoint; train without --resume first")
+    check_config(cfg, num_processes=args.num_gpus * args.num_machines)
+    cfg.freeze()
+    return cfg
+
+
+def main(args: argparse.Namespace, cfg: CfgNode) -> dict | None:
+    default_setup(cfg, args)
+    seed_all_rng(cfg.SEED)
+    # Labelled training, as for the weights of a source domain, is fast-reid's own.
+    trainer_class = UnsupervisedTrainer if cfg.MODEL.META_ARCHITECTURE == "MomentumReID" else DefaultTrainer
+    if args.eval_only:
+        model = trainer_class.build_model(cfg)
+        Checkpointer(model).load(cfg.MODEL.WEIGHTS)
+        return trainer_class.test(cfg, model)
+    trainer = trainer_class(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+if __name__ == "__main__":
+    parser = default_argument_parser()
+    parser.set_defaults(dist_url="auto")  # fast-reid's default is one fixed port for all runs of a user
+    arguments = parser.parse_args()
+    try:
+        config = setup(arguments)
+        launch(
+            main,
+            arguments.num_gpus,
+            num_machines=arguments.num_machines,
+            machine_rank=arguments.machine_rank,
+            dist_url=arguments.dist_url,
+            args=(arguments, config),
+            backend="gloo" if config.MODEL.DEVICE == "cpu" else None,
+        )
+    except (InputError, ProcessRaisedException) as error:
+        # Out of another process an error comes as the text of its traceback.
+        _, marker, sentence = f"InputError: {error}".rpartition("InputError: ")
+        if isinstance(error, ProcessRaisedException) and "InputError: " not in str(error):
+            raise
+        sys.exit(f"error: {sentence.strip()}")
