@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 import torch.nn.functional as F
+from fastreid.evaluation.evaluator import inference_context
 from fastreid.utils import comm
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -27,7 +25,7 @@ def extract_features(model: nn.Module, loader: DataLoader, encoder: str) -> tupl
         that could not be read (its row is zero).
     """
     features, readable = [], []
-    with evaluating(model), torch.inference_mode():
+    with inference_context(model), torch.inference_mode():
         for batch in progress(loader, "Extracting features"):
             rows = F.normalize(model.encode(batch["images"], encoder).float()).cpu()
             readable.append(batch["readable"].bool())
@@ -36,14 +34,3 @@ def extract_features(model: nn.Module, loader: DataLoader, encoder: str) -> tupl
     parts = [part for part in comm.all_gather(mine) if part is not None]
     return torch.cat([rows for rows, _ in parts]), torch.cat([flags for _, flags in parts])
 
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards every module is back in the mode it was in, frozen batch norm included."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
