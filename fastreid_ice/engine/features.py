@@ -26,11 +26,10 @@ def extract_features(model: nn.Module, loader: DataLoader, encoder: str) -> tupl
     """
     features, readable = [], []
     with inference_context(model), torch.inference_mode():
-        for batch in progress(loader, "Extracting features"):
+        for batch in progress(loader, f"Extracting {encoder} features"):
             rows = F.normalize(model.encode(batch["images"], encoder).float()).cpu()
             readable.append(batch["readable"].bool())
             features.append(rows * batch["readable"][:, None])
     mine = (torch.cat(features), torch.cat(readable)) if features else None
     parts = [part for part in comm.all_gather(mine) if part is not None]
     return torch.cat([rows for rows, _ in parts]), torch.cat([flags for _, flags in parts])
-
