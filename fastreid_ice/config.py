@@ -1,6 +1,7 @@
 """Every config key this plugin adds to fast-reid's: its default, its meaning and where it comes from.
 
-ICE: Chen et al., ICCV 2021. DBSCAN on k-reciprocal Jaccard distances: Zhong et al., CVPR 2017, and every method since.
+ICE: Chen et al., ICCV 2021. DCMIP: Zou et al., ICCV 2023. Cluster Contrast: Dai et al., 2021. DBSCAN on k-reciprocal
+Jaccard distances: Zhong et al., CVPR 2017, and every method since.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ def add_ice_config(cfg: CfgNode) -> None:
     cfg.SEED = 0
     # Hooks that run before fast-reid's own, by name, in this order.
     cfg.HOOKS = ("ReclusterHook", "MomentumHook")
+    # Overlays over this config, trained one after the other in one run, each from the best weights of the one before
+    # (DCMIP trains in two). In a file: a list of mappings with the keys that differ. Empty: one stage.
+    cfg.STAGES = ()
 
     _add_model(cfg.MODEL)
 
@@ -105,5 +109,22 @@ def _add_model(model: CfgNode) -> None:
     losses.SOFT_CONSISTENCY = CfgNode()  # ICE, soft instance consistency
     losses.SOFT_CONSISTENCY.SCALE = 10.0
     losses.SOFT_CONSISTENCY.TEMPERATURE = 0.4
+
+    losses.DISCREPANT_PROXY = CfgNode()  # DCMIP; with UPDATES ("each",) or ("hardest",) Cluster Contrast
+    losses.DISCREPANT_PROXY.SCALE = 1.0
+    losses.DISCREPANT_PROXY.TEMPERATURE = 0.05
+    # One proxy per cluster for each word, which says how a batch moves it: towards its "hardest" member, the "mean" of
+    # its members, or "each" of them in turn (DCMIP: hardest and mean on Market-1501, each and mean on MSMT17).
+    losses.DISCREPANT_PROXY.UPDATES = ("hardest", "mean")
+    losses.DISCREPANT_PROXY.MARGINS = ()  # one per word: the loss of that proxy below which it rests; () for none
+    losses.DISCREPANT_PROXY.MOMENTUM = 0.1  # weight of the old proxy in an update
+
+    losses.MULTI_INSTANCE = CfgNode()  # DCMIP
+    losses.MULTI_INSTANCE.SCALE = 1.0
+    losses.MULTI_INSTANCE.TEMPERATURE = 0.05
+    losses.MULTI_INSTANCE.NUM_INSTANCES = 16  # momentum features kept of each cluster
+    # Where the least similar positive is looked for: the "bank", or the momentum features of the "batch", as the
+    # paper's overview draws it.
+    losses.MULTI_INSTANCE.POSITIVE = "bank"
 
     losses.set_new_allowed(True)

@@ -20,6 +20,8 @@ class Clusters:
         labels: (N,) int64 tensor, cluster of each image in 0..C-1 without gaps, or -1 for noise.
         features: (N, D) floating point tensor of unit rows, those that were clustered.
         cameras: (N,) int64 tensor, camera of each image; any integers.
+        momentum_features: (N, D) like ``features``, the momentum encoder's where those that were clustered are the
+            online encoder's and a loss needs both, else None.
 
     Raises:
         ValueError: for shapes or types that differ from these, and labels with gaps.
@@ -28,10 +30,13 @@ class Clusters:
     labels: Tensor
     features: Tensor
     cameras: Tensor
+    momentum_features: Tensor | None = None
 
     def __post_init__(self) -> None:
-        for name, dim in (("labels", 1), ("features", 2), ("cameras", 1)):
+        for name, dim in (("labels", 1), ("features", 2), ("cameras", 1), ("momentum_features", 2)):
             value = getattr(self, name)
+            if value is None and name == "momentum_features":
+                continue
             if value.dim() != dim or len(value) != len(self.labels):
                 raise ValueError(
                     f"{name} must have {dim} dimension(s) and a row for each of the {len(self.labels)} labels, "

@@ -184,16 +184,26 @@ def discrepant_proxy_loss(
     return losses.mean()
 
 
-def multi_instance_loss(queries: Tensor, bank: Tensor, labels: Tensor, *, temperature: float = 0.05) -> Tensor:
+def multi_instance_loss(
+    queries: Tensor,
+    bank: Tensor,
+    labels: Tensor,
+    *,
+    temperature: float = 0.05,
+    positives: Tensor | None = None,
+) -> Tensor:
     """Softmax cross-entropy over clusters that each hold K instances ([DCMIP], L_MIP).
 
-    The logit of a foreign cluster is its *most* similar instance, that of the own cluster its *least* similar one.
+    The logit of a foreign cluster is its *most* similar instance. That of the own cluster is the *least* similar
+    positive: one of its instances in the bank or, where ``positives`` is given, one of the batch's momentum features.
 
     Args:
         queries: (B, D), normalised here.
         bank: (C, K, D), used as given.
         labels: (B,) int64 in [0, C).
         temperature: above 0.
+        positives: (B, D), normalised here; row i is a momentum feature of image i, positive for all queries of its
+            label.
 
     Raises:
         ValueError: for shapes that do not match, an empty batch, or a temperature that is not positive.
@@ -204,8 +214,14 @@ def multi_instance_loss(queries: Tensor, bank: Tensor, labels: Tensor, *, temper
     _check_proxies(queries, bank=bank, shape="(C, K, D)")
     similarities = F.normalize(queries) @ bank.to(queries.dtype).flatten(0, 1).T
     similarities = similarities.unflatten(1, bank.shape[:2])  # (B, C, K)
+    if positives is None:
+        hardest = similarities.amin(2)
+    else:
+        _check_same_shape(queries, positives=positives)
+        same = labels[:, None] == labels
+        hardest = _cosine(queries, positives).masked_fill(~same, torch.inf).amin(1, keepdim=True)
     own = labels[:, None] == torch.arange(len(bank), device=labels.device)
-    logits = torch.where(own, similarities.amin(2), similarities.amax(2)) / temperature
+    logits = torch.where(own, hardest, similarities.amax(2)) / temperature
     return F.cross_entropy(logits, labels)
 
 

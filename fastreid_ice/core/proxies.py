@@ -1,7 +1,7 @@
 """Class proxies: how they are built from a clustering, and how a batch moves them.
 
-Letters: N images, D dimensions, C clusters, P camera proxies, B batch. n(x) = x / max(||x||, 1e-12), row by row.
-Images labelled -1 (noise) are ignored throughout.
+Letters: N images, D dimensions, C clusters, P camera proxies, B batch, K instances per cluster.
+n(x) = x / max(||x||, 1e-12), row by row. Images labelled -1 (noise) are ignored throughout.
 
 An update design is a function ``(proxies, features, labels, *, momentum) -> updated proxies``. It normalises the
 features, leaves its inputs and the proxies of absent clusters as they are, and keeps no gradient. Momentum weighs the
@@ -63,6 +63,35 @@ def camera_centroids(features: Tensor, labels: Tensor, cameras: Tensor) -> tuple
     pairs, members = torch.stack((cameras, labels), 1).unique(dim=0, return_inverse=True)
     proxy_cameras, proxy_labels = pairs.unbind(1)
     return F.normalize(centroids(features, members)), proxy_labels, proxy_cameras
+
+
+def draw_instances(
+    labels: Tensor, num_instances: int, *, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """Draws K members of each cluster at random, to stand for it ([DCMIP], multi-instance proxies).
+
+    A cluster with K members or more gives K different ones. A smaller one gives all of its members, and repeats them as
+    evenly as possible.
+
+    Args:
+        labels: (N,) int64, cluster of each row, gaps allowed; -1 for noise.
+        num_instances: K, at least 1.
+        generator: on the device of ``labels``; by default torch's global one.
+
+    Returns:
+        ``clusters`` (C,), those that have members, ascending; and ``members`` (C, K), positions in ``labels``.
+
+    Raises:
+        ValueError: for ``num_instances`` below 1.
+    """
+    if num_instances < 1:
+        raise ValueError(f"num_instances must be at least 1, got {num_instances}")
+    order = torch.randperm(len(labels), generator=generator, device=labels.device)
+    order = order[labels[order] >= 0]
+    order = order[labels[order].argsort(stable=True)]  # by cluster, at random within it
+    clusters, counts = labels[order].unique_consecutive(return_counts=True)
+    places = torch.arange(num_instances, device=labels.device) % counts[:, None]
+    return clusters, order[(counts.cumsum(0) - counts)[:, None] + places]
 
 
 @torch.no_grad()

@@ -81,12 +81,16 @@ class ReclusterHook(HookBase):
         sync_buffers(model)
         start = time.perf_counter()
         features, readable = extract_features(model, self.trainer.feature_loader, self.encoder)
+        momentum_features = None
+        if self.encoder == "online" and any(term.needs_momentum_features for term in model.terms):
+            momentum_features, _ = extract_features(model, self.trainer.feature_loader, "momentum")
         seconds = {"features": time.perf_counter() - start}
 
         found = comm.all_gather(self._cluster(features, readable) if comm.is_main_process() else None)[0]
         labels = self._usable(found)
         cameras = self.trainer.data_loader.training_set.cameras
-        model.begin_epoch(Clusters(*(column.to(model.device) for column in (labels, features, cameras))))
+        columns = (labels, features, cameras, momentum_features)
+        model.begin_epoch(Clusters(*(None if column is None else column.to(model.device) for column in columns)))
         self.trainer.data_loader.reset(labels, seed=(self.seed, epoch))
         if comm.is_main_process():
             self._report(found, readable, seconds | self.clusterer.seconds)

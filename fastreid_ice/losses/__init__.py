@@ -7,6 +7,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from .build import LOSS_REGISTRY, LossTerm, Step, build_losses, required_views
+from .dcmip import UPDATE_REGISTRY, DiscrepantProxyLoss, MultiInstanceLoss
 from .ice import ClusterProxyLoss, CrossCameraLoss, HardInstanceLoss, SoftConsistencyLoss
 
 for _module in iter_modules(__path__):
@@ -14,10 +15,13 @@ for _module in iter_modules(__path__):
 
 __all__ = [
     "LOSS_REGISTRY",
+    "UPDATE_REGISTRY",
     "ClusterProxyLoss",
     "CrossCameraLoss",
+    "DiscrepantProxyLoss",
     "HardInstanceLoss",
     "LossTerm",
+    "MultiInstanceLoss",
     "SoftConsistencyLoss",
     "Step",
     "build_losses",

@@ -46,12 +46,15 @@ class LossTerm(nn.Module):
 
     A term declares the node of its config, ``MODEL.LOSSES.<node>``, whose keys are the keyword arguments of
     ``__init__`` in capitals, and the views it reads: "online", the online encoder on a strong view; "momentum", the
-    momentum encoder on another; "momentum_weak", the momentum encoder on the weak view, which is resized only. What a
-    loss remembers of the clusters lives in buffers that are not saved, since every epoch fills them anew.
+    momentum encoder on another; "momentum_weak", the momentum encoder on the weak view, which is resized only. A term
+    that sets ``needs_momentum_features`` finds the momentum encoder's features of all images in its ``Clusters``,
+    whichever were clustered. What a loss remembers of the clusters lives in buffers that are not saved, since every
+    epoch fills them anew.
     """
 
     views: ClassVar[frozenset[str]]
     node: ClassVar[str]
+    needs_momentum_features: ClassVar[bool] = False
 
     def __init__(self, *, scale: float = 1.0) -> None:
         super().__init__()

@@ -134,6 +134,7 @@ def test_clusters_are_frozen():
         ([0, 1], {"cameras": torch.zeros(2)}, "cameras must be int64, got torch.float32"),
         ([0, 1], {"labels": torch.zeros(2)}, "labels must be int64, got torch.float32"),
         ([0, 1], {"features": torch.ones(2, 2, dtype=torch.int64)}, "features must be floating point"),
+        ([0, 1], {"momentum_features": torch.ones(3, 2)}, r"momentum_features must have 2 dimension\(s\)"),
     ],
 )
 def test_invalid_clusters_are_named(labels, changes, message):

@@ -41,6 +41,20 @@ def test_multi_instance_loss_equals_a_loop():
     torch.testing.assert_close(multi_instance_loss(queries, bank, labels), sum(losses) / len(losses))
 
 
+def test_multi_instance_loss_with_positives_of_the_batch_equals_a_loop():
+    generator = torch.Generator().manual_seed(0)
+    queries, positives = torch.randn(2, 6, 5, generator=generator, dtype=torch.float64)
+    bank = torch.randn(4, 3, 5, generator=generator, dtype=torch.float64)
+    labels = torch.tensor([0, 3, 3, 1, 3, 0])
+    losses = []
+    for query, label in zip(F.normalize(queries), labels.tolist(), strict=True):
+        logits = [max(query @ x for x in bank[k]) for k in range(len(bank))]
+        logits[label] = min(query @ x for x in F.normalize(positives)[labels == label])
+        losses.append(F.cross_entropy(torch.stack(logits)[None] / 0.05, torch.tensor([label])))
+    loss = multi_instance_loss(queries, bank, labels, positives=positives)
+    torch.testing.assert_close(loss, sum(losses) / len(losses))
+
+
 def test_a_proxy_set_below_its_margin_gives_no_gradient():
     proxies = torch.eye(3, dtype=torch.float64).expand(2, 3, 3)
     queries = (5 * torch.eye(3, dtype=torch.float64) + 0.1).requires_grad_()
@@ -104,6 +118,7 @@ def example(dtype=torch.float64, device="cpu"):
         "soft_consistency": lambda f: soft_consistency_loss(f, keys, weak),
         "discrepant_proxy": lambda f: discrepant_proxy_loss(f, F.normalize(proxies, dim=2), labels, margins=(0.2, 0)),
         "multi_instance": lambda f: multi_instance_loss(f, F.normalize(bank, dim=2), labels),
+        "batch_positives": lambda f: multi_instance_loss(f, F.normalize(bank, dim=2), labels, positives=keys),
     }
     return features, losses, (features, keys, weak, proxies, labels, cameras, camera_proxies, bank)
 
@@ -194,6 +209,10 @@ P, L = torch.ones(5, D), torch.zeros(5, dtype=torch.int64)
         (lambda: discrepant_proxy_loss(X, P, Y), r"proxies must be \(M, C, D\) with D = 3"),
         (lambda: discrepant_proxy_loss(X, P[None], Y, margins=(0, 0)), "margins must hold one value for each of the 1"),
         (lambda: multi_instance_loss(X, P, Y), r"bank must be \(C, K, D\) with D = 3"),
+        (
+            lambda: multi_instance_loss(X, P[None], Y, positives=P),
+            r"positives must have the shape of queries, \(4, 3\)",
+        ),
     ],
 )
 def test_bad_input_is_named(call, message):

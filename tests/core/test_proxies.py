@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastreid_ice.core import camera_centroids, centroids, update_each, update_hardest, update_mean
+from fastreid_ice.core import camera_centroids, centroids, draw_instances, update_each, update_hardest, update_mean
 from golden import load_golden
 
 CLUSTERINGS = ["base", "mixed", "gaps", "emptycam", "onecluster"]
@@ -27,8 +27,9 @@ def test_centroids_equal_the_reference(name):
     torch.testing.assert_close(centers, golden["centers_f64"], rtol=0, atol=1e-9)
 
 
-def test_centroids_of_a_memory_at_the_start_of_an_epoch():
-    golden = tensors("dcmip_memory_init_a")
+@pytest.mark.parametrize("name", ["init_a", "init_b"])
+def test_centroids_of_a_memory_at_the_start_of_an_epoch(name):
+    golden = tensors(f"dcmip_memory_{name}")
     centers = centroids(golden["features"], golden["labels"])
     torch.testing.assert_close(centers, golden["cluster_features"], rtol=0, atol=1e-6)
     torch.testing.assert_close(F.normalize(centers).repeat(2, 1), golden["cluster_memory"], rtol=0, atol=1e-6)
@@ -79,6 +80,7 @@ def test_centroids_carry_gradient():
             lambda: camera_centroids(torch.ones(2, 2), torch.tensor([0, 1]), torch.tensor([0])),
             r"cameras must have the shape of labels, \(2,\), got \(1,\)",
         ),
+        (lambda: draw_instances(torch.zeros(3).long(), 0), "num_instances must be at least 1, got 0"),
         (
             lambda: update_mean(torch.ones(3, 2), torch.ones(4, 3), torch.zeros(4).long(), momentum=0.1),
             r"proxies \(C, D\) and features \(B, D\) must share D",
@@ -183,3 +185,39 @@ def test_the_first_of_equally_hard_members_counts():
     members = torch.tensor([[1.0, 0.0], [0.0, -1.0], [0.0, 1.0]])
     updated = update_hardest(proxies, members, torch.zeros(3, dtype=torch.int64), momentum=0.0)
     np.testing.assert_allclose(updated, [[0.0, -1.0]])
+
+
+@pytest.mark.parametrize("num_instances", [1, 3, 16])
+def test_instances_are_members_repeated_only_where_they_must_be(num_instances):
+    labels = torch.tensor([5] * 4 + [-1] * 3 + [0] + [2] * 17 + [9] * 16)[torch.randperm(41)]
+    clusters, members = draw_instances(labels, num_instances)
+    assert clusters.tolist() == [0, 2, 5, 9]
+    assert members.shape == (4, num_instances)
+    for k, drawn in zip(clusters.tolist(), members, strict=True):
+        assert (labels[drawn] == k).all()
+        times = torch.bincount(drawn, minlength=41)[labels == k]
+        assert times.max() - times.min() <= 1
+        assert (times > 0).sum() == min(num_instances, len(times))
+
+
+def test_every_member_is_as_likely_in_every_slot():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.tensor([1, 0, 1, 1, 0, 1])
+    draws = torch.stack([draw_instances(labels, 3, generator=generator)[1] for _ in range(4000)])
+    for drawn, members in ((draws[:, 1], [0, 2, 3, 5]), (draws[:, 0], [1, 4])):
+        shares = torch.stack([(drawn == i).double().mean(0) for i in members])
+        error = (1 / len(members) / 4000) ** 0.5
+        assert (shares - 1 / len(members)).abs().max() < 5 * error
+
+
+def test_draws_follow_the_generator_or_the_global_one():
+    labels = torch.arange(40) % 2
+    first, again, other = (draw_instances(labels, 8, generator=torch.Generator().manual_seed(s))[1] for s in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    torch.manual_seed(1)
+    assert torch.equal(first, draw_instances(labels, 8)[1])
+
+
+def test_nothing_is_drawn_from_noise():
+    clusters, members = draw_instances(torch.full((4,), -1), 3)
+    assert clusters.shape == (0,) and members.shape == (0, 3)

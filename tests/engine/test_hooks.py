@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from fastreid.config import CfgNode
+from fastreid.engine.train_loop import HookBase
 from PIL import Image
 from torch import Tensor
 
 from fastreid_ice import InputError
 from fastreid_ice.clusterers import CLUSTERER_REGISTRY, Clusterer
+from fastreid_ice.core import centroids
 from fastreid_ice.data import build_training_set
-from fastreid_ice.engine import UnsupervisedTrainer
+from fastreid_ice.engine import UnsupervisedTrainer, extract_features
 from fastreid_ice.engine.hooks import HOOK_REGISTRY, build_hooks
 from support import small_config, train
 
@@ -66,6 +70,7 @@ def test_trains_on_what_there_is(cfg: CfgNode, inject, case: str) -> None:
     inject(CASES[case]())
     cfg.SOLVER.MAX_EPOCH = 1
     cfg.SOLVER.IMS_PER_BATCH = 16  # four identities a batch
+    cfg.MODEL.LOSSES.NAME = (*cfg.MODEL.LOSSES.NAME, "DiscrepantProxyLoss", "MultiInstanceLoss")
     assert len(finite_losses(train(cfg))) == cfg.SOLVER.ITERS_PER_EPOCH
 
 
@@ -149,6 +154,57 @@ def test_unreadable_images_are_counted_or_named(tmp_path: Path, monkeypatch, dat
     assert trainer._hooks[0].labels[5] == -1
     lines = map(json.loads, (tmp_path / "run" / "metrics.json").read_text().splitlines())
     assert next(line for line in lines if "cluster/unreadable" in line)["cluster/unreadable"] == 1
+
+
+@pytest.mark.parametrize(
+    ("encoder", "loss", "extracted"),
+    [
+        ("online", "MultiInstanceLoss", ["online", "momentum"]),
+        ("online", "DiscrepantProxyLoss", ["online"]),
+        ("momentum", "MultiInstanceLoss", ["momentum"]),
+    ],
+)
+def test_memories_start_from_the_encoder_they_belong_to(
+    cfg: CfgNode, inject, caplog, encoder: str, loss: str, extracted: list[str]
+) -> None:
+    """A bank holds momentum features even where the online ones are clustered; no encoder runs that nobody needs."""
+
+    class Witness(HookBase):
+        def __init__(self, cfg: CfgNode) -> None:
+            pass
+
+        def before_epoch(self) -> None:
+            caplog.clear() if self.trainer.epoch == 0 else self.look()
+
+        def look(self) -> None:
+            self.text = caplog.text
+            self.memory = next(self.trainer.model.losses.buffers()).clone()
+            self.features = {
+                name: extract_features(self.trainer.model, self.trainer.feature_loader, name)[0]
+                for name in ("online", "momentum")
+            }
+
+    labels = torch.arange(N) // 9
+    inject(labels)
+    cfg.CLUSTER.FEATURES = encoder
+    cfg.MODEL.LOSSES.NAME = (loss,)
+    cfg.MODEL.LOSSES.MULTI_INSTANCE.NUM_INSTANCES = 9
+    HOOK_REGISTRY._obj_map["Witness"] = Witness
+    cfg.HOOKS = ("ReclusterHook", "Witness", "MomentumHook")
+    try:
+        with caplog.at_level(logging.INFO, logger="fastreid"):
+            trainer = train(cfg)
+    finally:
+        del HOOK_REGISTRY._obj_map["Witness"]
+    witness = next(hook for hook in trainer._hooks if isinstance(hook, Witness))
+    online, momentum = witness.features["online"], witness.features["momentum"]
+    assert not torch.allclose(online, momentum), "in the second epoch the encoders differ"
+    if loss == "DiscrepantProxyLoss":
+        torch.testing.assert_close(witness.memory, F.normalize(centroids(online, labels)).expand(2, -1, -1))
+    else:
+        for rows, members in zip(witness.memory, momentum.unflatten(0, (-1, 9)), strict=True):
+            torch.testing.assert_close(rows[rows[:, 0].argsort()], members[members[:, 0].argsort()])
+    assert re.findall(r"Extracting (\w+) features: \d+ done", witness.text) == extracted
 
 
 def test_hooks_by_name(cfg: CfgNode) -> None:

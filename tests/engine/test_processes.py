@@ -46,7 +46,11 @@ def run_training(cfg: CfgNode) -> None:
 
 
 def test_training_in_two_processes(cfg: CfgNode) -> None:
+    """All losses at once; the bank draws at random three of the four images that a batch has of a cluster."""
     cfg.HOOKS = ("Witness", *cfg.HOOKS)
+    cfg.CLUSTER.FEATURES = "online"
+    cfg.MODEL.LOSSES.NAME = (*cfg.MODEL.LOSSES.NAME, "DiscrepantProxyLoss", "MultiInstanceLoss")
+    cfg.MODEL.LOSSES.MULTI_INSTANCE.NUM_INSTANCES = 3
     launch(run_training, 2, args=(cfg,))
     first, second = (torch.load(Path(cfg.OUTPUT_DIR) / f"rank{rank}.pt", weights_only=False) for rank in (0, 1))
     for part in ("weights", "memories"):

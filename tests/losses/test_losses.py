@@ -23,6 +23,15 @@ from fastreid_ice.losses import (
 from golden import load_golden
 from support import small_config
 
+NAMES = [
+    "ClusterProxyLoss",
+    "CrossCameraLoss",
+    "HardInstanceLoss",
+    "SoftConsistencyLoss",
+    "DiscrepantProxyLoss",
+    "MultiInstanceLoss",
+]
+
 
 def make_clusters() -> Clusters:
     generator = torch.Generator().manual_seed(0)
@@ -94,7 +103,7 @@ def test_positives_exclude_own_camera_only_when_asked() -> None:
     assert not torch.isclose(losses["other_cameras"], losses["all"])
 
 
-@pytest.mark.parametrize("name", ["ClusterProxyLoss", "CrossCameraLoss", "HardInstanceLoss", "SoftConsistencyLoss"])
+@pytest.mark.parametrize("name", NAMES)
 def test_scale_multiplies_and_memory_is_not_saved(name: str) -> None:
     cls = LOSS_REGISTRY.get(name)
     one, three = cls(scale=1.0), cls(scale=3.0)
@@ -105,7 +114,7 @@ def test_scale_multiplies_and_memory_is_not_saved(name: str) -> None:
     torch.testing.assert_close(three(step), 3 * one(step))
 
 
-@pytest.mark.parametrize("name", ["ClusterProxyLoss", "CrossCameraLoss", "HardInstanceLoss", "SoftConsistencyLoss"])
+@pytest.mark.parametrize("name", NAMES)
 def test_terms_read_only_declared_views(name: str) -> None:
     """Each loss works alone, from a step that holds nothing but the views it declares."""
     cls = LOSS_REGISTRY.get(name)

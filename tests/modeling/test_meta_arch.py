@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import combinations
 
 import pytest
 import torch
@@ -21,6 +22,15 @@ BACKBONES = {
     "ResNet-50-IBN": ("build_resnet_backbone", "50x", 2048, {"MODEL.BACKBONE.WITH_IBN": True}),
     "OSNet": ("build_osnet_backbone", "x0_25", 128, {}),
     "ViT": ("build_vit_backbone", "small", 768, {"INPUT.SIZE_TRAIN": [64, 32], "INPUT.SIZE_TEST": [64, 32]}),
+}
+
+LOSSES = {
+    "ClusterProxyLoss": "cluster_proxy",
+    "CrossCameraLoss": "cross_camera",
+    "HardInstanceLoss": "hard_instance",
+    "SoftConsistencyLoss": "soft_consistency",
+    "DiscrepantProxyLoss": "discrepant_proxy",
+    "MultiInstanceLoss": "multi_instance",
 }
 
 
@@ -65,6 +75,32 @@ def test_one_step_on_any_backbone(backbone: str) -> None:
             torch.testing.assert_close(parameter, 0.9 * before.get_parameter(name) + 0.1 * online)
     moved = sum(not torch.equal(p, before.get_parameter(n)) for n, p in model.named_parameters() if p.requires_grad)
     assert moved > 0.9 * sum(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("names", [*combinations(LOSSES, 2), tuple(LOSSES)], ids="+".join)
+def test_any_subset_of_the_losses_trains(names: tuple[str, ...]) -> None:
+    """A step, and the losses of a next one on what the step has left in weights and memories."""
+    torch.manual_seed(0)
+    cfg = small_config(**{"MODEL.LOSSES.NAME": names, "MODEL.LOSSES.MULTI_INSTANCE.NUM_INSTANCES": 3})
+    model = build_model(cfg).train()
+    model.begin_epoch(clusters_for(model, 128))
+    batch = batch_for(cfg)
+    before = {name: buffer.clone() for name, buffer in model.losses.named_buffers()}
+    weight = model.backbone.conv1.conv.weight
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    losses = model(batch)
+    assert list(losses) == [f"loss_{LOSSES[name]}" for name in names]
+    for loss in losses.values():
+        (gradient,) = torch.autograd.grad(loss, weight, retain_graph=True)
+        assert loss.isfinite() and gradient.isfinite().all() and gradient.any()
+    sum(losses.values()).backward()
+    optimizer.step()
+    model.after_step()
+    moves = {
+        name.split(".")[0] for name, buffer in model.losses.named_buffers() if not torch.equal(buffer, before[name])
+    }
+    assert moves == {"loss_discrepant_proxy", "loss_multi_instance"} & set(losses)
+    assert all(loss.isfinite() for loss in model(batch).values())
 
 
 def test_only_the_views_that_are_asked_for_are_computed() -> None:

@@ -1,0 +1,151 @@
+"""The two losses of DCMIP (Zou et al., ICCV 2023); the first of them alone is Cluster Contrast (Dai et al., 2021).
+
+Both memories move after the optimiser's step, from the batch of all processes, and never in a backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from fastreid.utils import comm
+from torch import Tensor
+
+from ..core import (
+    Clusters,
+    centroids,
+    discrepant_proxy_loss,
+    draw_instances,
+    multi_instance_loss,
+    update_each,
+    update_hardest,
+    update_mean,
+)
+from .build import LOSS_REGISTRY, LossTerm, Step
+
+# How a batch moves a proxy, by the word that says so in the config. A further design is a function like these,
+# (proxies, features, labels, *, momentum) -> updated proxies (see core.proxies), and an entry here.
+UPDATE_REGISTRY: dict[str, Callable[..., Tensor]] = {
+    "hardest": update_hardest,
+    "mean": update_mean,
+    "each": update_each,
+}
+
+
+@LOSS_REGISTRY.register()
+class DiscrepantProxyLoss(LossTerm):
+    """Several proxies per cluster, which start at its mean and drift apart, each by an update design of its own.
+
+    Args:
+        updates: one word of ``UPDATE_REGISTRY`` per proxy. ("each",) and ("hardest",) are Cluster Contrast.
+        margins: one value from 0 per proxy, the loss below which it gives no gradient; empty for none.
+        momentum: weight of the old proxy in an update, in [0, 1].
+
+    Raises:
+        ValueError: for an unknown word, or a value out of range.
+    """
+
+    views = frozenset({"online"})
+    node = "DISCREPANT_PROXY"
+
+    def __init__(
+        self,
+        *,
+        scale: float = 1.0,
+        temperature: float = 0.05,
+        updates: Sequence[str] = ("hardest", "mean"),
+        margins: Sequence[float] = (),
+        momentum: float = 0.1,
+    ) -> None:
+        super().__init__(scale=scale)
+        if not updates or not set(updates) <= set(UPDATE_REGISTRY):
+            raise ValueError(f"UPDATES {tuple(updates)} must be one or more of {', '.join(sorted(UPDATE_REGISTRY))}")
+        if margins and (len(margins) != len(updates) or min(margins) < 0):
+            raise ValueError(
+                f"MARGINS {tuple(margins)} must hold a number from 0 for each of the UPDATES {tuple(updates)}, "
+                "or be () for none"
+            )
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"MOMENTUM {momentum} must lie in [0, 1]")
+        self.temperature = temperature
+        self.updates = [UPDATE_REGISTRY[name] for name in updates]
+        self.margins = margins or None
+        self.momentum = momentum
+
+    def begin_epoch(self, clusters: Clusters) -> None:
+        proxies = F.normalize(centroids(clusters.features, clusters.labels))
+        self.remember("proxies", proxies.repeat(len(self.updates), 1, 1))
+
+    def forward(self, step: Step) -> Tensor:
+        loss = discrepant_proxy_loss(
+            step.online, self.proxies, step.labels, temperature=self.temperature, margins=self.margins
+        )
+        return self.scale * loss
+
+    def after_step(self, step: Step) -> None:
+        moved = [
+            update(proxies, step.online, step.labels, momentum=self.momentum)
+            for update, proxies in zip(self.updates, self.proxies, strict=True)
+        ]
+        self.proxies = torch.stack(moved)
+
+
+@LOSS_REGISTRY.register()
+class MultiInstanceLoss(LossTerm):
+    """A bank of momentum features of each cluster: its most similar one repels, the least similar own one attracts.
+
+    The bank starts from members of the cluster drawn at random, and holds those of the last batch that had the cluster.
+    It takes 4 C K D bytes.
+
+    Args:
+        num_instances: features kept of each cluster, at least 1; a smaller cluster has members repeated.
+        positive: where the positive is looked for, in the "bank" or among the momentum features of the "batch".
+
+    Raises:
+        ValueError: for a value out of range.
+    """
+
+    views = frozenset({"online", "momentum"})
+    node = "MULTI_INSTANCE"
+    needs_momentum_features = True
+
+    def __init__(
+        self,
+        *,
+        scale: float = 1.0,
+        temperature: float = 0.05,
+        num_instances: int = 16,
+        positive: str = "bank",
+    ) -> None:
+        super().__init__(scale=scale)
+        if num_instances < 1:
+            raise ValueError(f"NUM_INSTANCES {num_instances} must be at least 1")
+        if positive not in ("bank", "batch"):
+            raise ValueError(f"POSITIVE {positive!r} must be 'bank' or 'batch'")
+        self.temperature = temperature
+        self.num_instances = num_instances
+        self.positive = positive
+
+    def begin_epoch(self, clusters: Clusters) -> None:
+        features = clusters.features if clusters.momentum_features is None else clusters.momentum_features
+        # One seed for all processes, so that they draw the same instances throughout the epoch.
+        self.generator = torch.Generator(features.device).manual_seed(comm.shared_random_seed())
+        _, members = draw_instances(clusters.labels, self.num_instances, generator=self.generator)
+        self.remember("bank", F.normalize(features[members], dim=2))
+
+    def forward(self, step: Step) -> Tensor:
+        loss = multi_instance_loss(
+            step.online,
+            self.bank,
+            step.labels,
+            temperature=self.temperature,
+            positives=step.momentum if self.positive == "batch" else None,
+        )
+        return self.scale * loss
+
+    @torch.no_grad()
+    def after_step(self, step: Step) -> None:
+        present, members = draw_instances(step.labels, self.num_instances, generator=self.generator)
+        # In place: a copy of the bank at every step would double what it takes.
+        self.bank[present] = F.normalize(step.momentum.to(self.bank.dtype))[members]
