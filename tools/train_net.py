@@ -20,7 +20,8 @@ from fastreid.engine import DefaultTrainer, default_argument_parser, default_set
 from fastreid.utils.env import seed_all_rng
 from torch.multiprocessing import ProcessRaisedException
 
-from fastreid_ice.engine import Checkpointer, UnsupervisedTrainer, check_config, launch
+from fastreid_ice.engine import Checkpointer, UnsupervisedTrainer, check_config, launch, stage_configs, train_stages
+from fastreid_ice.engine.stages import without_keys
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -31,14 +32,16 @@ def setup(args: argparse.Namespace) -> CfgNode:
         if args.config_file:
             cfg.merge_from_file(args.config_file)
         cfg.merge_from_list(args.opts)
+        cfg.STAGES = without_keys(cfg.STAGES, args.opts[::2])
     except (AssertionError, KeyError, OSError, ValueError) as error:
         raise InputError(f"config {args.config_file or '(none)'}: {error}") from error
     if cfg.MODEL.DEVICE == "auto":
         cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
     if args.eval_only and cfg.MODEL.WEIGHTS:
         cfg.MODEL.BACKBONE.PRETRAIN = False
-    if args.resume and not os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
-        raise InputError(f"--resume: OUTPUT_DIR {cfg.OUTPUT_DIR!r} holds no checkpoint; train without --resume first")
+    first = stage_configs(cfg)[0].OUTPUT_DIR
+    if args.resume and not os.path.isfile(os.path.join(first, "last_checkpoint")):
+        raise InputError(f"--resume: {first!r} (OUTPUT_DIR) holds no checkpoint; train without --resume first")
     check_config(cfg, num_processes=args.num_gpus * args.num_machines)
     cfg.freeze()
     return cfg
@@ -48,12 +51,16 @@ def main(args: argparse.Namespace, cfg: CfgNode) -> dict | None:
     default_setup(cfg, args)
     seed_all_rng(cfg.SEED)
     # Labelled training, as for the weights of a source domain, is fast-reid's own.
-    trainer_class = UnsupervisedTrainer if cfg.MODEL.META_ARCHITECTURE == "MomentumReID" else DefaultTrainer
+    ours = cfg.MODEL.META_ARCHITECTURE == "MomentumReID"
+    trainer_class = UnsupervisedTrainer if ours else DefaultTrainer
     if args.eval_only:
-        model = trainer_class.build_model(cfg)
+        last = stage_configs(cfg)[-1]
+        model = trainer_class.build_model(last)
         Checkpointer(model).load(cfg.MODEL.WEIGHTS)
-        return trainer_class.test(cfg, model)
-    trainer = trainer_class(cfg)
+        return trainer_class.test(last, model)
+    if ours:
+        return train_stages(cfg, resume=args.resume)
+    trainer = DefaultTrainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
 

@@ -1,10 +1,11 @@
-"""Training: features of a whole set, the hooks that recluster it, the trainer, checkpoints, and the launcher."""
+"""Training: features of a whole set, hooks that recluster it, the trainer and its stages, checkpoints, launching."""
 
 from .checkpoint import Checkpointer
 from .checks import check_config
 from .features import extract_features
 from .hooks import HOOK_REGISTRY, MomentumHook, ReclusterHook
 from .launch import launch
+from .stages import stage_configs, train_stages
 from .trainer import UnsupervisedTrainer
 
 __all__ = [
@@ -16,4 +17,6 @@ __all__ = [
     "check_config",
     "extract_features",
     "launch",
+    "stage_configs",
+    "train_stages",
 ]

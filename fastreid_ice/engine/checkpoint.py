@@ -11,6 +11,28 @@ from fastreid.utils.checkpoint import Checkpointer as _Checkpointer
 from ..config import InputError
 
 
+def read_checkpoint(path: str, *, mmap: bool = False) -> dict:
+    """A fast-reid checkpoint, on the CPU; with ``mmap`` its weights are read when they are used.
+
+    Raises:
+        InputError: no file, a file that cannot be read, or one that holds something else.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
+    except FileNotFoundError as error:
+        raise InputError(f"no checkpoint {path}") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise InputError(
+            f"cannot load weights from {path}: {str(error).partition(chr(10))[0] or type(error).__name__}"
+        ) from error
+    if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
+        raise InputError(
+            f"{path} is no fast-reid checkpoint (a dict with the weights under 'model'); bare backbone weights "
+            f"go into MODEL.BACKBONE.PRETRAIN_PATH, with MODEL.BACKBONE.PRETRAIN True"
+        )
+    return state
+
+
 class Checkpointer(_Checkpointer):
     """fast-reid's Checkpointer, which skips what does not fit and goes on from random weights; this one refuses.
 
@@ -23,17 +45,7 @@ class Checkpointer(_Checkpointer):
         return super().load(path, checkpointables)
 
     def _load_file(self, path: str) -> dict:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise InputError(
-                f"cannot load weights from {path}: {str(error).partition(chr(10))[0] or type(error).__name__}"
-            ) from error
-        if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
-            raise InputError(
-                f"{path} is no fast-reid checkpoint (a dict with the weights under 'model'); bare backbone weights "
-                f"go into MODEL.BACKBONE.PRETRAIN_PATH, with MODEL.BACKBONE.PRETRAIN True"
-            )
+        state = read_checkpoint(path)
         self._path = path
         return state
 

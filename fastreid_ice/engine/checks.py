@@ -13,6 +13,7 @@ from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 from ..clusterers import CLUSTERER_REGISTRY
 from ..config import InputError, lookup
 from ..losses import build_losses
+from .stages import lookup_key, stage_configs
 
 POSITIVE = "must be at least 1", lambda value: value >= 1
 SHARE = "must lie in [0, 1]", lambda value: 0 <= value <= 1
@@ -58,20 +59,36 @@ REGISTRIES = {
 
 
 def check_config(cfg: CfgNode, *, num_processes: int = 1) -> None:
-    """Looks for keys that are out of range, unknown names, missing files, and batches that cannot be made.
+    """Looks for keys that are out of range, unknown names, missing files and impossible batches, in every stage.
 
     Of a config for another meta-architecture than ours only names and device are looked at.
 
     Raises:
         InputError: one sentence about the first thing that cannot work.
     """
+    ours = cfg.MODEL.META_ARCHITECTURE == "MomentumReID"
+    if cfg.STAGES and not ours:
+        raise InputError("STAGES needs MODEL.META_ARCHITECTURE MomentumReID; leave it empty for others")
+    # Those of later stages are yet to be made.
+    if ours and cfg.MODEL.WEIGHTS and not os.path.isfile(cfg.MODEL.WEIGHTS):
+        raise InputError(f"MODEL.WEIGHTS: no file {cfg.MODEL.WEIGHTS!r}")
+    for number, stage in enumerate(stage_configs(cfg), 1):
+        try:
+            _check_stage(stage, num_processes)
+        except InputError as error:
+            if not cfg.STAGES:
+                raise
+            raise InputError(f"STAGES, stage {number}: {error}") from error
+
+
+def _check_stage(cfg: CfgNode, num_processes: int) -> None:
     for key, registry in REGISTRIES.items():
-        lookup(registry, _get(cfg, key), key)
+        lookup(registry, lookup_key(cfg, key), key)
     _check_device(cfg)
     if cfg.MODEL.META_ARCHITECTURE != "MomentumReID":
         return
     for key, (rule, holds) in RANGES.items():
-        value = _get(cfg, key)
+        value = lookup_key(cfg, key)
         if not holds(value):
             raise InputError(f"{key} {value!r} {rule}")
     _check_batch(cfg, num_processes)
@@ -79,8 +96,6 @@ def check_config(cfg: CfgNode, *, num_processes: int = 1) -> None:
     backbone = cfg.MODEL.BACKBONE
     if backbone.PRETRAIN and backbone.PRETRAIN_PATH and not os.path.isfile(backbone.PRETRAIN_PATH):
         raise InputError(f"MODEL.BACKBONE.PRETRAIN_PATH: no file {backbone.PRETRAIN_PATH!r}")
-    if cfg.MODEL.WEIGHTS and not os.path.isfile(cfg.MODEL.WEIGHTS):
-        raise InputError(f"MODEL.WEIGHTS: no file {cfg.MODEL.WEIGHTS!r}")
     if cfg.TEST.PRECISE_BN.ENABLED:
         raise InputError("TEST.PRECISE_BN.ENABLED must be False: it draws batches before there are pseudo labels")
     warmup_epochs = -(-cfg.SOLVER.WARMUP_ITERS // cfg.SOLVER.ITERS_PER_EPOCH)
@@ -106,10 +121,3 @@ def _check_device(cfg: CfgNode) -> None:
         raise InputError(f"MODEL.DEVICE {cfg.MODEL.DEVICE!r} is no device; use auto, cuda or cpu") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError("MODEL.DEVICE is cuda, but torch sees no GPU here; use MODEL.DEVICE cpu (or auto)")
-
-
-def _get(cfg: CfgNode, key: str):
-    node = cfg
-    for part in key.split("."):
-        node = node[part]
-    return node

@@ -7,11 +7,31 @@ import logging
 import os
 from collections import defaultdict
 
+from fastreid.config import CfgNode
 from fastreid.engine.train_loop import HookBase
 from fastreid.evaluation.testing import flatten_results_dict
 from tabulate import tabulate
 
 logger = logging.getLogger(f"fastreid.{__name__}")
+
+
+class AnnounceStage(HookBase):
+    """Says before each epoch which stage it belongs to, in the log and as the scalar ``stage``.
+
+    Args:
+        number: of this stage, from 1.
+        total: number of stages.
+    """
+
+    def __init__(self, number: int, total: int) -> None:
+        self.number = number
+        self.total = total
+
+    def before_epoch(self) -> None:
+        trainer = self.trainer
+        logger.info("Stage %d of %d, epoch %d", self.number, self.total, trainer.epoch)
+        trainer.storage.iter = trainer.iter
+        trainer.storage.put_scalar("stage", self.number, smoothing_hint=False)
 
 
 class EvaluateStart(HookBase):
@@ -31,33 +51,73 @@ class EpochTable(HookBase):
     """Closes a run with a table over its epochs, those before a resume included."""
 
     def after_train(self) -> None:
-        path = os.path.join(self.trainer.cfg.OUTPUT_DIR, "metrics.json")
-        if os.path.isfile(path):
-            tests = self.trainer.cfg.DATASETS.TESTS
+        cfg = self.trainer.cfg
+        if os.path.isfile(metrics_file(cfg)):
             logger.info(
-                "Epochs:\n%s", epoch_table(path, self.trainer.iters_per_epoch, tests[0] if len(tests) > 1 else "")
+                "Epochs:\n%s", epoch_table(metrics_file(cfg), self.trainer.iters_per_epoch, first_test_set(cfg))
             )
+
+
+HEADERS = ["epoch", "clusters", "noise %", "ARI", "mAP", "rank-1"]
+FORMATS = ("", ".0f", ".1f", ".3f", ".1f", ".1f")
 
 
 def epoch_table(path: str, iters_per_epoch: int, dataset: str = "") -> str:
     """A table with a row per epoch out of a metrics.json.
 
     Args:
-        path: the file; where an epoch was run again after a resume, the later lines count.
+        path: the file.
         iters_per_epoch: iterations from one clustering to the next.
         dataset: whose figures to show where several are evaluated.
     """
-    prefix = f"{dataset}/" if dataset else ""
+    return tabulate(_rows(read_epochs(path, iters_per_epoch, dataset)), HEADERS, floatfmt=FORMATS, missingval="")
+
+
+def stage_table(stages: list[CfgNode]) -> str:
+    """The tables of all stages as one, out of the metrics.json that each has left."""
+    rows = []
+    for number, cfg in enumerate(stages, 1):
+        if not os.path.isfile(metrics_file(cfg)):
+            continue
+        epochs = read_epochs(metrics_file(cfg), cfg.SOLVER.ITERS_PER_EPOCH, first_test_set(cfg))
+        rows += [[number, *row] for row in _rows(epochs)]
+    return tabulate(rows, ["stage", *HEADERS], floatfmt=("", *FORMATS), missingval="")
+
+
+def read_epochs(path: str, iters_per_epoch: int, dataset: str = "") -> dict[int, dict[str, float]]:
+    """The scalars of each epoch, from 0, out of a metrics.json.
+
+    Args:
+        path: the file; where an epoch was run again after a resume, the later lines count.
+        iters_per_epoch: iterations from one clustering to the next.
+        dataset: whose figures are called mAP, Rank-1 and so on, where several are evaluated.
+    """
     epochs: dict[int, dict[str, float]] = defaultdict(dict)
     with open(path) as lines:
         for line in lines:
-            scalars = json.loads(line)
+            scalars = {
+                name.replace(f"{dataset}/", "") if dataset else name: value for name, value in json.loads(line).items()
+            }
             epochs[scalars["iteration"] // iters_per_epoch].update(scalars)
+    return dict(sorted(epochs.items()))
+
+
+def metrics_file(cfg: CfgNode) -> str:
+    """The file to which a run writes its scalars."""
+    return os.path.join(cfg.OUTPUT_DIR, "metrics.json")
+
+
+def first_test_set(cfg: CfgNode) -> str:
+    """The prefix of the figures that choose the best epoch, empty where only one dataset is evaluated."""
+    return cfg.DATASETS.TESTS[0] if len(cfg.DATASETS.TESTS) > 1 else ""
+
+
+def _rows(epochs: dict[int, dict[str, float]]) -> list[list]:
     start = epochs.get(0, {})
     rows = []
-    if f"start/{prefix}mAP" in start:
-        rows.append(["start", None, None, None, start[f"start/{prefix}mAP"], start[f"start/{prefix}Rank-1"]])
-    for epoch, scalars in sorted(epochs.items()):
+    if "start/mAP" in start:
+        rows.append(["start", None, None, None, start["start/mAP"], start["start/Rank-1"]])
+    for epoch, scalars in epochs.items():
         noise = scalars.get("cluster/noise_share")
         rows.append(
             [
@@ -65,9 +125,8 @@ def epoch_table(path: str, iters_per_epoch: int, dataset: str = "") -> str:
                 scalars.get("cluster/number"),
                 None if noise is None else 100 * noise,
                 scalars.get("cluster/ari"),
-                scalars.get(f"{prefix}mAP"),
-                scalars.get(f"{prefix}Rank-1"),
+                scalars.get("mAP"),
+                scalars.get("Rank-1"),
             ]
         )
-    headers = ["epoch", "clusters", "noise %", "ARI", "mAP", "rank-1"]
-    return tabulate(rows, headers, floatfmt=("", ".0f", ".1f", ".3f", ".1f", ".1f"), missingval="")
+    return rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from fastreid.config import CfgNode
 from fastreid.engine import DefaultTrainer
@@ -29,9 +30,14 @@ class UnsupervisedTrainer(DefaultTrainer):
     """DefaultTrainer with a loader that is relabelled every epoch, and the hooks that do so.
 
     Everything else is fast-reid's: its training loop, optimisers, schedules, evaluators, checkpoints and writers.
+
+    Args:
+        cfg: the config of one stage.
+        first_hooks: hooks that run before all others.
     """
 
-    def __init__(self, cfg: CfgNode) -> None:
+    def __init__(self, cfg: CfgNode, *, first_hooks: Sequence[HookBase] = ()) -> None:
+        self.first_hooks = first_hooks
         super().__init__(cfg)
         self.feature_loader = build_feature_loader(self.cfg, self.data_loader.training_set)
 
@@ -65,4 +71,4 @@ class UnsupervisedTrainer(DefaultTrainer):
         evaluates = cfg.DATASETS.TESTS and cfg.TEST.EVAL_PERIOD >= 0
         start = [EvaluateStart()] if evaluates and cfg.TEST.BEFORE_TRAINING else []
         end = [EpochTable()] if comm.is_main_process() else []
-        return [*start, *own, *super().build_hooks(), *end]
+        return [*self.first_hooks, *start, *own, *super().build_hooks(), *end]

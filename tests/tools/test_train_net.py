@@ -13,7 +13,7 @@ from fastreid.config import get_cfg
 from fastreid.engine import default_argument_parser
 
 from fastreid_ice import InputError, add_ice_config
-from fastreid_ice.engine import UnsupervisedTrainer, check_config
+from fastreid_ice.engine import UnsupervisedTrainer, check_config, stage_configs
 from support import ROOT, SMALL
 
 SMALL_OPTIONS = [str(part) for key, value in SMALL.items() for part in (key, value)]
@@ -41,7 +41,7 @@ def test_train_resume_and_evaluate(datasets_root: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     done = run(datasets_root, output, options=["SOLVER.MAX_EPOCH", "1"])
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Extracting features: 1 done" in (output / "log.txt").read_text()
+    assert "Extracting momentum features: 1 done" in (output / "log.txt").read_text()
     resumed = run(datasets_root, output, flags=["--resume"])
     assert resumed.returncode == 0 and "Starting training from epoch 1" in resumed.stdout
     table = resumed.stdout[resumed.stdout.rindex("Epochs:") :].splitlines()
@@ -119,3 +119,14 @@ def test_every_config_is_valid(path: Path) -> None:
     cfg.merge_from_file(str(path))
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", ""
     check_config(cfg)
+
+
+def test_options_count_in_every_stage(tmp_path: Path) -> None:
+    config = ["--config-file", str(ROOT / "configs" / "dcmip_market.yml")]
+    options = [*SMALL_OPTIONS, "OUTPUT_DIR", str(tmp_path / "run"), "SOLVER.MAX_EPOCH", "7"]
+    cfg = train_net.setup(default_argument_parser().parse_args([*config, *options]))
+    stages = stage_configs(cfg)
+    assert [stage.SOLVER.MAX_EPOCH for stage in stages] == [7, 7]
+    assert [len(stage.MODEL.LOSSES.NAME) for stage in stages] == [1, 2], "what is not on the command line stays"
+    with pytest.raises(InputError, match="--resume: '.*run/stage1' .* holds no checkpoint"):
+        train_net.setup(default_argument_parser().parse_args([*config, "--resume", *options]))

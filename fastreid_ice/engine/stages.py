@@ -1,0 +1,188 @@
+"""Training in stages: overlays over one config, each trained from the best weights of the one before.
+
+DCMIP (ICCV 2023) is the case at hand, with two stages. Stages run one after the other in one command, each in a folder
+of its own, with a fresh optimiser and schedule.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from fastreid.config import CfgNode
+from fastreid.engine.train_loop import HookBase
+from fastreid.utils import comm
+from fastreid.utils.env import seed_all_rng
+from torch import Tensor
+
+from ..config import InputError
+from .checkpoint import read_checkpoint
+from .summary import AnnounceStage, stage_table
+from .trainer import UnsupervisedTrainer
+
+# All stages train one network on one machine; where each reads and writes is decided here.
+COMMON = (
+    "STAGES",
+    "OUTPUT_DIR",
+    "MODEL.DEVICE",
+    "MODEL.META_ARCHITECTURE",
+    "MODEL.BACKBONE",
+    "MODEL.HEADS",
+    "MODEL.WEIGHTS",
+)
+
+logger = logging.getLogger(f"fastreid.{__name__}")
+
+
+def stage_configs(cfg: CfgNode) -> list[CfgNode]:
+    """The config of each stage: ``cfg`` under each overlay of ``STAGES``, or ``cfg`` itself where there is none.
+
+    Several stages write to ``stage1``, ``stage2`` and so on below ``OUTPUT_DIR``. From the second on,
+    ``MODEL.WEIGHTS`` is a file that ``train_stages`` writes when the stage before is done.
+
+    Raises:
+        InputError: an overlay that is no mapping, that does not fit ``cfg``, or that sets what all stages share.
+    """
+    if not cfg.STAGES:
+        return [cfg]
+    stages = [_overlaid(cfg, overlay, number) for number, overlay in enumerate(cfg.STAGES, 1)]
+    if len(stages) == 1:
+        return stages
+    for number, stage in enumerate(stages, 1):
+        stage.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, f"stage{number}")
+        if number > 1:
+            stage.MODEL.WEIGHTS = os.path.join(stage.OUTPUT_DIR, "start.pth")
+            stage.MODEL.BACKBONE.PRETRAIN = False
+    return stages
+
+
+def lookup_key(cfg: CfgNode, key: str) -> Any:
+    """The value of a dotted key such as "SOLVER.MAX_EPOCH"."""
+    node = cfg
+    for part in key.split("."):
+        node = node[part]
+    return node
+
+
+def without_keys(overlays: Sequence, keys: Iterable[str]) -> tuple:
+    """Copies of the overlays without ``keys`` ("SOLVER.MAX_EPOCH"), so that the command line counts in every stage."""
+    overlays = copy.deepcopy(tuple(overlays))
+    for overlay in overlays:
+        for key in keys:
+            *path, last = key.split(".")
+            node = overlay
+            for part in path:
+                node = node.get(part) if isinstance(node, dict) else None
+            if isinstance(node, dict):
+                node.pop(last, None)
+    return overlays
+
+
+def is_complete(cfg: CfgNode) -> bool:
+    """Whether the last checkpoint in ``OUTPUT_DIR`` says that all epochs of this stage are done."""
+    marker = _marker(cfg)
+    if not marker.is_file():
+        return False
+    last = read_checkpoint(str(marker.parent / marker.read_text().strip()), mmap=True)
+    return last.get("epoch", -1) + 1 >= cfg.SOLVER.MAX_EPOCH
+
+
+def best_checkpoint(cfg: CfgNode) -> str:
+    """The checkpoint that a complete stage hands on: the best where epochs were evaluated, else the last."""
+    evaluated = cfg.DATASETS.TESTS and 0 < cfg.TEST.EVAL_PERIOD <= cfg.SOLVER.MAX_EPOCH
+    return os.path.join(cfg.OUTPUT_DIR, "model_best.pth" if evaluated else "model_final.pth")
+
+
+def encoder_weights(weights: dict[str, Tensor], encoder: str) -> dict[str, Tensor]:
+    """One encoder of a ``MomentumReID``, "online" or "momentum", as weights that start both."""
+    prefix = "momentum." if encoder == "momentum" else ""
+    parts = (f"{prefix}backbone.", f"{prefix}heads.")
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(parts)}
+
+
+def train_stages(cfg: CfgNode, *, resume: bool = False) -> OrderedDict | None:
+    """Trains all stages of ``cfg``, one after the other; called in every process.
+
+    Each stage after the first starts both encoders from the encoder that ``TEST.ENCODER`` evaluated, out of the best
+    checkpoint of the stage before, with a fresh optimiser and schedule.
+
+    Args:
+        cfg: a config that passes ``check_config``.
+        resume: go on after the last checkpoint, in the stage that was interrupted.
+
+    Returns:
+        In the main process the last results of the last stage, None where nothing was evaluated.
+
+    Raises:
+        InputError: a checkpoint cannot be read.
+    """
+    stages = stage_configs(cfg)
+    if len(stages) == 1:
+        return _train(stages[0], resume)
+
+    done = 0
+    while resume and done < len(stages) - 1 and is_complete(stages[done]):
+        done += 1
+    for index in range(done, len(stages)):
+        resumes = resume and index == done
+        logger.info("Stage %d of %d, in %s", index + 1, len(stages), stages[index].OUTPUT_DIR)
+        comm.synchronize()  # before the main process changes what others still look at
+        if comm.is_main_process():
+            _prepare(stages, index, resumes)
+        comm.synchronize()
+        results = _train(stages[index], resumes, first_hooks=[AnnounceStage(index + 1, len(stages))])
+    if comm.is_main_process():
+        logger.info("All stages:\n%s", stage_table(stages))
+    return results
+
+
+def _train(cfg: CfgNode, resume: bool, first_hooks: Sequence[HookBase] = ()) -> OrderedDict | None:
+    seed_all_rng(cfg.SEED)
+    trainer = UnsupervisedTrainer(cfg, first_hooks=first_hooks)
+    trainer.resume_or_load(resume=resume)
+    return trainer.train()
+
+
+def _prepare(stages: list[CfgNode], index: int, resumes: bool) -> None:
+    """Makes the folder of a stage, and the weights that it starts from where it does not resume."""
+    stage = stages[index]
+    os.makedirs(stage.OUTPUT_DIR, exist_ok=True)
+    Path(stage.OUTPUT_DIR, "config.yaml").write_text(stage.dump())
+    # Later stages start anew, whatever an earlier run has left there.
+    for later in stages[index + 1 :]:
+        _marker(later).unlink(missing_ok=True)
+    if index == 0 or (resumes and _marker(stage).is_file()):
+        return
+    before = stages[index - 1]
+    path = best_checkpoint(before)
+    best = read_checkpoint(path, mmap=True)
+    torch.save({"model": encoder_weights(best["model"], before.TEST.ENCODER)}, stage.MODEL.WEIGHTS)
+    logger.info("Both encoders start from the %s encoder of %s, epoch %d", before.TEST.ENCODER, path, best["epoch"])
+
+
+def _overlaid(cfg: CfgNode, overlay: object, number: int) -> CfgNode:
+    if not isinstance(overlay, dict):
+        raise InputError(f"STAGES, stage {number}: {overlay!r} must be a mapping of config keys, as in a config file")
+    stage = cfg.clone()
+    stage.defrost()
+    try:
+        stage.merge_from_other_cfg(CfgNode(overlay))
+    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = str(error.args[0] if error.args else error)
+        raise InputError(f"STAGES, stage {number}: {' '.join(reason.split())}") from error
+    for key in COMMON:
+        if lookup_key(stage, key) != lookup_key(cfg, key):
+            raise InputError(f"STAGES, stage {number}: {key} is common to all stages; set it outside of STAGES")
+    stage.STAGES = ()
+    return stage
+
+
+def _marker(cfg: CfgNode) -> Path:
+    """The file in which fast-reid's Checkpointer names the last checkpoint."""
+    return Path(cfg.OUTPUT_DIR, "last_checkpoint")
