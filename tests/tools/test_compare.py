@@ -1,0 +1,120 @@
+"""The comparison as a user runs it: small configs, real runs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import compare
+import pytest
+from chart import draw_curves, mean_curve, ticks
+from PIL import Image
+
+from fastreid_ice import InputError
+from support import ROOT, SMALL
+
+OPTIONS = [str(part) for key, value in SMALL.items() if key != "SOLVER.MAX_EPOCH" for part in (key, value)]
+OPTIONS += ["MODEL.WEIGHTS", ""]
+
+
+@pytest.fixture
+def configs(tmp_path: Path) -> list[Path]:
+    """One config of one stage, and one of two."""
+    small = f"_BASE_: {ROOT / 'configs' / 'ice_agnostic_demo.yml'}\n"
+    (tmp_path / "plain.yml").write_text(small + "SOLVER: {MAX_EPOCH: 1}\n")
+    stages = "STAGES: [{SOLVER: {MAX_EPOCH: 1}}, {SOLVER: {MAX_EPOCH: 1}, CLUSTER: {NAME: GroundTruth}}]\n"
+    (tmp_path / "staged.yml").write_text(small + stages)
+    return [tmp_path / "plain.yml", tmp_path / "staged.yml"]
+
+
+def cells(table: str) -> dict[str, list[str]]:
+    return {row.split()[0]: row.split()[1:] for row in table.splitlines()[2:]}
+
+
+@pytest.mark.slow
+def test_a_table_and_a_picture_and_nothing_is_run_twice(
+    datasets_root: Path, configs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASTREID_DATASETS", str(datasets_root))
+    output = tmp_path / "compare"
+    files = [argument for path in configs for argument in ("--config-file", str(path))]
+    command = [sys.executable, compare.__file__, *files, "--seeds", "1", "--output", str(output), *OPTIONS]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = (output / "table.txt").read_text()
+    assert done.stdout.endswith(table)
+    rows = cells(table)
+    assert list(rows) == ["(start)", "plain", "staged"]
+    assert [rows[name][0] for name in ("plain", "staged")] == ["1", "1"]
+    assert rows["staged"][3:5] == ["1.000", "6"], "the last stage clusters by the truth"
+    assert 0 < float(rows["plain"][1]) <= 100 and 0 < float(rows["(start)"][0]) <= 100
+    assert rows["plain"] != rows["staged"]
+    picture = Image.open(output / "curves.png")
+    assert {(0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)} <= {colour for _, colour in picture.getcolors(2**20)}
+    # A second call takes what is there; a run that was interrupted goes on.
+    seconds = [output / name / "seed0" / "seconds.txt" for name in ("plain", "staged")]
+    assert [len(path.read_text().split()) for path in seconds] == [1, 1]
+    (output / "staged" / "seed0" / "stage2" / "last_checkpoint").unlink()
+    assert compare.compare(configs, 1, output, OPTIONS)
+    assert [len(path.read_text().split()) for path in seconds] == [1, 2]
+    repeated = cells((output / "table.txt").read_text())
+    assert repeated["plain"] == rows["plain"] and repeated["staged"][:5] == rows["staged"][:5]
+    # Other settings in the same folder would be a mixture.
+    with pytest.raises(InputError, match="plain/seed0 holds a run with another config; choose another --output"):
+        compare.compare(configs, 1, output, [*OPTIONS, "CLUSTER.EPS", "0.5"])
+
+
+@pytest.mark.slow
+def test_a_failed_run_leaves_the_others(
+    datasets_root: Path, configs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """Files that are missing are found when a run starts."""
+    monkeypatch.setenv("FASTREID_DATASETS", str(datasets_root))
+    configs[0].write_text(configs[0].read_text() + "DATASETS: {NAMES: [Market1501]}\n")
+    where = OPTIONS.index("DATASETS.NAMES")
+    options = OPTIONS[:where] + OPTIONS[where + 2 :]
+    assert not compare.compare(configs, 1, tmp_path / "compare", options)
+    assert "plain, seed 0 failed: error: dataset Market1501: " in capsys.readouterr().out
+    assert list(cells((tmp_path / "compare" / "table.txt").read_text())) == ["(start)", "staged"]
+
+
+def test_bad_input_is_told_before_anything_runs(configs: list[Path], tmp_path: Path) -> None:
+    configs[1].write_text(configs[1].read_text() + "CLUSTER: {MIN_SAMPLES: 0}\n")
+    with pytest.raises(InputError, match="CLUSTER.MIN_SAMPLES 0 must be at least 1"):
+        compare.compare(configs, 1, tmp_path / "compare", OPTIONS)
+    with pytest.raises(InputError, match="two configs have the same file name"):
+        compare.compare([configs[0], configs[0]], 1, tmp_path / "compare", OPTIONS)
+    assert not (tmp_path / "compare").exists()
+
+
+def test_mean_and_spread() -> None:
+    assert compare._mean_and_spread([1.0, 2.0, 3.0], ".1f") == "2.0 ± 1.0"
+    assert compare._mean_and_spread([1.0], ".1f") == "1.0"
+    assert compare._mean_and_spread([], ".1f") == ""
+
+
+class TestChart:
+    def test_mean_over_the_runs_that_got_there(self) -> None:
+        assert mean_curve([[(0, 1.0), (1, 2.0)], [(0, 3.0)]]) == [(0, 2.0), (1, 2.0)]
+
+    @pytest.mark.parametrize(
+        ("low", "high", "expected"),
+        [(0, 12, [0, 2, 4, 6, 8, 10, 12]), (41.2, 43.9, [41, 41.5, 42, 42.5, 43, 43.5, 44]), (5, 5, None)],
+    )
+    def test_ticks_are_round_and_span_the_data(self, low: float, high: float, expected: list[float] | None) -> None:
+        found = ticks(low, high)
+        assert found[0] <= low and found[-1] >= high and 2 <= len(found) <= 9
+        if expected:
+            assert found == pytest.approx(expected)
+
+    def test_higher_is_further_up_and_later_further_right(self, tmp_path: Path) -> None:
+        draw_curves({"up": [[(0, 0.0), (10, 10.0)]]}, tmp_path / "up.png", title="", x_label="", y_label="")
+        picture = Image.open(tmp_path / "up.png").convert("RGB")
+        colours = ((x, y, picture.getpixel((x, y))) for x in range(70, 715) for y in range(60, 480))
+        blue = [(x, y) for x, y, (red, _, blue) in colours if blue > red + 60]
+        assert min(blue)[1] > max(blue)[1] + 300 and max(blue)[0] - min(blue)[0] > 550
+
+    def test_nothing_to_draw(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="no curve has a point"):
+            draw_curves({"none": [[]]}, tmp_path / "none.png", title="", x_label="", y_label="")

@@ -1,0 +1,197 @@
+#!/usr/bin/env python
+"""Trains several configs on the embedded data, from one start and with the same seeds, and puts them in a table.
+
+python tools/compare.py
+python tools/compare.py --seeds 5 --output logs/compare_mild DATASETS.SYNTHETIC.STRENGTH mild
+python tools/compare.py --config-file configs/ice_demo.yml --config-file my.yml SOLVER.MAX_EPOCH 20
+
+Figures are those after the last epoch: mean and standard deviation over the seeds. Every run is a train_net.py of its
+own, in OUTPUT/CONFIG/seedN, with what it printed in output.txt. Called again with the same arguments, the command takes
+complete runs as they are and resumes the others. The table goes to table.txt, the curves of mAP to curves.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import train_net  # before fastreid, which cannot be imported without the plugin
+from chart import Point, draw_curves
+
+# isort: split
+from fastreid.config import CfgNode
+from fastreid.engine import default_argument_parser
+from tabulate import tabulate
+
+from fastreid_ice import InputError
+from fastreid_ice.engine import stage_configs
+from fastreid_ice.engine.stages import is_complete
+from fastreid_ice.engine.summary import first_test_set, metrics_file, read_epochs
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+DEFAULT = ["ice_agnostic_demo", "ice_demo", "cluster_contrast_demo", "dcmip_demo", "ice_dcmip_demo", "groundtruth_demo"]
+
+
+@dataclass
+class Run:
+    """One config with one seed."""
+
+    config: Path
+    seed: int
+    folder: Path
+    options: list[str]
+
+    def __post_init__(self) -> None:
+        # A config that cannot work is told before the first run starts.
+        arguments = default_argument_parser().parse_args(self._arguments())
+        self.cfg: CfgNode = train_net.setup(arguments)
+        earlier = self.folder / "config.yaml"
+        if earlier.is_file() and earlier.read_text() != self.cfg.dump():
+            raise InputError(f"{self.folder} holds a run with another config; choose another --output, or delete it")
+
+    @property
+    def name(self) -> str:
+        return f"{self.config.stem}, seed {self.seed}"
+
+    @property
+    def complete(self) -> bool:
+        return is_complete(stage_configs(self.cfg)[-1]) and (self.folder / "seconds.txt").is_file()
+
+    def train(self) -> str | None:
+        """Trains what is left to train. Returns None, or the last line of what went wrong."""
+        flags = ["--resume"] if Path(stage_configs(self.cfg)[0].OUTPUT_DIR, "last_checkpoint").is_file() else []
+        self.folder.mkdir(parents=True, exist_ok=True)
+        start = time.perf_counter()
+        command = [sys.executable, train_net.__file__, *flags, *self._arguments()]
+        try:
+            with (self.folder / "output.txt").open("a") as output:
+                failed = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
+        finally:
+            with (self.folder / "seconds.txt").open("a") as seconds:
+                seconds.write(f"{time.perf_counter() - start:.1f}\n")
+        if failed:
+            return ((self.folder / "output.txt").read_text().splitlines() or ["no output"])[-1]
+        return None
+
+    def figures(self) -> dict[str, float]:
+        """What the table shows, after the last epoch."""
+        first, last = self._epochs()[0], self._epochs()[-1]
+        evaluated = [scalars for scalars in self._epochs() if "mAP" in scalars] or [{}]
+        seconds = (self.folder / "seconds.txt").read_text().split()
+        figures = {
+            "start": first.get("start/mAP"),
+            "mAP": evaluated[-1].get("mAP"),
+            "rank-1": evaluated[-1].get("Rank-1"),
+            "ARI": last.get("cluster/ari"),
+            "clusters": last.get("cluster/number"),
+            "seconds": sum(map(float, seconds)),
+        }
+        return {name: value for name, value in figures.items() if value is not None}
+
+    def curve(self) -> list[Point]:
+        """(epochs trained, mAP), the stages one after the other."""
+        epochs = self._epochs()
+        points = [(float(done), scalars["mAP"]) for done, scalars in enumerate(epochs, 1) if "mAP" in scalars]
+        return [(0.0, epochs[0]["start/mAP"]), *points] if "start/mAP" in epochs[0] else points
+
+    def _arguments(self) -> list[str]:
+        return [
+            "--config-file",
+            str(self.config),
+            *self.options,
+            *("SEED", str(self.seed), "OUTPUT_DIR", str(self.folder)),
+        ]
+
+    def _epochs(self) -> list[dict[str, float]]:
+        return [
+            scalars
+            for stage in stage_configs(self.cfg)
+            for scalars in read_epochs(
+                metrics_file(stage), stage.SOLVER.ITERS_PER_EPOCH, first_test_set(stage)
+            ).values()
+        ]
+
+
+COLUMNS = {"mAP": ".1f", "rank-1": ".1f", "ARI": ".3f", "clusters": ".0f", "seconds": ".0f"}
+
+
+def comparison_table(groups: dict[str, list[Run]]) -> str:
+    """A row per config over its complete runs, after one for the weights that they start from."""
+    rows, starts = [], []
+    for name, runs in groups.items():
+        figures = [run.figures() for run in runs]
+        starts += [run["start"] for run in figures if "start" in run]
+        cells = [_mean_and_spread([run[key] for run in figures if key in run], COLUMNS[key]) for key in COLUMNS]
+        rows.append([name, len(runs), *cells])
+    if starts:
+        rows.insert(0, ["(start)", None, _mean_and_spread(starts, ".1f"), *[None] * (len(COLUMNS) - 1)])
+    headers = ["config", "runs", *COLUMNS]
+    align = ["left", *["right"] * (len(headers) - 1)]
+    return tabulate(rows, headers, missingval="", disable_numparse=True, colalign=align)
+
+
+def _mean_and_spread(values: list[float], form: str) -> str:
+    if not values:
+        return ""
+    spread = f" ± {statistics.stdev(values):{form}}" if len(set(values)) > 1 else ""
+    return f"{statistics.mean(values):{form}}{spread}"
+
+
+def compare(configs: list[Path], seeds: int, output: Path, options: list[str]) -> bool:
+    """Trains, then writes and prints the table. Returns whether all runs are complete.
+
+    Raises:
+        InputError: a config that cannot work, or a folder of ``output`` that holds another run.
+    """
+    if len({config.stem for config in configs}) < len(configs):
+        raise InputError("two configs have the same file name, which names their folders; rename one")
+    groups = {
+        config.stem: [Run(config, seed, output / config.stem / f"seed{seed}", options) for seed in range(seeds)]
+        for config in configs
+    }
+    failed = []
+    # Seed by seed, so that a comparison that is stopped early has runs of all configs.
+    for run in (runs[seed] for seed in range(seeds) for runs in groups.values()):
+        reason = None if run.complete else run.train()
+        if reason is None:
+            print(
+                f"{run.name}: " + ", ".join(f"{name} {value:.4g}" for name, value in run.figures().items()), flush=True
+            )
+        else:
+            print(f"{run.name} failed: {reason} ({run.folder / 'output.txt'})", flush=True)
+            failed.append(run)
+    done = {name: [run for run in runs if run not in failed] for name, runs in groups.items()}
+    done = {name: runs for name, runs in done.items() if runs}
+    table = comparison_table(done)
+    (output / "table.txt").write_text(table + "\n")
+    print(table)
+    curves = {name: [run.curve() for run in runs] for name, runs in done.items()}
+    if any(point for runs in curves.values() for run in runs for point in run):
+        draw_curves(curves, output / "curves.png", title="mAP over training", x_label="epochs", y_label="mAP")
+    return not failed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", action="append", type=Path, help="once per config; default: the demo configs")
+    parser.add_argument("--seeds", type=int, default=3, help="how many runs of each config, with seeds 0, 1, 2, ...")
+    parser.add_argument("--output", type=Path, default=Path("logs/compare"))
+    parser.add_argument("options", nargs=argparse.REMAINDER, help="config keys and values for all runs")
+    args = parser.parse_args()
+    if args.seeds < 1:
+        parser.error("--seeds must be at least 1")
+    configs = args.config_file or [CONFIGS / f"{name}.yml" for name in DEFAULT]
+    try:
+        complete = compare(configs, args.seeds, args.output, args.options)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    sys.exit(0 if complete else "error: some runs failed; the same command resumes them")
+
+
+if __name__ == "__main__":
+    main()
