@@ -43,6 +43,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if args.resume and not os.path.isfile(os.path.join(first, "last_checkpoint")):
         raise InputError(f"--resume: {first!r} (OUTPUT_DIR) holds no checkpoint; train without --resume first")
     check_config(cfg, num_processes=args.num_gpus * args.num_machines)
+    if cfg.MODEL.DEVICE.startswith("cuda") and args.num_gpus > torch.cuda.device_count():
+        raise InputError(f"--num-gpus {args.num_gpus}: torch sees {torch.cuda.device_count()} GPU(s) here")
     cfg.freeze()
     return cfg
 
@@ -81,8 +83,7 @@ if __name__ == "__main__":
             backend="gloo" if config.MODEL.DEVICE == "cpu" else None,
         )
     except (InputError, ProcessRaisedException) as error:
-        # Out of another process an error comes as the text of its traceback.
-        _, marker, sentence = f"InputError: {error}".rpartition("InputError: ")
-        if isinstance(error, ProcessRaisedException) and "InputError: " not in str(error):
+        # Out of another process an error comes as the text of its traceback, which ends in the sentence.
+        if not isinstance(error, InputError) and "InputError: " not in str(error):
             raise
-        sys.exit(f"error: {sentence.strip()}")
+        sys.exit(f"error: {str(error).rpartition('InputError: ')[2].strip()}")

@@ -87,7 +87,7 @@ class ReclusterHook(HookBase):
         seconds = {"features": time.perf_counter() - start}
 
         found = comm.all_gather(self._cluster(features, readable) if comm.is_main_process() else None)[0]
-        labels = self._usable(found)
+        labels = self._usable(found, readable)
         cameras = self.trainer.data_loader.training_set.cameras
         columns = (labels, features, cameras, momentum_features)
         model.begin_epoch(Clusters(*(None if column is None else column.to(model.device) for column in columns)))
@@ -115,7 +115,7 @@ class ReclusterHook(HookBase):
             labels[readable] = clusters.labels.cpu()
         return labels
 
-    def _usable(self, found: Tensor) -> Tensor:
+    def _usable(self, found: Tensor, readable: Tensor) -> Tensor:
         """The labels to train on: those found, or a stand-in where they teach nothing."""
         count = int(found.max()) + 1
         if count >= 2:
@@ -132,7 +132,7 @@ class ReclusterHook(HookBase):
             logger.warning("Fewer than two clusters (%s); this epoch trains on the previous labels", what)
             return self.labels
         logger.warning("Fewer than two clusters (%s); in this epoch every image is an identity of its own", what)
-        return torch.arange(len(found))
+        return (readable.cumsum(0) - 1).where(readable, -1)
 
     def _report(self, found: Tensor, readable: Tensor, seconds: dict[str, float]) -> None:
         quality = label_quality(found, self.trainer.data_loader.training_set.identities)

@@ -52,10 +52,9 @@ class EpochTable(HookBase):
 
     def after_train(self) -> None:
         cfg = self.trainer.cfg
-        if os.path.isfile(metrics_file(cfg)):
-            logger.info(
-                "Epochs:\n%s", epoch_table(metrics_file(cfg), self.trainer.iters_per_epoch, first_test_set(cfg))
-            )
+        path = metrics_file(cfg)
+        if os.path.isfile(path) and os.path.getsize(path) > 0:
+            logger.info("Epochs:\n%s", epoch_table(path, self.trainer.iters_per_epoch, first_test_set(cfg)))
 
 
 HEADERS = ["epoch", "clusters", "noise %", "ARI", "mAP", "rank-1"]

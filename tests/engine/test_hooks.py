@@ -207,6 +207,15 @@ def test_memories_start_from_the_encoder_they_belong_to(
     assert re.findall(r"Extracting (\w+) features: \d+ done", witness.text) == extracted
 
 
+def test_unreadable_images_stay_out_of_an_epoch_without_clusters(cfg: CfgNode, inject, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("FASTREID_DATASETS", str(tmp_path))
+    cfg.merge_from_list(["DATALOADER.UNREADABLE", "skip", "SOLVER.MAX_EPOCH", 1, "DATASETS.TESTS", ()])
+    Path(build_training_set(cfg).paths[5]).write_bytes(b"broken")
+    inject(torch.full((N - 1,), -1))
+    labels = train(cfg)._hooks[0].labels
+    assert labels[5] == -1 and labels[labels >= 0].tolist() == list(range(N - 1))
+
+
 def test_hooks_by_name(cfg: CfgNode) -> None:
     assert [type(hook).__name__ for hook in build_hooks(cfg)] == ["ReclusterHook", "MomentumHook"]
     cfg.HOOKS = ("MomentumHook", "Nothing")
