@@ -19,6 +19,13 @@ class InputError(ValueError):
     """
 
 
+def value_of(cfg: CfgNode, key: str) -> Any:
+    """The value of a dotted key such as "SOLVER.MAX_EPOCH"."""
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
 def lookup(registry: Registry, name: str, key: str) -> Any:
     """What is registered as ``name``, which the config key ``key`` holds.
 

@@ -11,9 +11,9 @@ from fastreid.modeling.heads import REID_HEADS_REGISTRY
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 
 from ..clusterers import CLUSTERER_REGISTRY
-from ..config import InputError, lookup
+from ..config import InputError, lookup, value_of
 from ..losses import build_losses
-from .stages import lookup_key, stage_configs
+from .stages import stage_configs
 
 POSITIVE = "must be at least 1", lambda value: value >= 1
 SHARE = "must lie in [0, 1]", lambda value: 0 <= value <= 1
@@ -83,12 +83,12 @@ def check_config(cfg: CfgNode, *, num_processes: int = 1) -> None:
 
 def _check_stage(cfg: CfgNode, num_processes: int) -> None:
     for key, registry in REGISTRIES.items():
-        lookup(registry, lookup_key(cfg, key), key)
+        lookup(registry, value_of(cfg, key), key)
     _check_device(cfg)
     if cfg.MODEL.META_ARCHITECTURE != "MomentumReID":
         return
     for key, (rule, holds) in RANGES.items():
-        value = lookup_key(cfg, key)
+        value = value_of(cfg, key)
         if not holds(value):
             raise InputError(f"{key} {value!r} {rule}")
     _check_batch(cfg, num_processes)

@@ -12,7 +12,6 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from fastreid.config import CfgNode
@@ -21,7 +20,7 @@ from fastreid.utils import comm
 from fastreid.utils.env import seed_all_rng
 from torch import Tensor
 
-from ..config import InputError
+from ..config import InputError, value_of
 from .checkpoint import read_checkpoint
 from .summary import AnnounceStage, stage_table
 from .trainer import UnsupervisedTrainer
@@ -60,14 +59,6 @@ def stage_configs(cfg: CfgNode) -> list[CfgNode]:
             stage.MODEL.WEIGHTS = os.path.join(stage.OUTPUT_DIR, "start.pth")
             stage.MODEL.BACKBONE.PRETRAIN = False
     return stages
-
-
-def lookup_key(cfg: CfgNode, key: str) -> Any:
-    """The value of a dotted key such as "SOLVER.MAX_EPOCH"."""
-    node = cfg
-    for part in key.split("."):
-        node = node[part]
-    return node
 
 
 def without_keys(overlays: Sequence, keys: Iterable[str]) -> tuple:
@@ -177,7 +168,7 @@ def _overlaid(cfg: CfgNode, overlay: object, number: int) -> CfgNode:
         reason = str(error.args[0] if error.args else error)
         raise InputError(f"STAGES, stage {number}: {' '.join(reason.split())}") from error
     for key in COMMON:
-        if lookup_key(stage, key) != lookup_key(cfg, key):
+        if value_of(stage, key) != value_of(cfg, key):
             raise InputError(f"STAGES, stage {number}: {key} is common to all stages; set it outside of STAGES")
     stage.STAGES = ()
     return stage

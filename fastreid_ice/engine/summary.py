@@ -98,6 +98,10 @@ def read_epochs(path: str, iters_per_epoch: int, dataset: str = "") -> dict[int,
                 name.replace(f"{dataset}/", "") if dataset else name: value for name, value in json.loads(line).items()
             }
             epochs[scalars["iteration"] // iters_per_epoch].update(scalars)
+    last = max(epochs, default=0)
+    if last > 0 and "cluster/number" not in epochs[last]:
+        # An evaluation after the last iteration, which fast-reid logs as if a further epoch had begun.
+        epochs[last - 1].update(epochs.pop(last))
     return dict(sorted(epochs.items()))
 
 

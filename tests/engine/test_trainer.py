@@ -58,6 +58,16 @@ def test_a_run_leaves_metrics_checkpoints_and_a_table(cfg: CfgNode) -> None:
     assert float(rows[-1].split()[-2]) == pytest.approx(lines[-1]["mAP"], abs=0.05)
 
 
+def test_the_last_evaluation_stands_in_the_row_of_the_last_epoch(cfg: CfgNode) -> None:
+    """Also where the period does not divide the epochs, and fast-reid evaluates once more after the last iteration."""
+    cfg.SOLVER.MAX_EPOCH = 3
+    cfg.TEST.EVAL_PERIOD = 2
+    trainer = train(cfg)
+    rows = epoch_table(str(Path(cfg.OUTPUT_DIR, "metrics.json")), trainer.iters_per_epoch).splitlines()[2:]
+    assert [row.split()[0] for row in rows] == ["start", "1", "2", "3"]
+    assert [len(row.split()) for row in rows] == [3, 4, 6, 6]
+
+
 def test_equal_seeds_give_equal_runs(cfg: CfgNode, tmp_path: Path) -> None:
     runs = []
     for name in ("first", "second"):
