@@ -1,13 +1,29 @@
-"""Conversion at the border between tensors and arrays."""
+"""Conversion at the border between tensors and arrays, and work over blocks of rows."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
+
+_BLOCK = 1024  # rows per task; fixed, so that results do not depend on the number of threads
 
 
 def to_numpy(values: Any) -> np.ndarray:
     """A tensor from any device, an array or a sequence as an array; without a copy where possible."""
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
+def map_blocks(kernel: Callable[..., Any], num_rows: int, *arrays: Any, block: int = _BLOCK) -> list[Any]:
+    """Run ``kernel(start, stop, *arrays)`` over blocks of rows, in threads; results in row order.
+
+    The kernels release the interpreter lock. Plain threads and not numba's own: those do not survive a fork, which data
+    loaders do, nor all of them two callers at once.
+    """
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        starts = range(0, num_rows, block)
+        return list(pool.map(lambda start: kernel(start, min(start + block, num_rows), *arrays), starts))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-from fastreid_ice.core import k_nearest
+from fastreid_ice.core import k_nearest, neighbors, ranking
 from golden import load_golden
 
 
@@ -19,8 +20,8 @@ def brute_force(features: np.ndarray, k: int) -> np.ndarray:
     rows = features / np.linalg.norm(features, axis=1, keepdims=True)
     ranks = []
     for i, row in enumerate(rows):
-        others = [(-float(row @ other), j) for j, other in enumerate(rows) if j != i]
-        ranks.append([i, *(j for _, j in sorted(others))][:k])
+        similarities = (rows @ row).tolist()
+        ranks.append(sorted(range(len(rows)), key=lambda j: (j != i, -similarities[j], j))[:k])
     return np.array(ranks)
 
 
@@ -113,6 +114,7 @@ def test_one_row_and_all_rows():
         (torch.ones(4, 2), {"k": 0}, r"k must lie in \[1, 4\]"),
         (torch.ones(0, 2), {"k": 1}, r"k must lie in \[1, 0\]"),
         (torch.ones(4, 2), {"k": 1, "chunk_size": 0}, "chunk_size must be at least 1"),
+        (torch.ones(4, 2), {"k": 1, "method": "lsh"}, "method must be one of exact, ivf, hnsw, got 'lsh'"),
         (torch.ones(4), {"k": 1}, r"features must be a floating point \(N, D\) matrix"),
         (np.ones((4, 2), int), {"k": 1}, r"features must be a floating point \(N, D\) matrix, got torch.int64"),
         (torch.tensor([[1.0], [torch.nan]]), {"k": 1}, "features must be finite .* row 1 and 0 more of 2"),
@@ -123,6 +125,146 @@ def test_one_row_and_all_rows():
 def test_bad_input_is_named(features, arguments, message):
     with pytest.raises(ValueError, match=message):
         k_nearest(features, **arguments)
+
+
+def people(num_rows, dim, spread, seed=0):
+    """Unit rows around one centre for every ten of them."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(num_rows // 10, dim, generator=generator)
+    return F.normalize(centres.repeat(10, 1) + spread * torch.randn(num_rows, dim, generator=generator))
+
+
+def hard_sets():
+    random = people(700, 64, spread=3.0)
+    near = random[:100].repeat(7, 1)
+    # Copies that differ by less than float32 resolves between unit rows, and by less than bfloat16 does at all.
+    generator = torch.Generator().manual_seed(1)
+    offset = F.normalize(torch.randn(700, 64, generator=generator))
+    return {
+        "no structure": random,
+        "one direction": F.normalize(torch.ones(64) + 0.01 * random),
+        "near copies": near.double() + 1e-5 * offset.double(),
+        "nearer copies": near.double() + 1e-9 * offset.double(),
+        "copies": near,
+        "one row for all": torch.ones(700, 64),
+        "positive and sparse": F.relu(random) ** 4,
+        "half precision": people(700, 64, spread=1.0).half(),
+        "far from unit": people(700, 64, spread=1.0) * torch.logspace(-10, 15, 700)[:, None],
+    }
+
+
+@pytest.mark.parametrize("precisions", [(torch.bfloat16, torch.float32), (torch.bfloat16,), (torch.float32,), ()])
+@pytest.mark.parametrize("name", hard_sets())
+def test_every_precision_gives_the_float64_lists(name, precisions, monkeypatch):
+    features = hard_sets()[name]
+    monkeypatch.setattr(neighbors, "_precisions", lambda device: precisions)
+    monkeypatch.setattr(neighbors, "_TILE", 200)
+    similarities, indices = k_nearest(features, 12, chunk_size=300)
+    expected = torch.tensor(brute_force(features.double().numpy(), 12))
+    rows = F.normalize(features.double())
+    exact = torch.einsum("nd,nkd->nk", rows, rows[indices])
+    torch.testing.assert_close(similarities.double(), exact, rtol=0, atol=1e-6)
+    if "copies" in name or name == "one row for all":
+        # The order of what float64 cannot tell apart hangs on the order of summation; the similarities do not.
+        theirs = torch.einsum("nd,nkd->nk", rows, rows[expected])
+        torch.testing.assert_close(exact, theirs, rtol=0, atol=1e-14)
+    else:
+        torch.testing.assert_close(indices, expected)
+
+
+def test_copies_are_kept_and_listed_by_index():
+    # More copies than neighbours, everywhere in the set and at odd places of every block.
+    copies = people(40, 24, spread=1.0).repeat(60, 1)[:2391]
+    _, indices = k_nearest(copies, 30, chunk_size=517)
+    for i in (0, 1, 39, 40, 1203, 2390):
+        group = [j for j in range(i % 40, len(copies), 40) if j != i]
+        assert indices[i].tolist() == [i, *group[:29]]
+
+
+def test_lists_follow_from_the_features_alone(monkeypatch):
+    features = people(640, 48, spread=2.0)
+    whole = k_nearest(features, 20)
+    monkeypatch.setattr(neighbors, "_precisions", lambda device: (torch.float32,))
+    monkeypatch.setattr(neighbors, "_TILE", 77)
+    parts = [k_nearest(features, 20, chunk_size=31, queries=slice(start, start + 91)) for start in range(0, 640, 91)]
+    for i in range(2):
+        torch.testing.assert_close(torch.cat([part[i] for part in parts]), whole[i], rtol=0, atol=0)
+
+
+def test_low_precision_settles_most_rows_by_itself():
+    # Otherwise it would be slower than float32 alone.
+    features = people(4000, 256, spread=1.5)
+    rows, scale = neighbors.checked_rows(features, None)
+    certain = neighbors._Screen(torch.bfloat16, rows, scale, 30)(torch.arange(4000))[2]
+    assert certain.float().mean() > 0.95
+
+
+def test_a_machine_that_computes_less_precisely_than_assumed_is_found_out():
+    features = people(500, 64, spread=1.0)
+    rows, scale = neighbors.checked_rows(features, None)
+    screen = neighbors._Screen(torch.float32, rows, scale, 10)
+    queries = torch.arange(500)
+    assert screen(queries)[2].all()
+    screen.rounded = screen.rounded.bfloat16()  # as a GPU does that multiplies float32 in a shorter format
+    assert not screen(queries)[2].any()
+
+
+def test_ranking_on_any_device_is_that_of_the_cpu():
+    features = people(300, 40, spread=2.0)
+    rows, scale = neighbors.checked_rows(features, None)
+    generator = torch.Generator().manual_seed(2)
+    queries = torch.arange(0, 300, 3)
+    others = torch.stack([torch.randperm(300, generator=generator) for _ in queries])
+    others = others[others != queries[:, None]].view(100, 299)
+    candidates = torch.cat([queries[:, None], others], 1)[:, :60]
+    counts = torch.randint(8, 61, (100,), generator=generator)
+    scores = (F.normalize(rows)[queries, None] * F.normalize(rows)[candidates]).sum(2)
+    scores[7, 3] += 0.1
+    arguments = (rows, scale, queries, candidates, counts, 8, scores, torch.full_like(scores, 1e-6))
+    in_numba, in_torch = ranking._rank_in_numba(*arguments), ranking._rank_in_torch(*arguments)
+    torch.testing.assert_close(in_numba[0], in_torch[0])
+    for i in (1, 2):
+        torch.testing.assert_close(in_numba[i], in_torch[i])
+    assert (~in_numba[2]).nonzero().tolist() == [[7]]
+
+
+def test_read_only_arrays_are_taken_without_a_warning(recwarn):
+    features = random_features().numpy()
+    features.flags.writeable = False
+    k_nearest(features, 3)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("method", ["ivf", "hnsw"])
+class TestApproximate:
+    def test_misses_little(self, method):
+        features = people(5000, 32, spread=0.6)
+        exact, found = k_nearest(features, 10), k_nearest(features, 10, method=method)
+        overlap = (exact[1][:, :, None] == found[1][:, None]).any(2).float().mean()
+        assert overlap > 0.99
+        assert found[1][:, 0].tolist() == list(range(5000))
+        # What was found has its exact similarity, in order, no row twice.
+        torch.testing.assert_close((features[found[1]] * features[:, None]).sum(2), found[0], rtol=0, atol=1e-6)
+        assert (found[0].diff(dim=1) <= 0).all()
+        assert (found[1].sort(1).values.diff(dim=1) > 0).all()
+
+    @pytest.mark.parametrize("num_rows", [1, 2, 63, 64, 200])
+    def test_small_sets_are_complete(self, method, num_rows):
+        features = people(200, 8, spread=1.0)[:num_rows]
+        k = min(num_rows, 40)
+        torch.testing.assert_close(k_nearest(features, k, method=method)[1], k_nearest(features, k)[1])
+
+    def test_lists_that_come_short_are_searched_exactly(self, method):
+        # Islands: most cells hold fewer rows than neighbours are asked for.
+        features = torch.eye(50).repeat_interleave(4, 0)[:, :50] + 0.01 * torch.rand(200, 50)
+        _, indices = k_nearest(features, 150, method=method)
+        assert all(len(set(row)) == 150 for row in indices.tolist())
+
+    def test_a_slice_of_queries(self, method):
+        features = people(300, 16, spread=0.5)
+        _, part = k_nearest(features, 5, method=method, queries=slice(100, 170))
+        exact = k_nearest(features, 5, queries=slice(100, 170))[1]
+        assert (part == exact).float().mean() > 0.98
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

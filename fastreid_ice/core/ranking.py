@@ -1,0 +1,175 @@
+"""The order of candidates by float64 similarities, for every search for neighbours.
+
+A list holds the most similar rows first, the query itself before all, and rows of equal similarity by ascending index.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+
+from ._arrays import map_blocks
+
+# Similarities (b, k) and indices (b, k) int64 of a block of b queries, and (b,) bool, whether a list is certain.
+Found = tuple[Tensor, Tensor, Tensor]
+
+_RANKED = 64  # queries that a thread ranks candidates for at a time
+_SCANNED = 32  # queries, and rows, that the scan keeps in the cache
+
+
+def rank_candidates(
+    rows: Tensor,
+    scale: Tensor,
+    queries: Tensor,
+    candidates: Tensor,
+    counts: Tensor,
+    k: int,
+    scores: Tensor,
+    errors: Tensor,
+) -> Found:
+    """The ``k`` nearest of each query's candidates; certain where their scores are as near as they claim to be.
+
+    Args:
+        rows: (N, D) float32 or float64, of any norm.
+        scale: (N,) float64, one over the norms.
+        queries: (b,) int64, the rows to search for.
+        candidates: (b, m) int64, the query among them.
+        counts: (b,) int64, how many of its candidates, from the first, a query has; at least ``k``, or the end of its
+            list is filler.
+        k: length of the lists.
+        scores: (b, m) similarities known of the candidates.
+        errors: (b, m) by how much these may be off.
+    """
+    rank = _rank_in_numba if rows.device.type == "cpu" else _rank_in_torch
+    return rank(rows, scale, queries, candidates, counts, k, scores, errors)
+
+
+class Scan:
+    """All rows compared in float64, one by one: for the rows that no matrix product can settle, such as many copies."""
+
+    def __init__(self, rows: Tensor, scale: Tensor, k: int) -> None:
+        self.rows, self.scale, self.k = rows.cpu().numpy(), scale.cpu().numpy(), k
+
+    def __call__(self, queries: Tensor) -> Found:
+        blocks = map_blocks(
+            _scan_block, len(queries), self.rows, self.scale, queries.cpu().numpy(), self.k, block=_SCANNED
+        )
+        similarities, indices = (torch.as_tensor(np.concatenate(parts)) for parts in zip(*blocks, strict=True))
+        certain = torch.ones(len(queries), dtype=torch.bool, device=queries.device)
+        return similarities.to(queries.device), indices.to(queries.device), certain
+
+
+def _rank_in_numba(
+    rows: Tensor,
+    scale: Tensor,
+    queries: Tensor,
+    candidates: Tensor,
+    counts: Tensor,
+    k: int,
+    scores: Tensor,
+    errors: Tensor,
+) -> Found:
+    """As :func:`rank_candidates`, on the CPU."""
+    arrays = (array.numpy() for array in (rows, scale, queries, candidates, counts, scores, errors))
+    blocks = map_blocks(_rank_block, len(queries), k, *arrays, block=_RANKED)
+    similarities, indices, within = (torch.as_tensor(np.concatenate(parts)) for parts in zip(*blocks, strict=True))
+    return similarities, indices, within
+
+
+def _rank_in_torch(
+    rows: Tensor,
+    scale: Tensor,
+    queries: Tensor,
+    candidates: Tensor,
+    counts: Tensor,
+    k: int,
+    scores: Tensor,
+    errors: Tensor,
+) -> Found:
+    """As :func:`rank_candidates`, on any device."""
+    candidates, order = candidates.sort(1)
+    scores, errors = scores.gather(1, order), errors.gather(1, order)
+    counted = order < counts[:, None]
+    own = candidates == queries[:, None]
+    units = (rows[queries] * scale[queries, None]).double()
+    similarities = torch.cat(
+        [
+            torch.einsum("bd,bmd->bm", units[part], rows[candidates[part]].double()) * scale[candidates[part]]
+            for part in torch.arange(len(queries), device=rows.device).split(_RANKED)
+        ]
+    )
+    within = (((similarities - scores).abs() <= errors) | own | ~counted).all(1)
+    similarities = similarities.where(~own, torch.inf).where(counted, -torch.inf)
+    best, order = similarities.sort(dim=1, descending=True, stable=True)
+    return best[:, :k], candidates.gather(1, order[:, :k]), within
+
+
+@njit(nogil=True, cache=True)
+def _rank_block(start, stop, k, rows, scale, queries, candidates, counts, scores, errors):
+    """The nearest candidates of queries [start, stop), and whether each candidate's score is within its error."""
+    similarities = np.full((stop - start, k), -np.inf)
+    indices = np.zeros((stop - start, k), np.int64)
+    within = np.ones(stop - start, np.bool_)
+    unit = np.empty(rows.shape[1])
+    for r in range(start, stop):
+        i = queries[r]
+        unit[:] = rows[i] * scale[i]
+        filled = 0
+        for c in range(counts[r]):
+            j = candidates[r, c]
+            similarity = np.inf
+            if j != i:
+                similarity = dot(unit, rows[j]) * scale[j]
+                within[r - start] &= abs(similarity - scores[r, c]) <= errors[r, c]
+            filled = insert(similarities[r - start], indices[r - start], filled, similarity, j)
+    return similarities, indices, within
+
+
+@njit(nogil=True, cache=True)
+def _scan_block(start, stop, rows, scale, queries, k):
+    """The nearest of all rows for queries [start, stop). A tile of rows stays in the cache for all of them."""
+    num_queries = stop - start
+    similarities = np.full((num_queries, k), -np.inf)
+    indices = np.zeros((num_queries, k), np.int64)
+    filled = np.zeros(num_queries, np.int64)
+    units = np.empty((num_queries, rows.shape[1]))
+    for r in range(num_queries):
+        i = queries[start + r]
+        units[r] = rows[i] * scale[i]
+    for tile in range(0, len(rows), _SCANNED):
+        for r in range(num_queries):
+            for j in range(tile, min(tile + _SCANNED, len(rows))):
+                similarity = np.inf if j == queries[start + r] else dot(units[r], rows[j]) * scale[j]
+                filled[r] = insert(similarities[r], indices[r], filled[r], similarity, j)
+    return similarities, indices
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+def dot(unit, row):
+    """The product of two rows, summed in float64."""
+    total = 0.0
+    for d in range(len(unit)):
+        total += unit[d] * row[d]
+    return total
+
+
+@njit(nogil=True, cache=True)
+def insert(similarities, indices, filled, similarity, index):
+    """Put an entry at its place in a list, most similar first and then by index. Returns how many the list holds."""
+    place = min(filled, len(similarities) - 1)
+    if filled == len(similarities) and not _before(similarity, index, similarities[place], indices[place]):
+        return filled
+    while place and _before(similarity, index, similarities[place - 1], indices[place - 1]):
+        similarities[place] = similarities[place - 1]
+        indices[place] = indices[place - 1]
+        place -= 1
+    similarities[place] = similarity
+    indices[place] = index
+    return min(filled + 1, len(similarities))
+
+
+@njit(nogil=True, cache=True)
+def _before(similarity, index, other_similarity, other_index):
+    return similarity > other_similarity or (similarity == other_similarity and index < other_index)
