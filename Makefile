@@ -5,13 +5,16 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo compare test lint bench clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z]+): .*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
 
 demo: $(INSTALLED)  ## draw the embedded data, train camera-aware ICE on it and evaluate
 	$(BIN)/python tools/train_net.py --config-file configs/ice_demo.yml
+
+compare: $(INSTALLED)  ## train every method with three seeds on the embedded data; a table and a picture
+	$(BIN)/python tools/compare.py
 
 test: $(INSTALLED)  ## run all tests
 	$(BIN)/python -m pytest

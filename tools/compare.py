@@ -34,7 +34,15 @@ from fastreid_ice.engine.stages import is_complete
 from fastreid_ice.engine.summary import first_test_set, metrics_file, read_epochs
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-DEFAULT = ["ice_agnostic_demo", "ice_demo", "cluster_contrast_demo", "dcmip_demo", "ice_dcmip_demo", "groundtruth_demo"]
+DEFAULT = [
+    "ice_agnostic_demo",
+    "ice_demo",
+    "cluster_contrast_demo",
+    "dcmip_demo",
+    "ice_dcmip_demo",
+    "ice_hybrid_demo",
+    "groundtruth_demo",
+]
 
 
 @dataclass
