@@ -80,6 +80,32 @@ def test_fastreid_missing(monkeypatch):
         compat.apply()
 
 
+def test_core_alone_without_fastreid():
+    code = """
+import sys, warnings
+sys.modules["fastreid"] = None  # what import finds of a package that is not there
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    from fastreid_ice.core import dbscan, jaccard_graph, k_nearest
+assert "only core can be used; for the rest run `pip install" in str(said[0].message)
+import numpy as np
+features = np.random.default_rng(0).normal(size=(3, 8)).repeat(9, 0)
+features += 0.01 * np.random.default_rng(1).normal(size=(27, 8))
+ranks = k_nearest(features, 8)[1]
+print(dbscan(jaccard_graph(features, ranks, k1=8, k2=3), eps=0.6))
+assert not {name.split(".")[0] for name in sys.modules} & {"torchvision", "yacs"}
+"""
+    root = Path(__file__).parents[1]
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert sorted(result.stdout.strip("[]\n").split()) == ["0"] * 9 + ["1"] * 9 + ["2"] * 9
+
+
 def test_another_fastreid(monkeypatch):
     monkeypatch.setattr(metadata, "version", lambda name: "1.3.0")
     monkeypatch.setattr(compat, "_applied", set(PATCHES))
