@@ -15,9 +15,10 @@ from fastreid_ice.engine import UnsupervisedTrainer, check_config, stage_configs
 from fastreid_ice.engine.stages import best_checkpoint, encoder_weights, is_complete, without_keys
 from support import train
 
+# DCMIP, whose memories draw instances at random, which a resumed run must repeat.
 TWO_STAGES = (
-    {"MODEL": {"LOSSES": {"NAME": ["ClusterProxyLoss"]}}, "SOLVER": {"MAX_EPOCH": 2}},
-    {"MODEL": {"LOSSES": {"NAME": ["ClusterProxyLoss", "HardInstanceLoss"]}}, "SOLVER": {"MAX_EPOCH": 3}},
+    {"MODEL": {"LOSSES": {"NAME": ["DiscrepantProxyLoss"]}}, "SOLVER": {"MAX_EPOCH": 2}},
+    {"MODEL": {"LOSSES": {"NAME": ["DiscrepantProxyLoss", "MultiInstanceLoss"]}}, "SOLVER": {"MAX_EPOCH": 3}},
 )
 
 
@@ -62,7 +63,7 @@ class TestConfigs:
         cfg.STAGES = TWO_STAGES[:1]
         (stage,) = stage_configs(cfg)
         assert stage.OUTPUT_DIR == cfg.OUTPUT_DIR and stage.MODEL.WEIGHTS == cfg.MODEL.WEIGHTS
-        assert stage.MODEL.LOSSES.NAME == ("ClusterProxyLoss",)
+        assert stage.MODEL.LOSSES.NAME == ("DiscrepantProxyLoss",)
 
     def test_overlays(self, cfg: CfgNode) -> None:
         cfg.STAGES = TWO_STAGES
@@ -70,8 +71,8 @@ class TestConfigs:
         cfg.freeze()
         first, second = stage_configs(cfg)
         assert cfg == before, "the config itself stays"
-        assert first.MODEL.LOSSES.NAME == ("ClusterProxyLoss",) and first.SOLVER.MAX_EPOCH == 2
-        assert second.MODEL.LOSSES.NAME == ("ClusterProxyLoss", "HardInstanceLoss") and second.SOLVER.MAX_EPOCH == 3
+        assert first.MODEL.LOSSES.NAME == ("DiscrepantProxyLoss",) and first.SOLVER.MAX_EPOCH == 2
+        assert second.MODEL.LOSSES.NAME == ("DiscrepantProxyLoss", "MultiInstanceLoss") and second.SOLVER.MAX_EPOCH == 3
         assert first.SOLVER.BASE_LR == second.SOLVER.BASE_LR == cfg.SOLVER.BASE_LR
         folders = [f"{cfg.OUTPUT_DIR}/stage1", f"{cfg.OUTPUT_DIR}/stage2"]
         assert folders == [first.OUTPUT_DIR, second.OUTPUT_DIR]
@@ -82,11 +83,11 @@ class TestConfigs:
         """In the notation of the config files, tuples as strings included."""
         (tmp_path / "stages.yml").write_text(
             """STAGES:
-            - MODEL: {LOSSES: {NAME: [ClusterProxyLoss]}}
+            - MODEL: {LOSSES: {NAME: [DiscrepantProxyLoss]}}
               SOLVER: {MAX_EPOCH: 2}
             - MODEL:
                 LOSSES:
-                  NAME: ("ClusterProxyLoss", "HardInstanceLoss")
+                  NAME: ("DiscrepantProxyLoss", "MultiInstanceLoss")
               SOLVER: {MAX_EPOCH: 3}
             """
         )
@@ -169,8 +170,8 @@ def test_metrics_log_and_closing_table_name_the_stage(cfg: CfgNode, caplog: pyte
     folders = [Path(stage.OUTPUT_DIR) for stage in stage_configs(cfg)]
     assert scalars(folders[0], "stage") == [1, 1] and scalars(folders[1], "stage") == [2, 2, 2]
     assert results["mAP"] == pytest.approx(scalars(folders[1], "mAP")[-1])
-    assert {"loss_cluster_proxy", "loss_hard_instance"} <= set((folders[1] / "metrics.json").read_text().split('"'))
-    assert "loss_hard_instance" not in (folders[0] / "metrics.json").read_text()
+    assert {"loss_discrepant_proxy", "loss_multi_instance"} <= set((folders[1] / "metrics.json").read_text().split('"'))
+    assert "loss_multi_instance" not in (folders[0] / "metrics.json").read_text()
     messages = [record.getMessage() for record in caplog.records]
     assert [message for message in messages if ", epoch" in message and message.startswith("Stage")] == [
         *(f"Stage 1 of 2, epoch {epoch}" for epoch in range(2)),
