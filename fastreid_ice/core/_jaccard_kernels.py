@@ -1,0 +1,191 @@
+"""The loops of :mod:`.jaccard`, compiled; each over a block of rows of sparse matrices given as their CSR arrays.
+
+What a block returns: the entries in each of its rows, then their columns, and their values where there are any. Each
+releases the interpreter lock and adds in a fixed order. Scratch arrays of length N live as long as a block.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+
+@njit(nogil=True, cache=True)
+def mutual_of_block(start, stop, ranks):
+    k = ranks.shape[1]
+    counts = np.empty(stop - start, np.int64)
+    columns = np.empty((stop - start) * k, ranks.dtype)
+    filled = 0
+    for i in range(start, stop):
+        before = filled
+        for r in range(k):
+            j = ranks[i, r]
+            for back in range(k):
+                if ranks[j, back] == i:
+                    columns[filled] = j
+                    filled += 1
+                    break
+        counts[i - start] = filled - before
+    return counts, columns[:filled].copy()
+
+
+@njit(nogil=True, cache=True)
+def expanded_of_block(start, stop, indptr, indices, half_indptr, half_indices):
+    mark = np.zeros(len(indptr) - 1, np.int32)  # of the current row: ``own`` for R(i), above it for the rest of E(i)
+    counts = np.empty(stop - start, np.int64)
+    columns = np.empty(32 * (stop - start), indices.dtype)
+    filled = 0
+    for i in range(start, stop):
+        before = filled
+        own = np.int32(2 * (i - start) + 1)
+        columns = _with_room(columns, filled, indptr[i + 1] - indptr[i])
+        for p in range(indptr[i], indptr[i + 1]):
+            mark[indices[p]] = own
+            columns[filled] = indices[p]
+            filled += 1
+        for p in range(indptr[i], indptr[i + 1]):
+            first, last = half_indptr[indices[p]], half_indptr[indices[p] + 1]
+            overlap = 0
+            for q in range(first, last):
+                overlap += mark[half_indices[q]] == own
+            if 3 * overlap > 2 * (last - first) and overlap < last - first:
+                columns = _with_room(columns, filled, last - first - overlap)
+                for q in range(first, last):
+                    j = half_indices[q]
+                    if mark[j] < own:
+                        mark[j] = own + 1
+                        columns[filled] = j
+                        filled += 1
+        counts[i - start] = filled - before
+    return counts, columns[:filled].copy()
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+def weights_of_rows(own, features, scale, indptr, columns):
+    """Weights of ``columns``, which start with entry ``indptr[0]``. own: the row of ``features`` of each row."""
+    weights = np.empty(len(columns), np.float32)
+    for row in range(len(own)):
+        i = own[row]
+        total = 0.0
+        first, last = indptr[row] - indptr[0], indptr[row + 1] - indptr[0]
+        for p in range(first, last):
+            j = columns[p]
+            dot = np.float32(0)
+            for d in range(features.shape[1]):
+                dot += features[i, d] * features[j, d]
+            weights[p] = np.exp(2 * dot * scale[i] * scale[j] - 2)
+            total += weights[p]
+        for p in range(first, last):
+            weights[p] /= total
+    return weights
+
+
+@njit(nogil=True, cache=True)
+def average_of_block(start, stop, ranks, indptr, indices, data):
+    sums = np.zeros(len(indptr) - 1, np.float32)  # of the current row
+    counts = np.empty(stop - start, np.int64)
+    columns = np.empty(64 * (stop - start), indices.dtype)
+    values = np.empty(len(columns), np.float32)
+    share = np.float32(1 / ranks.shape[1])
+    filled = 0
+    for i in range(start, stop):
+        before = filled
+        for r in range(ranks.shape[1]):
+            j = ranks[i, r]
+            columns = _with_room(columns, filled, indptr[j + 1] - indptr[j])
+            for p in range(indptr[j], indptr[j + 1]):
+                column = indices[p]
+                if sums[column] == 0:
+                    columns[filled] = column
+                    filled += 1
+                sums[column] += data[p]
+        values = _with_room(values, before, filled - before)
+        for p in range(before, filled):
+            values[p] = share * sums[columns[p]]
+            sums[columns[p]] = 0
+        counts[i - start] = filled - before
+    return counts, columns[:filled].copy(), values[:filled].copy()
+
+
+@njit(nogil=True, cache=True)
+def distances_of_block(start, stop, indptr, indices, data, inv_indptr, inv_indices, inv_data, max_distance):
+    """On and above the diagonal, in no order within a row. inv_*: the transposed matrix, with sorted indices."""
+    shared = np.zeros(len(indptr) - 1, np.float32)  # t of the current row with every row
+    touched = np.empty(len(indptr) - 1, indices.dtype)
+    counts = np.empty(stop - start, np.int64)
+    columns = np.empty(64 * (stop - start), indices.dtype)
+    distances = np.empty(len(columns), np.float32)
+    filled = 0
+    for i in range(start, stop):
+        num_touched = 0
+        for p in range(indptr[i], indptr[i + 1]):
+            for q in range(inv_indptr[indices[p] + 1] - 1, inv_indptr[indices[p]] - 1, -1):
+                j = inv_indices[q]
+                if j < i:  # indices are sorted: the rest is below the diagonal
+                    break
+                if shared[j] == 0:
+                    touched[num_touched] = j
+                    num_touched += 1
+                shared[j] += min(data[p], inv_data[q])
+
+        columns = _with_room(columns, filled, num_touched)
+        distances = _with_room(distances, filled, num_touched)
+        before = filled
+        for t in range(num_touched):
+            j = touched[t]
+            distance = np.float32(max(0.0, 1 - shared[j] / (2 - shared[j])))
+            shared[j] = 0
+            if distance < 1 and distance <= max_distance:
+                columns[filled] = j
+                distances[filled] = distance
+                filled += 1
+        counts[i - start] = filled - before
+    return counts, columns[:filled].copy(), distances[:filled].copy()
+
+
+@njit(nogil=True, cache=True)
+def mirrored(counts, upper_columns, upper_values):
+    """The CSR arrays, with sorted indices, of the symmetric matrix with these entries on and above its diagonal."""
+    num_rows = len(counts)
+    indptr = np.zeros(num_rows + 1, np.int64)
+    p = 0
+    for i in range(num_rows):
+        indptr[i + 1] += counts[i]
+        for _ in range(counts[i]):
+            if upper_columns[p] != i:
+                indptr[upper_columns[p] + 1] += 1
+            p += 1
+    indptr = indptr.cumsum()
+
+    columns = np.empty(indptr[-1], upper_columns.dtype)
+    values = np.empty(indptr[-1], upper_values.dtype)
+    # Below the diagonal and on it: rows come in ascending order, and with them the columns of each mirrored row.
+    end = indptr[:-1].copy()
+    p = 0
+    for i in range(num_rows):
+        for _ in range(counts[i]):
+            j = upper_columns[p]
+            columns[end[j]] = i
+            values[end[j]] = upper_values[p]
+            end[j] += 1
+            p += 1
+    # Above it: the same once more, now from the sorted rows below.
+    lower_end = end.copy()
+    for j in range(num_rows):
+        for p in range(indptr[j], lower_end[j]):
+            i = columns[p]
+            if i != j:
+                columns[end[i]] = j
+                values[end[i]] = values[p]
+                end[i] += 1
+    return indptr, columns, values
+
+
+@njit(nogil=True, cache=True)
+def _with_room(array, used, more):
+    """``array``, or a longer copy of its first ``used`` entries, with room for ``more`` after them."""
+    if used + more <= len(array):
+        return array
+    longer = np.empty(2 * (used + more), array.dtype)
+    longer[:used] = array[:used]
+    return longer
