@@ -18,9 +18,9 @@ import torch
 from fastreid.config import CfgNode, get_cfg
 from fastreid.engine import DefaultTrainer, default_argument_parser, default_setup
 from fastreid.utils.env import seed_all_rng
-from torch.multiprocessing import ProcessRaisedException
 
 from fastreid_ice.engine import Checkpointer, UnsupervisedTrainer, check_config, launch, stage_configs, train_stages
+from fastreid_ice.engine.launch import ProcessFailed
 from fastreid_ice.engine.stages import without_keys
 
 
@@ -39,14 +39,25 @@ def setup(args: argparse.Namespace) -> CfgNode:
         cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
     if args.eval_only and cfg.MODEL.WEIGHTS:
         cfg.MODEL.BACKBONE.PRETRAIN = False
-    first = stage_configs(cfg)[0].OUTPUT_DIR
-    if args.resume and not os.path.isfile(os.path.join(first, "last_checkpoint")):
+    if args.resume and not has_checkpoint(cfg):
+        first = stage_configs(cfg)[0].OUTPUT_DIR
         raise InputError(f"--resume: {first!r} (OUTPUT_DIR) holds no checkpoint; train without --resume first")
     check_config(cfg, num_processes=args.num_gpus * args.num_machines)
     if cfg.MODEL.DEVICE.startswith("cuda") and args.num_gpus > torch.cuda.device_count():
         raise InputError(f"--num-gpus {args.num_gpus}: torch sees {torch.cuda.device_count()} GPU(s) here")
     cfg.freeze()
     return cfg
+
+
+def has_checkpoint(cfg: CfgNode) -> bool:
+    return os.path.isfile(os.path.join(stage_configs(cfg)[0].OUTPUT_DIR, "last_checkpoint"))
+
+
+def way_on(args: argparse.Namespace, cfg: CfgNode) -> str:
+    """What to do about a run that was interrupted."""
+    if not args.eval_only and has_checkpoint(cfg):
+        return "the same command with --resume goes on from the last checkpoint"
+    return "nothing was saved that it could go on from: start it again"
 
 
 def main(args: argparse.Namespace, cfg: CfgNode) -> dict | None:
@@ -82,8 +93,8 @@ if __name__ == "__main__":
             args=(arguments, config),
             backend="gloo" if config.MODEL.DEVICE == "cpu" else None,
         )
-    except (InputError, ProcessRaisedException) as error:
-        # Out of another process an error comes as the text of its traceback, which ends in the sentence.
-        if not isinstance(error, InputError) and "InputError: " not in str(error):
-            raise
-        sys.exit(f"error: {str(error).rpartition('InputError: ')[2].strip()}")
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    except ProcessFailed as error:
+        sys.stderr.write(error.traceback)
+        sys.exit(f"error: {error}; {way_on(arguments, config)}")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fastreid.config import CfgNode
+from fastreid.utils import comm
 from fastreid.utils.registry import Registry
 from torch import Tensor
 
@@ -23,20 +24,28 @@ logger = logging.getLogger(f"fastreid.{__name__}")
 
 
 class Clusterer:
-    """Base of all clusterers. Runs in one process; the others get its labels.
+    """Base of all clusterers. Every process calls it with the same training set and gets the labels of the first one.
 
-    ``seconds`` holds what each stage of the last call took, by name.
+    Attributes:
+        shared: whether the processes share the work, so that ``labels`` runs in all of them; by default it runs in the
+            first alone.
+        seconds: what each stage of the last call took in this process, by name.
     """
+
+    shared = False
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
-    def labels(self, features: Tensor, identities: Tensor) -> Tensor:
-        """(N,) int64 labels, -1 for noise, else 0..C-1. Only ``GroundTruth`` may look at ``identities``."""
+    def labels(self, features: Tensor, identities: Tensor) -> Tensor | None:
+        """(N,) int64 labels, -1 for noise, else 0..C-1. Only ``GroundTruth`` may look at ``identities``.
+
+        Where ``shared``, what processes other than the first return does not matter.
+        """
         raise NotImplementedError
 
     def __call__(self, features: Tensor, cameras: Tensor, identities: Tensor) -> Clusters:
-        """Clusters a training set of N images.
+        """Clusters a training set of N images; called in all processes at once.
 
         Args:
             features: (N, D) unit rows.
@@ -44,7 +53,8 @@ class Clusterer:
             identities: (N,) int64 true identities, for the upper bound alone.
         """
         self.seconds = {}
-        return Clusters(self.labels(features, identities), features, cameras)
+        labels = self.labels(features, identities) if self.shared or comm.is_main_process() else None
+        return Clusters(comm.all_gather(labels if comm.is_main_process() else None)[0], features, cameras)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

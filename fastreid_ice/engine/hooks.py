@@ -86,7 +86,7 @@ class ReclusterHook(HookBase):
             momentum_features, _ = extract_features(model, self.trainer.feature_loader, "momentum")
         seconds = {"features": time.perf_counter() - start}
 
-        found = comm.all_gather(self._cluster(features, readable) if comm.is_main_process() else None)[0]
+        found = self._cluster(features, readable)
         labels = self._usable(found, readable)
         cameras = self.trainer.data_loader.training_set.cameras
         columns = (labels, features, cameras, momentum_features)
@@ -100,9 +100,10 @@ class ReclusterHook(HookBase):
         self.trainer.data_loader.close()
 
     def _cluster(self, features: Tensor, readable: Tensor) -> Tensor:
-        """Labels (N,) of the readable images; the others are noise."""
+        """Labels (N,) of the readable images, the same in all processes; the others are noise."""
         images = self.trainer.data_loader.training_set
-        if not readable.all():
+        complete = bool(readable.all())
+        if not complete:
             logger.warning(
                 "%d of %d training images cannot be read and are left out (DATALOADER.UNREADABLE skip), the first: %s",
                 (~readable).sum(),
@@ -110,9 +111,10 @@ class ReclusterHook(HookBase):
                 images.paths[int((~readable).int().argmax())],
             )
         labels = torch.full((len(images),), -1)
+        rows = slice(None) if complete else readable  # a mask would copy all features
         if readable.any():
-            clusters = self.clusterer(features[readable], images.cameras[readable], images.identities[readable])
-            labels[readable] = clusters.labels.cpu()
+            clusters = self.clusterer(features[rows], images.cameras[rows], images.identities[rows])
+            labels[rows] = clusters.labels.cpu()
         return labels
 
     def _usable(self, found: Tensor, readable: Tensor) -> Tensor:

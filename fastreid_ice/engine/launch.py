@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import Callable
 from datetime import timedelta
@@ -12,6 +13,19 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from fastreid.utils import comm
+
+from ..config import InputError
+
+
+class ProcessFailed(RuntimeError):
+    """A process of a run ended before its work was done. The message is one sentence: which one, and how.
+
+    ``traceback`` is that of the error in the process, as text; empty where the process was killed.
+    """
+
+    def __init__(self, sentence: str, traceback: str = "") -> None:
+        super().__init__(sentence)
+        self.traceback = traceback
 
 
 def launch(
@@ -28,7 +42,7 @@ def launch(
     """Run ``main_func(*args)`` in each process of a run; call it on every machine.
 
     One process alone runs in place. Several are spawned, which imports the main script again in each: guard it with
-    ``if __name__ == "__main__"``. The first error in one of them ends the others.
+    ``if __name__ == "__main__"``. When one of them fails or is killed, the others are ended.
 
     Args:
         main_func: a function that can be pickled.
@@ -38,11 +52,12 @@ def launch(
         dist_url: where the processes meet, such as ``tcp://10.0.0.1:23456``; None or "auto": a free port here.
         args: the arguments of ``main_func``.
         backend: "nccl" or "gloo"; None: NCCL where each process gets a GPU of its own, gloo otherwise.
-        timeout: how long a process waits for the others.
+        timeout: how long a process waits for the others; the clustering of the first one must take less.
 
     Raises:
         ValueError: a number of processes or machines, or the backend, that this machine cannot serve.
-        torch.multiprocessing.ProcessRaisedException: the error of the process that failed, with its traceback.
+        InputError: as ``main_func`` raised it in one of several processes.
+        ProcessFailed: one of several processes raised another error, or ended by a signal or an exit code.
     """
     if num_processes_per_machine < 1 or not 0 <= machine_rank < num_machines:
         raise ValueError(
@@ -66,7 +81,7 @@ def launch(
             f"NCCL needs a GPU for each of the {num_processes_per_machine} processes, and there are {gpus}"
         )
 
-    mp.spawn(
+    context = mp.spawn(
         _run_process,
         args=(
             main_func,
@@ -80,7 +95,40 @@ def launch(
             mp.get_start_method(allow_none=True),
         ),
         nprocs=num_processes_per_machine,
+        join=False,
     )
+    _wait(context, machine_rank * num_processes_per_machine, world_size)
+
+
+def _wait(context: mp.ProcessContext, first_rank: int, world_size: int) -> None:
+    """Wait until all processes have ended; where one fails, end the others and say which it was."""
+    try:
+        while not context.join():
+            pass
+    except mp.ProcessRaisedException as error:
+        # The others fail too when they wait for one that was killed: name that one. SIGTERM came from here.
+        exit_codes = [process.exitcode for process in context.processes]
+        killed = [index for index, code in enumerate(exit_codes) if code < 0 and code != -signal.SIGTERM]
+        if killed:
+            raise _killed(first_rank + killed[0], world_size, exit_codes[killed[0]]) from None
+        if "InputError: " in error.msg:
+            raise InputError(error.msg.rpartition("InputError: ")[2].strip()) from None
+        lines = error.msg.rpartition("Traceback (most recent call last):")[2].splitlines()
+        reason = next(line for line in lines if line and not line[0].isspace())
+        raise ProcessFailed(
+            f"the process with rank {first_rank + error.error_index} of {world_size} failed: {reason}", error.msg
+        ) from None
+    except mp.ProcessExitedException as error:
+        raise _killed(first_rank + error.error_index, world_size, error.exit_code) from None
+
+
+def _killed(rank: int, world_size: int, exit_code: int) -> ProcessFailed:
+    if exit_code > 0:
+        how = f"ended with exit code {exit_code}"
+    else:
+        how = f"was killed by {signal.Signals(-exit_code).name}"
+        how += ", as the system does when memory runs out" if exit_code == -signal.SIGKILL else ""
+    return ProcessFailed(f"the process with rank {rank} of {world_size} {how}")
 
 
 def _run_process(

@@ -1,0 +1,143 @@
+"""A process that fails, is killed or hangs ends the run with one sentence: real runs, really killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from fastreid_ice import InputError
+from fastreid_ice.core import jaccard_graph, k_nearest
+from fastreid_ice.core.shard import Shard
+from fastreid_ice.engine import launch
+from fastreid_ice.engine.launch import ProcessFailed
+from support import ROOT, SMALL
+
+pytestmark = pytest.mark.slow
+
+
+def cluster_with_a_lost_peer(how: str) -> None:
+    """The second process does not come to the exchange in the middle of the graph."""
+    shard = Shard.of()
+    if shard.rank == 1:
+        shard = replace(shard, gather=lambda value: lose(how))
+    features = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
+    jaccard_graph(features, k_nearest(features, 10)[1], k1=10, shard=shard)
+    dist.barrier()
+
+
+def lose(how: str) -> list:
+    if how == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif how == "exited":
+        os._exit(3)
+    elif how == "refused":
+        raise InputError("CLUSTER.K1 is not to its taste")
+    elif how == "failed":
+        raise LookupError("the second process is lost\n(and says so at length)")
+    time.sleep(600)
+    return []
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "sentence"),
+    [
+        ("killed", ProcessFailed, "^the process with rank 1 of 2 was killed by SIGKILL, as the system does when"),
+        ("exited", ProcessFailed, "^the process with rank 1 of 2 ended with exit code 3$"),
+        ("refused", InputError, "^CLUSTER.K1 is not to its taste$"),
+        ("failed", ProcessFailed, "^the process with rank 1 of 2 failed: LookupError: the second process is lost$"),
+        ("hangs", ProcessFailed, "^the process with rank 0 of 2 failed: .*[Tt]imed out"),
+    ],
+)
+def test_a_lost_process_ends_the_run(how: str, error: type[Exception], sentence: str) -> None:
+    start = time.monotonic()
+    timeout = timedelta(seconds=5) if how == "hangs" else timedelta(minutes=10)
+    with pytest.raises(error, match=sentence) as raised:
+        launch(cluster_with_a_lost_peer, 2, args=(how,), backend="gloo", timeout=timeout)
+    assert time.monotonic() - start < 120
+    assert not torch.multiprocessing.active_children()
+    if error is ProcessFailed:
+        assert bool(raised.value.traceback) == (how in ("failed", "hangs"))
+
+
+def start_training(datasets_root: Path, output: Path, *options: str) -> subprocess.Popen:
+    settings = {**SMALL, "SOLVER.MAX_EPOCH": 500, "OUTPUT_DIR": output, "DATASETS.TESTS": "()"}
+    return subprocess.Popen(
+        [
+            *(sys.executable, str(ROOT / "tools" / "train_net.py"), "--num-gpus", "2"),
+            *("--config-file", str(ROOT / "configs" / "ice_market.yml"), *options),
+            *(str(part) for item in settings.items() for part in item),
+        ],
+        env={**os.environ, "FASTREID_DATASETS": str(datasets_root), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(condition, run: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert run.poll() is None and time.monotonic() < deadline, "the run did not get that far"
+        time.sleep(0.01)
+
+
+def workers(run: subprocess.Popen) -> list[int]:
+    """The process ids of a run's processes, by rank."""
+    listing = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(run.pid)], capture_output=True, text=True)
+    return sorted(int(line.split()[0]) for line in listing.stdout.splitlines() if "spawn_main" in line)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_process_ends_the_command_and_resume_goes_on(datasets_root: Path, tmp_path: Path, rank: int) -> None:
+    """Killed when an epoch has its features and clusters them, after the first checkpoint."""
+    log = tmp_path / "run" / "log.txt"
+    run = start_training(datasets_root, tmp_path / "run")
+    try:
+        wait_for((tmp_path / "run" / "last_checkpoint").is_file, run)
+        epochs = log.read_text().count("features: 1 done")
+        wait_for(lambda: log.read_text().count("features: 1 done") > epochs, run)
+        os.kill(workers(run)[rank], signal.SIGKILL)
+        _, errors = run.communicate(timeout=60)
+    finally:
+        run.kill()
+    assert run.returncode == 1
+    assert errors.splitlines()[-1] == (
+        f"error: the process with rank {rank} of 2 was killed by SIGKILL, as the system does when memory runs out; "
+        "the same command with --resume goes on from the last checkpoint"
+    )
+    assert "Traceback" not in errors
+    if rank == 1:
+        saved = len(list((tmp_path / "run").glob("model_*.pth")))
+        resumed = start_training(datasets_root, tmp_path / "run", "--resume")
+        try:
+            wait_for(lambda: len(list((tmp_path / "run").glob("model_*.pth"))) > saved, resumed)
+        finally:
+            for pid in workers(resumed):
+                os.kill(pid, signal.SIGKILL)
+            resumed.communicate(timeout=60)
+        assert "Starting training from epoch" in log.read_text()
+
+
+def test_a_failed_process_ends_the_command(datasets_root: Path, tmp_path: Path) -> None:
+    """The first process cannot write its metrics, where there is a folder; the second waits for it."""
+    (tmp_path / "run" / "metrics.json").mkdir(parents=True)
+    run = start_training(datasets_root, tmp_path / "run")
+    try:
+        _, errors = run.communicate(timeout=120)
+    finally:
+        run.kill()
+    assert run.returncode == 1
+    assert "Traceback" in errors
+    last = errors.splitlines()[-1]
+    assert last.startswith("error: the process with rank 0 of 2 failed: IsADirectoryError: ")
+    assert last.endswith("; nothing was saved that it could go on from: start it again")
