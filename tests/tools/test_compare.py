@@ -8,7 +8,6 @@ from pathlib import Path
 
 import compare
 import pytest
-from chart import draw_curves, mean_curve, ticks
 from PIL import Image
 
 from fastreid_ice import InputError
@@ -92,29 +91,3 @@ def test_mean_and_spread() -> None:
     assert compare._mean_and_spread([1.0, 2.0, 3.0], ".1f") == "2.0 ± 1.0"
     assert compare._mean_and_spread([1.0], ".1f") == "1.0"
     assert compare._mean_and_spread([], ".1f") == ""
-
-
-class TestChart:
-    def test_mean_over_the_runs_that_got_there(self) -> None:
-        assert mean_curve([[(0, 1.0), (1, 2.0)], [(0, 3.0)]]) == [(0, 2.0), (1, 2.0)]
-
-    @pytest.mark.parametrize(
-        ("low", "high", "expected"),
-        [(0, 12, [0, 2, 4, 6, 8, 10, 12]), (41.2, 43.9, [41, 41.5, 42, 42.5, 43, 43.5, 44]), (5, 5, None)],
-    )
-    def test_ticks_are_round_and_span_the_data(self, low: float, high: float, expected: list[float] | None) -> None:
-        found = ticks(low, high)
-        assert found[0] <= low and found[-1] >= high and 2 <= len(found) <= 9
-        if expected:
-            assert found == pytest.approx(expected)
-
-    def test_higher_is_further_up_and_later_further_right(self, tmp_path: Path) -> None:
-        draw_curves({"up": [[(0, 0.0), (10, 10.0)]]}, tmp_path / "up.png", title="", x_label="", y_label="")
-        picture = Image.open(tmp_path / "up.png").convert("RGB")
-        colours = ((x, y, picture.getpixel((x, y))) for x in range(70, 715) for y in range(60, 480))
-        blue = [(x, y) for x, y, (red, _, blue) in colours if blue > red + 60]
-        assert min(blue)[1] > max(blue)[1] + 300 and max(blue)[0] - min(blue)[0] > 550
-
-    def test_nothing_to_draw(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="no curve has a point"):
-            draw_curves({"none": [[]]}, tmp_path / "none.png", title="", x_label="", y_label="")

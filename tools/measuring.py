@@ -1,0 +1,186 @@
+"""What the benchmarks share: synthetic people, a fresh process to measure in, and a description of the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+import torch  # before faiss, whose CUDA libraries may be others
+
+# isort: split
+import faiss
+from torch import Tensor
+
+BLOCK = 16384  # feature rows drawn at a time
+WARM_UP = 1000  # feature rows that compile the kernels and start the libraries
+
+
+def draw_people(
+    path: Path, images: int, dim: int, *, per_person: int, strays: float = 0.0, seed: int = 0
+) -> np.ndarray:
+    """Save unit rows (images, dim) in float32 as ``path`` (.npy), block by block; returns who they are.
+
+    A row is its person's centre, an offset of one of six cameras, and noise, up to three times as much in some rows as
+    in others. Noise grows with ``dim`` such that people are about as hard to tell apart in every dimension.
+
+    Args:
+        per_person: images of each person.
+        strays: share of images, in [0, 1), that belong to nobody.
+
+    Returns:
+        (images,) int64 identities in random order; every stray has one of its own.
+    """
+    rng = np.random.default_rng(seed)
+    num_strays = round(images * strays)
+    people = max((images - num_strays) // per_person, 1)
+    identities = np.append(np.arange(images - num_strays) % people, people + np.arange(num_strays))
+    rng.shuffle(identities)
+    centres = rng.standard_normal((people + num_strays, dim), np.float32)
+    cameras = 0.5 * rng.standard_normal((6, dim), np.float32)
+    features = np.lib.format.open_memmap(path, "w+", np.float32, (images, dim))
+    for start in range(0, images, BLOCK):
+        block = identities[start : start + BLOCK]
+        noise = dim**0.25 / 3 * rng.uniform(0.5, 1.5, (len(block), 1)).astype(np.float32)
+        rows = noise * rng.standard_normal((len(block), dim), np.float32)
+        rows += centres[block] + cameras[rng.integers(6, size=len(block))]
+        features[start : start + BLOCK] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    features.flush()
+    return identities
+
+
+class Clock:
+    """Takes the time of named stages, on a GPU when their kernels are done."""
+
+    def __init__(self, device: str) -> None:
+        self.seconds: dict[str, float] = {}
+        self._device = device
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = self._now()
+        yield
+        self.seconds[name] = self._now() - start
+
+    def _now(self) -> float:
+        if self._device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+# Features, a clock and a device in, what shall be known of the result out.
+Work = Callable[[Tensor, Clock, str], Any]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One run of a work.
+
+    Attributes:
+        result: what the work returned.
+        seconds: of the whole, then of each stage.
+        peak: largest resident memory of its process up to now, in MiB.
+        beside: the same without what was resident before the first run, which is the features and the libraries.
+        gpu_peak: largest GPU memory that torch had allocated, in MiB; 0 without a GPU.
+    """
+
+    result: Any
+    seconds: dict[str, float]
+    peak: float
+    beside: float
+    gpu_peak: float
+
+    @property
+    def total(self) -> float:
+        return self.seconds["total"]
+
+
+class Worker:
+    """A process of its own that holds the features and runs one work on them, as often as asked.
+
+    Memory is only seen in a fresh process: in one that did other things before, the peak is theirs.
+
+    Raises:
+        What the work raises, and concurrent.futures.process.BrokenProcessPool where the process is killed.
+    """
+
+    def __init__(self, work: Work, features: Path, *, threads: int, device: str) -> None:
+        self._work = work
+        self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        self._ready = self._pool.submit(_prepare, work, features, threads, device)
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._pool.shutdown()
+
+    def run(self, work: Work | None = None) -> Measurement:
+        """Run the work that this process was started for, or once another."""
+        self._ready.result()
+        return self._pool.submit(_measure, work or self._work).result()
+
+
+_features: Tensor  # of this process, as the two below
+_device: str
+_resident: float
+
+
+def _prepare(work: Work, path: Path, threads: int, device: str) -> None:
+    global _features, _device, _resident
+    torch.set_num_threads(threads)
+    faiss.omp_set_num_threads(threads)
+    _features, _device = torch.from_numpy(np.load(path)), device
+    work(_features[:WARM_UP], Clock(device), device)
+    _resident = _memory("VmRSS")
+
+
+def _measure(work: Work) -> Measurement:
+    if _device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    clock = Clock(_device)
+    with clock.stage("total"):
+        result = work(_features, clock, _device)
+    seconds = {"total": clock.seconds.pop("total"), **clock.seconds}
+    peak = _memory("VmHWM")
+    gpu_peak = torch.cuda.max_memory_allocated() / 2**20 if _device == "cuda" else 0.0
+    return Measurement(result, seconds, peak, peak - _resident, gpu_peak)
+
+
+def _memory(field: str) -> float:
+    """A line of what Linux knows of this process, in MiB. Unlike getrusage's, its peak leaves out the parent."""
+    return _fields("/proc/self/status")[field] / 2**10
+
+
+def _fields(path: str) -> dict[str, int]:
+    """The lines "name: number kB" of a file of /proc."""
+    pairs = (line.split(":", 1) for line in Path(path).read_text().splitlines())
+    return {name: int(value.split()[0]) for name, value in pairs if value.endswith(" kB")}
+
+
+def machine(threads: int, device: str) -> str:
+    """What is measured on, and with what, in one line."""
+    cpu: dict[str, str] = {}
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        cpu.setdefault(name.strip(), value.strip())
+    useful = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in cpu.get("flags", "").split()]
+    memory = _fields("/proc/meminfo")["MemTotal"] / 2**20
+    parts = [
+        f"{cpu.get('model name', platform.machine())} ({', '.join(useful)})",
+        f"{threads} threads on {len(os.sched_getaffinity(0))} cores",
+        f"{memory:.0f} GiB",
+        *([torch.cuda.get_device_name()] if device == "cuda" else []),
+        f"Python {platform.python_version()}",
+        *(f"{module.__name__} {module.__version__}" for module in (torch, faiss, numba)),
+    ]
+    return ", ".join(parts)
