@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import benchmark_recluster
@@ -60,8 +59,8 @@ def main() -> None:
         parser.error("--device cuda: torch sees no GPU here")
     try:
         args.run(args)
-    except BrokenProcessPool:
-        sys.exit("error: a process was killed, probably for want of memory; try fewer --images")
+    except ChildProcessError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

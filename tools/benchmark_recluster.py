@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from fastreid_ice.core import dbscan, jaccard_graph, k_nearest  # before faiss: the package orders their imports
+from fastreid_ice.progress import progress
 
 # isort: split
 import faiss
@@ -25,14 +26,14 @@ from torch import Tensor
 
 EPS, K1, K2 = 0.55, 30, 6
 FLOAT64_LIMIT = 40_000  # images up to which the lists are searched in float64 as well
-TESTS = Path(__file__).resolve().parent.parent / "tests"
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))  # where the oracle is
 
 
 def recluster(features: Tensor, clock: Clock, device: str, method: str = "exact") -> np.ndarray:
     """Features to pseudo labels, as at the start of an epoch."""
-    options = {} if method == "exact" else {"method": method}
     with clock.stage("neighbors"):
-        _, ranks = k_nearest(features, K1, device=device, **options)
+        searching = partial(progress, title="Searching neighbors")
+        _, ranks = k_nearest(features, K1, device=device, method=method, progress=searching)
     return labels_of(features, ranks, clock)
 
 
@@ -45,7 +46,6 @@ def labels_of(features: Tensor, ranks: Tensor, clock: Clock) -> np.ndarray:
 
 def dense(features: Tensor, clock: Clock, device: str) -> np.ndarray:
     """The oracle of the tests; always on the CPU."""
-    sys.path.append(str(TESTS))
     from dense_recluster import dense_recluster
 
     return dense_recluster(features, k1=K1, k2=K2, eps=EPS)
@@ -74,13 +74,14 @@ def product_ranks(features: Tensor, device: str) -> Tensor:
 
 
 def float64_recluster(features: Tensor, clock: Clock, device: str) -> np.ndarray:
-    """The labels that neighbours searched in float64 give."""
+    """The labels that neighbors searched in float64 give."""
     return labels_of(features, product_ranks(features.double(), device), clock)
 
 
 def run(args: argparse.Namespace) -> None:
     """Measure the works in turn, each in a process of its own, and print the table."""
-    ours, faiss_name = "recluster", f"faiss IndexFlatIP on {faiss_device(args.device)}, search alone"
+    ours = "recluster"
+    faiss_name = f"faiss IndexFlatIP on {faiss_device(args.device)}, search alone"
     works: dict[str, Work] = {
         ours: recluster,
         faiss_name: faiss_search,

@@ -18,8 +18,8 @@ from chart import Point, draw_curves
 from measuring import Worker, draw_people, machine
 
 from fastreid_ice.core import label_quality
+from fastreid_ice.core.neighbors import METHODS
 
-METHODS = ("exact", "ivf", "hnsw")  # exact first: the labels of the others are compared with its labels
 PER_PERSON, STRAYS = 30, 0.1
 COLUMNS = {
     "images": ",d",
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
     rows, failed = [], False
     for images in sorted(set(args.images)):
         with People(images, args) as people:
-            for method in METHODS:
+            for method in METHODS:  # exact first: the labels of the others are compared with its labels
                 if method not in args.neighbors or (method == "exact" and images > args.exact_limit):
                     continue
                 asked = about | {"images": images, "neighbors": method}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +112,7 @@ class Worker:
     Memory is only seen in a fresh process: in one that did other things before, the peak is theirs.
 
     Raises:
-        What the work raises, and concurrent.futures.process.BrokenProcessPool where the process is killed.
+        ChildProcessError: the process was killed; and what the work raises.
     """
 
     def __init__(self, work: Work, features: Path, *, threads: int, device: str) -> None:
@@ -126,8 +128,11 @@ class Worker:
 
     def run(self, work: Work | None = None) -> Measurement:
         """Run the work that this process was started for, or once another."""
-        self._ready.result()
-        return self._pool.submit(_measure, work or self._work).result()
+        try:
+            self._ready.result()
+            return self._pool.submit(_measure, work or self._work).result()
+        except BrokenProcessPool:
+            raise ChildProcessError("the process was killed, probably for want of memory; try fewer images") from None
 
 
 _features: Tensor  # of this process, as the two below
@@ -137,11 +142,18 @@ _resident: float
 
 def _prepare(work: Work, path: Path, threads: int, device: str) -> None:
     global _features, _device, _resident
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     faiss.omp_set_num_threads(threads)
     _features, _device = torch.from_numpy(np.load(path)), device
     work(_features[:WARM_UP], Clock(device), device)
     _resident = _memory("VmRSS")
+
+
+def _end_with_parent() -> None:
+    """A pool's process would outlive a command that is killed, with all its memory."""
+    parent_process().join()
+    os._exit(1)
 
 
 def _measure(work: Work) -> Measurement:
