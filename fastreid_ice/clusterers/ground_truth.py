@@ -6,6 +6,7 @@ import torch
 from fastreid.config import CfgNode
 from torch import Tensor
 
+from ..config import InputError
 from .build import CLUSTERER_REGISTRY, Clusterer
 
 
@@ -18,4 +19,8 @@ class GroundTruth(Clusterer):
         return cls()
 
     def labels(self, features: Tensor, identities: Tensor) -> Tensor:
+        if (identities < 0).any():
+            raise InputError(
+                "CLUSTER.NAME GroundTruth needs the identities of all images, and they are not known; choose another"
+            )
         return torch.unique(identities, return_inverse=True)[1]

@@ -137,26 +137,29 @@ class ReclusterHook(HookBase):
         return (readable.cumsum(0) - 1).where(readable, -1)
 
     def _report(self, found: Tensor, readable: Tensor, seconds: dict[str, float]) -> None:
-        quality = label_quality(found, self.trainer.data_loader.training_set.identities)
         sizes = torch.bincount(found[found >= 0])
         scalars = {
             "cluster/number": len(sizes),
             "cluster/noise_share": (found < 0).float().mean().item(),
             "cluster/largest": sizes.max().item() if len(sizes) else 0,
             "cluster/unreadable": (~readable).sum().item(),
-            "cluster/ari": quality.adjusted_rand_index,
-            "cluster/nmi": quality.normalized_mutual_information,
         }
+        truth = self.trainer.data_loader.training_set.identities
+        known = truth >= 0
+        if known.any():
+            quality = label_quality(found[known], truth[known])
+            scalars["cluster/ari"] = quality.adjusted_rand_index
+            scalars["cluster/nmi"] = quality.normalized_mutual_information
         if self.labels is not None:
             scalars["cluster/churn"] = churn(self.labels, found)
         logger.info(
-            "Epoch %d: %d clusters of %d images, %.1f %% noise, largest %d, ARI %.3f, %.1f s",
+            "Epoch %d: %d clusters of %d images, %.1f %% noise, largest %d, %s%.1f s",
             self.trainer.epoch,
             scalars["cluster/number"],
             len(found),
             100 * scalars["cluster/noise_share"],
             scalars["cluster/largest"],
-            scalars["cluster/ari"],
+            f"ARI {scalars['cluster/ari']:.3f}, " if known.any() else "",
             sum(seconds.values()),
         )
         scalars |= {f"seconds/{stage}": value for stage, value in seconds.items()}
