@@ -6,7 +6,7 @@ Every module of this folder is imported, so that a further method is one file.
 from importlib import import_module
 from pkgutil import iter_modules
 
-from .build import LOSS_REGISTRY, LossTerm, Step, build_losses, required_views
+from .build import LOSS_REGISTRY, LossTerm, Step, build_losses, check_cameras, required_views
 from .dcmip import UPDATE_REGISTRY, DiscrepantProxyLoss, MultiInstanceLoss
 from .ice import ClusterProxyLoss, CrossCameraLoss, HardInstanceLoss, SoftConsistencyLoss
 
@@ -25,5 +25,6 @@ __all__ = [
     "SoftConsistencyLoss",
     "Step",
     "build_losses",
+    "check_cameras",
     "required_views",
 ]

@@ -48,13 +48,14 @@ class LossTerm(nn.Module):
     ``__init__`` in capitals, and the views it reads: "online", the online encoder on a strong view; "momentum", the
     momentum encoder on another; "momentum_weak", the momentum encoder on the weak view, which is resized only. A term
     that sets ``needs_momentum_features`` finds the momentum encoder's features of all images in its ``Clusters``,
-    whichever were clustered. What a loss remembers of the clusters lives in buffers that are not saved, since every
-    epoch fills them anew.
+    whichever were clustered; one that sets ``needs_cameras`` is refused where cameras are not known. What a loss
+    remembers of the clusters lives in buffers that are not saved, since every epoch fills them anew.
     """
 
     views: ClassVar[frozenset[str]]
     node: ClassVar[str]
     needs_momentum_features: ClassVar[bool] = False
+    needs_cameras: ClassVar[bool] = False
 
     def __init__(self, *, scale: float = 1.0) -> None:
         super().__init__()
@@ -94,6 +95,23 @@ def build_losses(cfg: CfgNode) -> nn.ModuleDict:
 def required_views(cfg: CfgNode) -> frozenset[str]:
     """The views that the losses of ``MODEL.LOSSES.NAME`` read together."""
     return frozenset().union(*(cls.views for cls in _named_losses(cfg)))
+
+
+def check_cameras(cfg: CfgNode, cameras: Tensor) -> None:
+    """Looks whether the losses of ``MODEL.LOSSES.NAME`` can learn from these cameras, (N,) int64, -1 if not known.
+
+    Raises:
+        InputError: a camera is not known, and a loss needs it.
+    """
+    losses = _named_losses(cfg)
+    refused = [cls.__name__ for cls in losses if cls.needs_cameras]
+    if not refused or (cameras >= 0).all():
+        return
+    others = tuple(cls.__name__ for cls in losses if not cls.needs_cameras) or ("ClusterProxyLoss",)
+    raise InputError(
+        f"MODEL.LOSSES.NAME: {', '.join(refused)} needs cameras, and those of {int((cameras < 0).sum())} images are "
+        f"not known; name {others} instead, or say how to tell the cameras of a folder (DATASETS.FOLDER.CAMERAS)"
+    )
 
 
 def _named_losses(cfg: CfgNode) -> list[type[LossTerm]]:

@@ -50,6 +50,7 @@ class CrossCameraLoss(LossTerm):
 
     views = frozenset({"online"})
     node = "CROSS_CAMERA"
+    needs_cameras = True
 
     def __init__(
         self,
