@@ -66,6 +66,12 @@ def add_ice_config(cfg: CfgNode) -> None:
     cfg.INPUT.BLUR.PROB = 0.5
     cfg.INPUT.BLUR.SIGMA = (0.1, 2.0)
 
+    # The folder of all datasets, of UnlabeledFolder that of the images; empty: the variable FASTREID_DATASETS names it.
+    cfg.DATASETS.ROOT = ""
+    # Cameras of UnlabeledFolder: "none", they are not known; "folders", the first sub-folder; or a regular
+    # expression with one group, searched in the path below ROOT, such as "_c([0-9]+)".
+    cfg.DATASETS.FOLDER = CfgNode({"CAMERAS": "none"})
+
     cfg.DATASETS.SYNTHETIC = CfgNode()  # the embedded data, dataset name SyntheticPeople
     cfg.DATASETS.SYNTHETIC.STRENGTH = "strong"  # how much cameras differ: "mild" or "strong"
     cfg.DATASETS.SYNTHETIC.TRAIN_IDENTITIES = 48

@@ -19,6 +19,7 @@ from fastreid.config import CfgNode, get_cfg
 from fastreid.engine import DefaultTrainer, default_argument_parser, default_setup
 from fastreid.utils.env import seed_all_rng
 
+from fastreid_ice.data import existing_tests
 from fastreid_ice.engine import Checkpointer, UnsupervisedTrainer, check_config, launch, stage_configs, train_stages
 from fastreid_ice.engine.launch import ProcessFailed
 from fastreid_ice.engine.stages import without_keys
@@ -35,9 +36,13 @@ def setup(args: argparse.Namespace) -> CfgNode:
         cfg.STAGES = without_keys(cfg.STAGES, args.opts[::2])
     except (AssertionError, KeyError, OSError, ValueError) as error:
         raise InputError(f"config {args.config_file or '(none)'}: {error}") from error
+    cfg.DATASETS.TESTS = existing_tests(cfg)
+    if args.eval_only and not cfg.DATASETS.TESTS:
+        raise InputError("--eval-only: nothing to evaluate; DATASETS.TESTS must name a dataset with a test set")
     if cfg.MODEL.DEVICE == "auto":
         cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-    if args.eval_only and cfg.MODEL.WEIGHTS:
+    if cfg.MODEL.WEIGHTS and (args.eval_only or cfg.MODEL.META_ARCHITECTURE == "MomentumReID"):
+        # They replace the whole backbone.
         cfg.MODEL.BACKBONE.PRETRAIN = False
     if args.resume and not has_checkpoint(cfg):
         first = stage_configs(cfg)[0].OUTPUT_DIR

@@ -1,5 +1,7 @@
 """Images in: views, samplers, loaders, and datasets (registered with fast-reid)."""
 
+from .folder import UnlabeledFolder
+from .inspection import inspect_images
 from .loaders import (
     PseudoLabelLoader,
     TrainingSet,
@@ -7,6 +9,7 @@ from .loaders import (
     build_feature_loader,
     build_test_loader,
     build_training_set,
+    existing_tests,
 )
 from .sampler import IdentitySampler
 from .synthetic import SyntheticPeople, SyntheticSource
@@ -20,10 +23,13 @@ __all__ = [
     "SyntheticPeople",
     "SyntheticSource",
     "TrainingSet",
+    "UnlabeledFolder",
     "build_dataset",
     "build_feature_loader",
     "build_strong_transform",
     "build_test_loader",
     "build_training_set",
     "build_weak_transform",
+    "existing_tests",
+    "inspect_images",
 ]

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader
 
 from ..config import InputError, lookup
+from .folder import is_labelled
 from .sampler import IdentitySampler
 from .views import ImageViews, Transform, build_strong_transform, build_weak_transform
 
@@ -28,8 +29,9 @@ class TrainingSet:
 
     Args:
         paths: N files.
-        cameras: (N,) int64 in 0..number of cameras - 1.
-        identities: (N,) int64, the truth where a dataset knows it: for measuring pseudo labels and for the upper bound.
+        cameras: (N,) int64 in 0..number of cameras - 1, -1 where a dataset does not know them.
+        identities: (N,) int64, the truth, -1 where a dataset does not know it: for measuring pseudo labels and for the
+            upper bound.
     """
 
     paths: list[str]
@@ -41,17 +43,18 @@ class TrainingSet:
 
 
 def build_dataset(cfg: CfgNode, name: str) -> ImageDataset:
-    """The registered dataset ``name``, below the folder that the variable FASTREID_DATASETS names (``datasets``).
+    """The registered dataset ``name``, in the folder that ``DATASETS.ROOT`` names.
 
-    A dataset with a ``from_config(cfg)`` gets its keyword arguments from there.
+    Where that is empty, it is the folder that the variable FASTREID_DATASETS names, ``datasets`` by default. A dataset
+    with a ``from_config(cfg)`` gets its keyword arguments from there.
 
     Raises:
         InputError: no dataset of this name, or its files are missing or do not look as they should.
     """
     cls = lookup(DATASET_REGISTRY, name, "DATASETS.NAMES or DATASETS.TESTS")
     options = cls.from_config(cfg) if hasattr(cls, "from_config") else {}
-    with _explaining(name):
-        return cls(root=_root(), **options)
+    with _explaining(cfg, name):
+        return cls(root=_root(cfg), **options)
 
 
 def build_training_set(cfg: CfgNode) -> TrainingSet:
@@ -63,7 +66,7 @@ def build_training_set(cfg: CfgNode) -> TrainingSet:
     items = []
     for name in cfg.DATASETS.NAMES:
         dataset = build_dataset(cfg, name)
-        items += sorted(_listing(dataset, name, "train"))
+        items += sorted(_listing(cfg, dataset, name, "train"))
         if comm.is_main_process():
             dataset.show_train()
     paths, identities, cameras = zip(*items, strict=True)
@@ -81,10 +84,15 @@ def build_feature_loader(cfg: CfgNode, training_set: TrainingSet) -> DataLoader:
     return _inference_loader(cfg, dataset)
 
 
+def existing_tests(cfg: CfgNode) -> tuple[str, ...]:
+    """``DATASETS.TESTS`` without an UnlabeledFolder whose folder has nothing to evaluate."""
+    return tuple(name for name in cfg.DATASETS.TESTS if name != "UnlabeledFolder" or is_labelled(cfg.DATASETS.ROOT))
+
+
 def build_test_loader(cfg: CfgNode, name: str) -> tuple[DataLoader, int]:
     """Query, then gallery of a dataset, and the number of query images, as fast-reid's evaluator expects them."""
     data = build_dataset(cfg, name)
-    query, gallery = (_listing(data, name, part) for part in ("query", "gallery"))
+    query, gallery = (_listing(cfg, data, name, part) for part in ("query", "gallery"))
     if comm.is_main_process():
         data.show_test()
     paths, identities, cameras = zip(*query, *gallery, strict=True)
@@ -204,14 +212,14 @@ def _inference_loader(cfg: CfgNode, dataset: ImageViews) -> DataLoader:
 
 
 def _numbered(values: tuple) -> Tensor:
-    """Values as positions in their sorted order."""
-    number = {value: i for i, value in enumerate(sorted(set(values)))}
+    """Values as positions in their sorted order, None as -1."""
+    number = {value: i for i, value in enumerate(sorted(set(values) - {None}))} | {None: -1}
     return torch.tensor([number[value] for value in values])
 
 
-def _listing(dataset: ImageDataset, name: str, part: str) -> list[tuple]:
+def _listing(cfg: CfgNode, dataset: ImageDataset, name: str, part: str) -> list[tuple]:
     """fast-reid's (path, person, camera) of one part, which many datasets read from the disk only now."""
-    with _explaining(name):
+    with _explaining(cfg, name):
         items = getattr(dataset, part)
         if not items:
             raise ValueError(f"its {part} part has no image")
@@ -219,15 +227,17 @@ def _listing(dataset: ImageDataset, name: str, part: str) -> list[tuple]:
 
 
 @contextmanager
-def _explaining(name: str) -> Iterator[None]:
+def _explaining(cfg: CfgNode, name: str) -> Iterator[None]:
     try:
         yield
+    except InputError:
+        raise
     except (OSError, RuntimeError, ValueError) as error:
         raise InputError(
-            f"dataset {name}: {error} (the environment variable FASTREID_DATASETS names the folder of all datasets, "
-            f"now {_root()!r})"
+            f"dataset {name}: {error} (the folder of all datasets is {_root(cfg)!r}; "
+            "DATASETS.ROOT names another, or the environment variable FASTREID_DATASETS)"
         ) from error
 
 
-def _root() -> str:
-    return os.environ.get("FASTREID_DATASETS", "datasets")
+def _root(cfg: CfgNode) -> str:
+    return cfg.DATASETS.ROOT or os.environ.get("FASTREID_DATASETS", "datasets")

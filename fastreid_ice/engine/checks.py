@@ -69,6 +69,10 @@ def check_config(cfg: CfgNode, *, num_processes: int = 1) -> None:
     ours = cfg.MODEL.META_ARCHITECTURE == "MomentumReID"
     if cfg.STAGES and not ours:
         raise InputError("STAGES needs MODEL.META_ARCHITECTURE MomentumReID; leave it empty for others")
+    if cfg.DATASETS.ROOT and not ours:
+        raise InputError(
+            "DATASETS.ROOT needs MODEL.META_ARCHITECTURE MomentumReID; for others set the variable FASTREID_DATASETS"
+        )
     # Those of later stages are yet to be made.
     if ours and cfg.MODEL.WEIGHTS and not os.path.isfile(cfg.MODEL.WEIGHTS):
         raise InputError(f"MODEL.WEIGHTS: no file {cfg.MODEL.WEIGHTS!r}")

@@ -114,9 +114,13 @@ def train_stages(cfg: CfgNode, *, resume: bool = False) -> OrderedDict | None:
         InputError: a checkpoint cannot be read.
     """
     stages = stage_configs(cfg)
-    if len(stages) == 1:
-        return _train(stages[0], resume)
+    results = _train(stages[0], resume) if len(stages) == 1 else _train_all(stages, resume)
+    if comm.is_main_process():
+        logger.info("The weights to use: %s", best_checkpoint(stages[-1]))
+    return results
 
+
+def _train_all(stages: list[CfgNode], resume: bool) -> OrderedDict | None:
     done = 0
     while resume and done < len(stages) - 1 and is_complete(stages[done]):
         done += 1

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections import defaultdict
+from collections.abc import Sequence
 
 from fastreid.config import CfgNode
 from fastreid.engine.train_loop import HookBase
@@ -69,7 +70,7 @@ def epoch_table(path: str, iters_per_epoch: int, dataset: str = "") -> str:
         iters_per_epoch: iterations from one clustering to the next.
         dataset: whose figures to show where several are evaluated.
     """
-    return tabulate(_rows(read_epochs(path, iters_per_epoch, dataset)), HEADERS, floatfmt=FORMATS, missingval="")
+    return _table(_rows(read_epochs(path, iters_per_epoch, dataset)), HEADERS, FORMATS)
 
 
 def stage_table(stages: list[CfgNode]) -> str:
@@ -80,7 +81,7 @@ def stage_table(stages: list[CfgNode]) -> str:
             continue
         epochs = read_epochs(metrics_file(cfg), cfg.SOLVER.ITERS_PER_EPOCH, first_test_set(cfg))
         rows += [[number, *row] for row in _rows(epochs)]
-    return tabulate(rows, ["stage", *HEADERS], floatfmt=("", *FORMATS), missingval="")
+    return _table(rows, ["stage", *HEADERS], ("", *FORMATS))
 
 
 def read_epochs(path: str, iters_per_epoch: int, dataset: str = "") -> dict[int, dict[str, float]]:
@@ -113,6 +114,17 @@ def metrics_file(cfg: CfgNode) -> str:
 def first_test_set(cfg: CfgNode) -> str:
     """The prefix of the figures that choose the best epoch, empty where only one dataset is evaluated."""
     return cfg.DATASETS.TESTS[0] if len(cfg.DATASETS.TESTS) > 1 else ""
+
+
+def _table(rows: list[list], headers: Sequence[str], formats: Sequence[str]) -> str:
+    """The rows as text, without the columns that nothing is known of, such as mAP where nothing was evaluated."""
+    columns = [
+        (header, form, values)
+        for header, form, *values in zip(headers, formats, *rows, strict=True)
+        if not values or any(value is not None for value in values)
+    ]
+    headers, formats, values = zip(*columns, strict=True)
+    return tabulate(zip(*values, strict=True), headers, floatfmt=formats, missingval="")
 
 
 def _rows(epochs: dict[int, dict[str, float]]) -> list[list]:

@@ -14,8 +14,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..config import InputError
-from ..data import PseudoLabelLoader, build_feature_loader, build_test_loader, build_training_set
-from ..losses import required_views
+from ..data import PseudoLabelLoader, build_feature_loader, build_test_loader, build_training_set, inspect_images
+from ..losses import check_cameras, required_views
 from .checkpoint import Checkpointer
 from .hooks import build_hooks, sync_buffers, unwrap
 from .summary import EpochTable, EvaluateStart
@@ -43,7 +43,11 @@ class UnsupervisedTrainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> PseudoLabelLoader:
-        return PseudoLabelLoader.from_config(cfg, build_training_set(cfg), required_views(cfg))
+        images = build_training_set(cfg)
+        check_cameras(cfg, images.cameras)
+        if "UnlabeledFolder" in cfg.DATASETS.NAMES and comm.is_main_process():
+            inspect_images(images.paths, unreadable=cfg.DATALOADER.UNREADABLE)
+        return PseudoLabelLoader.from_config(cfg, images, required_views(cfg))
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> tuple[DataLoader, int]:

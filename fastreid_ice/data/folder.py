@@ -1,0 +1,194 @@
+"""UnlabeledFolder: one's own crops, any folder of images, with or without cameras."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections import Counter, defaultdict, deque
+from collections.abc import Collection
+from pathlib import Path
+
+from fastreid.data.datasets import DATASET_REGISTRY
+from fastreid.data.datasets.bases import ImageDataset
+from tabulate import tabulate
+
+from ..config import InputError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+QUERY, GALLERY = "query", "gallery"
+SHOWN_CAMERAS = 20
+
+logger = logging.getLogger(f"fastreid.{__name__}")
+
+
+@DATASET_REGISTRY.register()
+class UnlabeledFolder(ImageDataset):
+    """Any folder of images (jpg, jpeg, png, webp, bmp, in any case, at any depth) without identities.
+
+    Links to files and folders are followed, and a folder is read once, however many links lead to it. Names that begin
+    with a dot are left out.
+
+    Where ``root`` holds the folders ``query`` and ``gallery``, these are not trained on, and can be evaluated: there
+    the identity of an image is the name of the folder that it lies in, as in ``query/anna/7.jpg`` and
+    ``gallery/anna/8.jpg``. Their cameras follow the same rule as those of training images, by the path below ``query``
+    or ``gallery``; with "folders" this is ``query/<camera>/<identity>/7.jpg``. As usual, gallery images of a query's
+    identity in its own camera do not count; without cameras all of them do.
+
+    Args:
+        root: the folder.
+        cameras: "none", they are not known; "folders", the first sub-folder is the camera; else a regular expression
+            with one group, the camera, which is searched in the path below ``root`` ("/" between folders).
+
+    Attributes:
+        paths: the training images, sorted.
+        cameras: the camera of each as text, None where it is not known.
+
+    Raises:
+        InputError: no such folder, fewer than two images, a path that does not tell its camera, or query and gallery
+            that do not fit each other.
+    """
+
+    dataset_name = "unlabeledfolder"
+
+    def __init__(self, root: str, *, cameras: str = "none", **kwargs) -> None:
+        self.root, self.rule = Path(root), cameras
+        self._camera = _camera_pattern(cameras)
+        if not self.root.is_dir():
+            raise InputError(f"DATASETS.ROOT {root!r} is no folder")
+        parts = [name for name in (QUERY, GALLERY) if (self.root / name).is_dir()]
+        if len(parts) == 1:
+            raise InputError(
+                f"{root!r} holds {parts[0]!r} without {QUERY if parts == [GALLERY] else GALLERY!r}: evaluation needs "
+                "both; rename the folder if its images are to be trained on"
+            )
+        names = list_images(self.root, leave_out=[self.root / name for name in parts])
+        if len(names) < 2:
+            raise InputError(
+                f"DATASETS.ROOT {root!r} holds {len(names)} images to train on ({', '.join(SUFFIXES)}); "
+                "at least 2 are needed"
+            )
+        self.paths = [str(self.root / name) for name in names]
+        self.cameras = self._cameras(self.root, names)
+        train = [
+            (path, None, None if camera is None else f"{self.dataset_name}_{camera}")
+            for path, camera in zip(self.paths, self.cameras, strict=True)
+        ]
+        super().__init__(train, *(self._test_set() if parts else ([], [])), **kwargs)
+
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        """The keywords of ``__init__`` out of ``cfg.DATASETS``."""
+        if not cfg.DATASETS.ROOT:
+            raise InputError("DATASETS.ROOT is empty: it must name the folder of images")
+        return {"cameras": cfg.DATASETS.FOLDER.CAMERAS or "none"}  # yacs reads a bare None as nothing
+
+    def show_train(self) -> None:
+        """Logs how many images each camera has."""
+        logger.info("%d images in %s (DATASETS.FOLDER.CAMERAS %s)", len(self.paths), self.root, self.rule)
+        if self._camera is not None:
+            counts = sorted(Counter(self.cameras).items())
+            more = len(counts) - SHOWN_CAMERAS
+            table = tabulate(counts[:SHOWN_CAMERAS], ["camera", "images"], disable_numparse=True)
+            logger.info("%d cameras\n%s%s", len(counts), table, f"\n... and {more} more" if more > 0 else "")
+        if not self.query:
+            logger.info("%s has no folders query and gallery: nothing to evaluate there", self.root)
+
+    def _cameras(self, folder: Path, names: list[str]) -> list[str] | list[None]:
+        if self._camera is None:
+            return [None] * len(names)
+        matches = map(self._camera.search, names)
+        cameras = [match and match[1] for match in matches]
+        if None in cameras:
+            raise InputError(
+                f"DATASETS.FOLDER.CAMERAS {self.rule!r} finds no camera in {cameras.count(None)} of {len(names)} "
+                f"paths below {str(folder)!r}, the first: {names[cameras.index(None)]!r}"
+            )
+        return cameras
+
+    def _test_set(self) -> list[list[tuple]]:
+        """fast-reid's (path, person, camera) of query and of gallery."""
+        query, gallery = self._labelled(QUERY), self._labelled(GALLERY)
+        seen = defaultdict(set)
+        for _, person, camera in gallery:
+            seen[person].add(camera)
+        if not any(seen[person] - {camera} for _, person, camera in query):
+            raise InputError(
+                f"no image in {str(self.root / QUERY)!r} has its identity in {str(self.root / GALLERY)!r}"
+                + ("" if self._camera is None else " in another camera")
+            )
+        people, cameras = (
+            {text: number for number, text in enumerate(sorted({item[column] for item in query + gallery}))}
+            for column in (1, 2)
+        )
+        return [[(path, people[person], cameras[camera]) for path, person, camera in part] for part in (query, gallery)]
+
+    def _labelled(self, part: str) -> list[tuple[str, str, str]]:
+        """(path, person, camera) of query or gallery, person and camera as text."""
+        folder = self.root / part
+        names = list_images(folder)
+        if not names:
+            raise InputError(f"{str(folder)!r} holds no image")
+        layout = "<camera>/<identity>" if self.rule == "folders" else "<identity>"
+        for name in names:
+            if name.count("/") <= layout.count("/"):
+                raise InputError(f"{str(folder / name)!r} must lie in a folder {part}/{layout}")
+        # Where cameras are not known, query and gallery stand for two, so that all images of a person count.
+        cameras = [part] * len(names) if self._camera is None else self._cameras(folder, names)
+        return [(str(folder / name), name.split("/")[-2], camera) for name, camera in zip(names, cameras, strict=True)]
+
+
+def is_labelled(root: str) -> bool:
+    """Whether a folder of images has a query or a gallery to evaluate."""
+    return any(Path(root, part).is_dir() for part in (QUERY, GALLERY))
+
+
+def list_images(root: Path, leave_out: Collection[Path] = ()) -> list[str]:
+    """The images below ``root``: sorted paths relative to it, with "/" between folders.
+
+    Each folder is read once, by its own path if it lies below ``root``, else by the first link to it; so links may go
+    round in circles.
+
+    Args:
+        root: the folder.
+        leave_out: folders that are not read.
+    """
+    names: list[str] = []
+    seen = {_identity(folder) for folder in leave_out}
+    folders, links = [root], deque[Path]()
+    while folders or links:
+        folder = folders.pop() if folders else links.popleft()
+        if _identity(folder) in seen:
+            continue
+        seen.add(_identity(folder))
+        with os.scandir(folder) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    (links if entry.is_symlink() else folders).append(Path(entry.path))
+                elif entry.name.lower().endswith(SUFFIXES):
+                    names.append(Path(entry.path).relative_to(root).as_posix())
+    return sorted(names)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _camera_pattern(rule: str) -> re.Pattern | None:
+    """What finds a camera in a path, as its one group; None where cameras are not known."""
+    if rule == "none":
+        return None
+    key = f"DATASETS.FOLDER.CAMERAS {rule!r}"
+    try:
+        pattern = re.compile("^([^/]+)/" if rule == "folders" else rule)
+    except re.error as error:
+        raise InputError(f"{key} is neither 'none' nor 'folders' nor a regular expression: {error}") from error
+    if pattern.groups != 1:
+        raise InputError(
+            f"{key} must be 'none', 'folders', or a regular expression with one group, as in '_c([0-9]+)'; "
+            f"it has {pattern.groups} groups"
+        )
+    return pattern

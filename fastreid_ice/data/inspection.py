@@ -1,0 +1,98 @@
+"""A look at every training image before training: sizes, files that cannot be read, copies."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Any
+
+from fastreid.data.data_utils import read_image
+
+from ..config import InputError
+from ..progress import progress
+
+SHOWN = 10
+
+logger = logging.getLogger(f"fastreid.{__name__}")
+
+
+def inspect_images(paths: Sequence[str], *, unreadable: str) -> None:
+    """Reads every image as training will, and logs the smallest and largest, unreadable ones and copies.
+
+    Copies are files of the same bytes; only those that agree in length and size of the picture are compared. Decoding
+    runs in threads; memory is linear in the number of images.
+
+    Args:
+        paths: the files.
+        unreadable: what follows from an image that cannot be read, ``DATALOADER.UNREADABLE``: "error" or "skip".
+
+    Raises:
+        InputError: an image cannot be read and ``unreadable`` is "error", or fewer than two can.
+    """
+    found = dict(zip(paths, _in_threads(_read, paths, "Reading images"), strict=True))
+    sizes = {path: size for path, size in found.items() if not isinstance(size, str)}
+    reasons = {path: reason for path, reason in found.items() if isinstance(reason, str)}
+    if reasons:
+        logger.warning("%d of %d images cannot be read:%s", len(reasons), len(paths), _first(list(reasons.values())))
+    if reasons and unreadable == "error":
+        raise InputError(
+            f"{len(reasons)} of {len(paths)} training images cannot be read, the first: {next(iter(reasons))!r}; "
+            "remove them, or leave them out with DATALOADER.UNREADABLE skip"
+        )
+    if len(sizes) < 2:
+        raise InputError(f"only {len(sizes)} of {len(paths)} training images can be read")
+
+    smallest, largest = (pick(sizes, key=lambda path: sizes[path][0] * sizes[path][1]) for pick in (min, max))
+    logger.info(
+        "Sizes (width x height): from %d x %d (%s) to %d x %d (%s)",
+        *sizes[smallest][:2],
+        smallest,
+        *sizes[largest][:2],
+        largest,
+    )
+    candidates = [path for group in _groups(sizes) for path in group]
+    digests = dict(zip(candidates, _in_threads(_digest, candidates, "Comparing images of equal size"), strict=True))
+    copies = [f"{path} = {group[0]}" for group in _groups(digests) for path in group[1:]]
+    if copies:
+        logger.warning("%d images are copies of others, byte for byte:%s", len(copies), _first(copies))
+
+
+def _read(path: str) -> tuple[int, int, int] | str:
+    """Width, height and bytes of an image, or why it cannot be read."""
+    try:
+        return (*read_image(path).size, os.path.getsize(path))
+    except OSError as error:
+        return str(error)
+
+
+def _digest(path: str) -> Hashable:
+    try:
+        return hashlib.blake2b(Path(path).read_bytes()).digest()
+    except OSError:  # gone by now, so like no other
+        return path
+
+
+def _in_threads(work: Callable[[str], Any], paths: Sequence[str], title: str) -> Iterator[Any]:
+    """``work`` on each path, in order. Pillow decodes without Python's lock."""
+    with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
+        results = pool.imap(work, paths, chunksize=16)
+        for _ in progress(paths, title):
+            yield next(results)
+
+
+def _groups(values: dict[str, Hashable]) -> list[list[str]]:
+    """The paths of equal value, where there are several."""
+    groups = defaultdict(list)
+    for path, value in values.items():
+        groups[value].append(path)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _first(lines: list[str]) -> str:
+    more = [f"... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    return "".join(f"\n  {line}" for line in [*lines[:SHOWN], *more])
