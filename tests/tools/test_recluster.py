@@ -1,0 +1,226 @@
+"""The reclustering tool as a user runs it: files in, a CSV file out, and sentences where that cannot be."""
+
+from __future__ import annotations
+
+import csv
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import recluster
+import torch
+from sklearn.cluster import DBSCAN
+
+from fastreid_ice import InputError
+from fastreid_ice.core import jaccard_graph, k_nearest
+from support import ROOT, SMALL
+
+OPTIONS = ["MODEL.DEVICE", "cpu", "CLUSTER.K1", "12", "CLUSTER.EPS", "0.5"]
+
+
+def blobs(dtype: type = np.float32) -> np.ndarray:
+    """(103, 32) rows of different lengths: 10 clusters of 10, and 3 rows far from all."""
+    rng = np.random.default_rng(0)
+    rows = np.concatenate(
+        [np.repeat(rng.normal(size=(10, 32)), 10, 0) + 0.2 * rng.normal(size=(100, 32)), -np.eye(32)[:3]]
+    )
+    return (rows * rng.uniform(0.5, 3, (103, 1)))[rng.permutation(103)].astype(dtype)
+
+
+def read(path: Path) -> dict[str, list[str]]:
+    """The columns of a CSV file."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> None:
+    """The command, in this process."""
+    monkeypatch.setattr(sys, "argv", ["recluster.py", *map(str, arguments)])
+    recluster.main()
+
+
+@pytest.mark.slow
+def test_labels_and_distances_of_features(tmp_path: Path) -> None:
+    features = blobs(np.float16)
+    np.save(tmp_path / "features.npy", features)
+    command = [sys.executable, recluster.__file__, "--features", "features.npy", *OPTIONS]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["features.npy", "labels.csv"]
+    columns = read(tmp_path / "labels.csv")
+    assert list(columns) == ["path", "camera", "label", "distance_to_centroid"]
+    assert columns["path"] == [str(row) for row in range(103)] and set(columns["camera"]) == {""}
+
+    rows = features.astype(np.float64)
+    distances = jaccard_graph(rows, k_nearest(rows, 12)[1], k1=12, k2=6).toarray()
+    dense = np.where(distances == 0, np.where(np.eye(103), 0, 1), distances)
+    expected = DBSCAN(eps=0.5, min_samples=4, metric="precomputed").fit_predict(dense)
+    labels = np.array(columns["label"], dtype=int)
+    assert np.array_equal(labels, expected) and labels.max() > 5 and labels.min() == -1
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    for row, label, distance in zip(unit, labels, columns["distance_to_centroid"], strict=True):
+        if label < 0:
+            assert distance == ""
+        else:
+            centroid = unit[labels == label].mean(0)
+            assert float(distance) == pytest.approx(1 - row @ centroid / np.linalg.norm(centroid), abs=2e-6)
+    for stage in ("features", "neighbors", "jaccard", "dbscan", "distances"):
+        assert stage in done.stdout[done.stdout.index("Seconds:") :]
+    noise, largest = (labels < 0).mean(), np.bincount(labels[labels >= 0]).max()
+    assert done.stdout.splitlines()[-1] == (
+        f"103 images, {labels.max() + 1} clusters, {noise:.1%} noise, largest cluster {largest} images: labels.csv"
+    )
+
+
+def test_names_and_another_clusterer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """k-means, too, goes by the direction of a row, whatever its length."""
+    monkeypatch.chdir(tmp_path)
+    rows = blobs(np.float64)
+    np.save("scaled.npy", rows)
+    np.save("unit.npy", rows / np.linalg.norm(rows, axis=1, keepdims=True))
+    names = [f"crops, ä/{row}.jpg" for row in range(103)]
+    Path("names.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
+    kmeans = [*OPTIONS, "CLUSTER.NAME", "KMeans", "CLUSTER.NUM_CLUSTERS", "13"]
+    for kind in ("scaled", "unit"):
+        run(monkeypatch, "--features", f"{kind}.npy", "--paths", "names.txt", "--output", f"{kind}.csv", *kmeans)
+    columns = read(Path("unit.csv"))
+    assert read(Path("scaled.csv"))["label"] == columns["label"]
+    assert columns["path"] == names and set(columns["label"]) == {str(label) for label in range(13)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_unit_rows_are_not_copied(dtype: torch.dtype) -> None:
+    rows = torch.nn.functional.normalize(torch.randn(9, 64, generator=torch.Generator().manual_seed(0))).to(dtype)
+    assert recluster.unit_rows(rows, "f.npy") is rows
+    scaled = recluster.unit_rows(rows * 5, "f.npy")
+    assert scaled.dtype == torch.promote_types(dtype, torch.float32)
+    torch.testing.assert_close(scaled, rows.to(scaled.dtype), rtol=0, atol=2e-3)
+
+
+def test_distances_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, labels = torch.from_numpy(blobs()), torch.arange(103) % 7 - 1
+    whole = recluster.distances_to_centroids(rows, labels)
+    monkeypatch.setattr(recluster, "BLOCK", 10)
+    torch.testing.assert_close(recluster.distances_to_centroids(rows, labels), whole, equal_nan=True)
+    assert whole.isnan().equal(labels < 0)
+    assert recluster.distances_to_centroids(rows, torch.full((103,), -1)).isnan().all()
+
+
+def test_images_of_a_folder(datasets_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder whose name is a number, cameras by name, and an image that cannot be read."""
+    folder = tmp_path / "2024"
+    shutil.copytree(next(datasets_root.rglob("bounding_box_train")), folder)
+    (folder / "0000_c9s1.jpg").write_bytes(b"broken")
+    kept = ("INPUT.", "DATALOADER.", "MODEL.D")
+    small = [str(part) for key, value in SMALL.items() if key.startswith(kept) for part in (key, value)]
+    weights = [
+        "MODEL.WEIGHTS",
+        str(ROOT / "configs" / "source_osnet_x0_25.pth"),
+        "DATASETS.FOLDER.CAMERAS",
+        "_c([0-9])",
+    ]
+    monkeypatch.chdir(tmp_path)
+    arguments = [
+        "--images",
+        "2024",
+        "--config-file",
+        str(ROOT / "configs" / "ice_folder.yml"),
+        *small,
+        *OPTIONS,
+        *weights,
+    ]
+    with pytest.raises(SystemExit, match="error: 1 of 55 training images cannot be read"):
+        run(monkeypatch, *arguments)
+    assert not Path("labels.csv").exists()
+    run(monkeypatch, *arguments, "DATALOADER.UNREADABLE", "skip")
+    columns = read(Path("labels.csv"))
+    assert len(columns["path"]) == 55 and columns["path"] == sorted(columns["path"])
+    assert all(Path(path).is_file() for path in columns["path"])
+    assert columns["camera"] == [Path(path).name[6] for path in columns["path"]]
+    assert (columns["label"][0], columns["distance_to_centroid"][0]) == ("-1", "")
+    assert len(set(columns["label"])) > 2
+
+
+def save(folder: Path, array: np.ndarray) -> list[str | Path]:
+    np.save(folder / "f.npy", array)
+    return ["--features", folder / "f.npy"]
+
+
+def with_row(value: float) -> np.ndarray:
+    rows = blobs()
+    rows[7] = value
+    return rows
+
+
+BAD = {
+    "no file": (lambda folder: ["--features", "no.npy"], "--features no.npy: No such file"),
+    "a folder": (lambda folder: ["--features", folder], "Is a directory"),
+    "no array": (lambda folder: ["--features", ROOT / "README.md"], "README.md is no .npy file of numbers"),
+    "an empty file": (lambda folder: ["--features", touch(folder / "e.npy")], "e.npy is no .npy file of numbers"),
+    "objects": (lambda folder: save(folder, np.array([[None]])), "is no .npy file of numbers"),
+    "an archive": (lambda folder: ["--features", archive(folder / "a.npz")], "is an archive of arrays"),
+    "a vector": (lambda folder: save(folder, np.ones(9)), r"array \(N, D\), not float64 \(9,\)"),
+    "integers": (lambda folder: save(folder, np.ones((9, 2), int)), r"array \(N, D\), not int64 \(9, 2\)"),
+    "two rows": (lambda folder: save(folder, np.ones((2, 4))), "holds 2 rows; at least 3 are needed"),
+    "NaN": (lambda folder: save(folder, with_row(np.nan)), "row 7 and 0 more of 103 are all zeros, or hold NaN"),
+    "a zero row": (lambda folder: save(folder, with_row(0)), "row 7 and 0 more of 103 are all zeros"),
+    "names": (
+        lambda folder: [*save(folder, blobs()), "--paths", ROOT / "LICENSE"],
+        "LICENSE has [0-9]+ lines, but .*f.npy has 103 rows",
+    ),
+    "no names": (lambda folder: [*save(folder, blobs()), "--paths", "no.txt"], "--paths no.txt: No such file"),
+    "no output folder": (
+        lambda folder: [*save(folder, blobs()), "--output", "no/l.csv"],
+        "--output no/l.csv: its folder",
+    ),
+    "an output folder": (lambda folder: [*save(folder, blobs()), "--output", folder], "or it is a folder itself"),
+    "a key": (lambda folder: [*save(folder, blobs()), "CLUSTER.EPS", "1.5"], "CLUSTER.EPS 1.5 must lie"),
+    "the upper bound": (lambda folder: [*save(folder, blobs()), "CLUSTER.NAME", "GroundTruth"], "needs the identities"),
+    "no weights": (
+        lambda folder: ["--images", folder, "--config-file", ROOT / "configs" / "ice_folder_r50.yml"],
+        "MODEL.WEIGHTS is empty",
+    ),
+    "another model": (
+        lambda folder: [*save(folder, blobs()), "--config-file", ROOT / "configs" / "source_synthetic.yml"],
+        "MODEL.META_ARCHITECTURE must be MomentumReID",
+    ),
+}
+
+
+def touch(path: Path) -> Path:
+    path.touch()
+    return path
+
+
+def archive(path: Path) -> Path:
+    np.savez(path, blobs())
+    return path
+
+
+@pytest.mark.parametrize("what", list(BAD))
+def test_bad_input_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    arguments, message = BAD[what]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=message) as error:
+        run(monkeypatch, *arguments(tmp_path))
+    assert str(error.value.code).startswith("error: ") and "\n" not in error.value.code
+    assert not list(tmp_path.glob("**/*.csv*"))
+
+
+def test_what_does_not_fit_on_the_disk_leaves_the_file_of_before(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("of before")
+    images = recluster.Images(torch.ones(5000, 2), torch.ones(5000, dtype=torch.bool), range(5000), [""] * 5000)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9000, hard))
+    try:
+        with pytest.raises(InputError, match="--output .*labels.csv: File too large"):
+            recluster.write_labels(path, images, torch.zeros(5000, dtype=torch.int64), torch.zeros(5000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_text() == "of before" and list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,254 @@
+#!/usr/bin/env python
+"""Clusters features, or the images of a folder by a trained model, and writes a label for each image to a CSV file.
+
+python tools/recluster.py --features features.npy CLUSTER.EPS 0.5 CLUSTER.K1 20
+python tools/recluster.py --images path/to/crops --config-file configs/ice_folder.yml \
+    MODEL.WEIGHTS logs/ice_folder/model_final.pth
+
+The file has the columns path, camera, label (0, 1, ..., or -1 for noise) and distance_to_centroid, 1 - cosine between
+the image's feature and the mean of its cluster's unit features, empty for noise. Clusters are those of the clusterer
+that the config names, with its CLUSTER.* keys, as in training; without a config file those of ICE.
+
+Features are a float16, float32 or float64 array (N, D) in a .npy file, which is not read into memory as a whole; their
+paths are row numbers unless --paths names a file with one per line. Of images, those of an UnlabeledFolder are taken,
+with cameras by DATASETS.FOLDER.CAMERAS, and the encoder that CLUSTER.FEATURES names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import train_net  # before fastreid, which cannot be imported without the plugin
+
+# isort: split
+import numpy as np
+import torch
+import torch.nn.functional as F
+from fastreid.config import CfgNode
+from fastreid.engine import default_argument_parser
+from fastreid.modeling import build_model
+from fastreid.utils.logger import setup_logger
+from torch import Tensor
+
+from fastreid_ice import InputError
+from fastreid_ice.clusterers import build_clusterer
+from fastreid_ice.data import TrainingSet, build_dataset, build_feature_loader, inspect_images
+from fastreid_ice.engine import Checkpointer, extract_features, stage_configs
+from fastreid_ice.progress import progress
+
+DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "base-ice.yml"
+BLOCK = 4096  # rows at a time
+
+logger = logging.getLogger("fastreid.recluster")
+
+
+@dataclass(frozen=True)
+class Images:
+    """What is known of N images.
+
+    Args:
+        features: (N, D) unit rows.
+        usable: (N,) bool, False for an image that could not be read.
+        paths, cameras: N texts, "" for an unknown camera.
+    """
+
+    features: Tensor
+    usable: Tensor
+    paths: Sequence[str | int]
+    cameras: Sequence[str]
+
+
+def read_config(args: argparse.Namespace) -> CfgNode:
+    """The config, checked as for training.
+
+    Raises:
+        InputError: a key that cannot work, or a config that has no encoder for the images.
+    """
+    if args.features:
+        fixed = ["MODEL.WEIGHTS", ""]
+    else:
+        fixed = ["DATASETS.ROOT", repr(args.images), "DATASETS.NAMES", "('UnlabeledFolder',)", "DATASETS.TESTS", "()"]
+    config = ["--config-file", args.config_file or str(DEFAULT_CONFIG)]
+    cfg = train_net.setup(default_argument_parser().parse_args([*config, *args.options, *fixed]))
+    if cfg.MODEL.META_ARCHITECTURE != "MomentumReID":
+        raise InputError(f"{args.config_file}: MODEL.META_ARCHITECTURE must be MomentumReID")
+    if args.images and not cfg.MODEL.WEIGHTS:
+        raise InputError("MODEL.WEIGHTS is empty: it must name the checkpoint of a trained model")
+    return cfg
+
+
+def read_features(path: str, names: str | None) -> Images:
+    """The rows of a .npy file, left on the disk where they are unit rows.
+
+    Raises:
+        InputError: no such file, another format, shape or type, rows without a direction, or names for other rows.
+    """
+    try:
+        array = np.load(path, mmap_mode="c")  # not "r": torch warns of arrays that cannot be written
+    except OSError as error:
+        raise InputError(f"--features {path}: {error.strerror or error}") from error
+    except (EOFError, ValueError) as error:
+        raise InputError(f"--features {path} is no .npy file of numbers: {error}") from error
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"--features {path} is an archive of arrays; save one of them with numpy.save")
+    if array.ndim != 2 or array.dtype not in (np.float16, np.float32, np.float64):
+        raise InputError(
+            f"--features {path} must hold a float16, float32 or float64 array (N, D), not {array.dtype} {array.shape}"
+        )
+    if len(array) < 3:
+        raise InputError(f"--features {path} holds {len(array)} rows; at least 3 are needed")
+    paths: Sequence[str | int] = range(len(array))
+    if names:
+        try:
+            paths = Path(names).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        except OSError as error:
+            raise InputError(f"--paths {names}: {error.strerror}") from error
+        if len(paths) != len(array):
+            raise InputError(f"--paths {names} has {len(paths)} lines, but {path} has {len(array)} rows")
+    features = unit_rows(torch.from_numpy(array), path)
+    return Images(features, torch.ones(len(array), dtype=torch.bool), paths, [""] * len(array))
+
+
+def unit_rows(features: Tensor, path: str) -> Tensor:
+    """``features`` as they are where all rows have length 1, else a scaled copy of at least float32."""
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    norms = torch.cat([block.to(dtype).norm(dim=1) for block in progress(features.split(BLOCK), "Reading features")])
+    unusable = ~(norms.isfinite() & (norms > 0))
+    if unusable.any():
+        raise InputError(
+            f"--features {path}: row {int(unusable.int().argmax())} and {int(unusable.sum()) - 1} more of {len(norms)} "
+            "are all zeros, or hold NaN or infinity"
+        )
+    if ((norms - 1).abs() < 1e-3).all():
+        return features
+    return torch.div(features, norms[:, None], out=torch.empty(features.shape, dtype=dtype))
+
+
+def extract(cfg: CfgNode, weights: str) -> Images:
+    """The features of the images in ``DATASETS.ROOT`` by the checkpoint ``weights``.
+
+    Raises:
+        InputError: images or weights that cannot be used.
+    """
+    dataset = build_dataset(cfg, "UnlabeledFolder")
+    dataset.show_train()
+    inspect_images(dataset.paths, unreadable=cfg.DATALOADER.UNREADABLE)
+    model = build_model(cfg)
+    Checkpointer(model).load(weights)
+    unknown = torch.full((len(dataset.paths),), -1)
+    loader = build_feature_loader(cfg, TrainingSet(dataset.paths, cameras=unknown, identities=unknown))
+    features, usable = extract_features(model, loader, cfg.CLUSTER.FEATURES)
+    return Images(features, usable, dataset.paths, [camera or "" for camera in dataset.cameras])
+
+
+def distances_to_centroids(features: Tensor, labels: Tensor) -> Tensor:
+    """(N,) 1 - cosine of each row with the mean of its cluster's unit rows, in [0, 2]; NaN for noise.
+
+    Args:
+        features: (N, D).
+        labels: (N,) int64, -1 for noise.
+
+    Memory beside the arguments: (C, D).
+    """
+    distances = torch.full(labels.shape, torch.nan)
+    parts = (labels >= 0).nonzero()[:, 0].split(BLOCK)
+    sums = torch.zeros(int(labels.max()) + 1, features.shape[1])
+    for part in parts:
+        sums.index_add_(0, labels[part], F.normalize(features[part].float()))
+    centroids = F.normalize(sums)
+    for part in progress(parts, "Measuring distances"):
+        cosines = (F.normalize(features[part].float()) * centroids[labels[part]]).sum(1)
+        distances[part] = 1 - cosines.clamp(-1, 1)
+    return distances
+
+
+def write_labels(path: Path, images: Images, labels: Tensor, distances: Tensor) -> None:
+    """Writes the CSV file under another name and renames it, so that it is whole or not there."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    rows = zip(images.paths, images.cameras, labels.tolist(), distances.tolist(), strict=True)
+    try:
+        with scratch.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            writer = csv.writer(file)
+            writer.writerow(["path", "camera", "label", "distance_to_centroid"])
+            writer.writerows(
+                (name, camera, label, "" if label < 0 else f"{distance:.6f}") for name, camera, label, distance in rows
+            )
+        scratch.replace(path)
+    except OSError as error:
+        raise InputError(f"--output {path}: {error.strerror}") from error
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - start
+
+
+def recluster(cfg: CfgNode, images: Images, seconds: dict[str, float]) -> tuple[Tensor, Tensor]:
+    """Labels (N,) and distances to the centroids (N,); an image that could not be read is noise."""
+    usable = images.usable
+    if int(usable.sum()) < 3:
+        raise InputError(f"only {int(usable.sum())} of {len(usable)} images can be read; at least 3 are needed")
+    features = images.features if usable.all() else images.features[usable]
+    unknown = torch.full((len(features),), -1)
+    clusterer = build_clusterer(cfg)
+    labels, distances = torch.full((len(usable),), -1), torch.full((len(usable),), torch.nan)
+    labels[usable] = clusterer(features, cameras=unknown, identities=unknown).labels.cpu()
+    seconds |= clusterer.seconds
+    with timed(seconds, "distances"):
+        distances[usable] = distances_to_centroids(features, labels[usable])
+    return labels, distances
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--features", metavar="FILE", help="a .npy file")
+    source.add_argument("--images", metavar="FOLDER", help="a folder of images; needs --config-file and MODEL.WEIGHTS")
+    parser.add_argument("--config-file", metavar="FILE", help="the config of the model, or of the clusterer alone")
+    parser.add_argument("--paths", metavar="FILE", help="a line for each row of --features")
+    parser.add_argument("--output", metavar="FILE", type=Path, default=Path("labels.csv"), help="default: labels.csv")
+    parser.add_argument("options", nargs=argparse.REMAINDER, help="config keys and values, such as CLUSTER.EPS 0.5")
+    args = parser.parse_args()
+    if args.images and (args.paths or not args.config_file):
+        parser.error("--images needs --config-file, and takes no --paths")
+    try:
+        run(args)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Raises InputError where the arguments cannot work; nothing is written then."""
+    if not args.output.parent.is_dir() or args.output.is_dir():
+        raise InputError(f"--output {args.output}: its folder is missing, or it is a folder itself")
+    cfg = read_config(args)
+    last = stage_configs(cfg)[-1]
+    setup_logger()
+    seconds: dict[str, float] = {}
+    with timed(seconds, "features"):
+        images = read_features(args.features, args.paths) if args.features else extract(last, cfg.MODEL.WEIGHTS)
+    labels, distances = recluster(last, images, seconds)
+    write_labels(args.output, images, labels, distances)
+    sizes = torch.bincount(labels[labels >= 0])
+    logger.info("Seconds: %s", ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items()))
+    print(
+        f"{len(labels)} images, {len(sizes)} clusters, {(labels < 0).float().mean():.1%} noise, largest cluster "
+        f"{max(sizes.tolist(), default=0)} images: {args.output}"
+    )
+
+
+if __name__ == "__main__":
+    main()
