@@ -10,8 +10,9 @@ the image's feature and the mean of its cluster's unit features, empty for noise
 that the config names, with its CLUSTER.* keys, as in training; without a config file those of ICE.
 
 Features are a float16, float32 or float64 array (N, D) in a .npy file, which is not read into memory as a whole; their
-paths are row numbers unless --paths names a file with one per line. Of images, those of an UnlabeledFolder are taken,
-with cameras by DATASETS.FOLDER.CAMERAS, and the encoder that CLUSTER.FEATURES names.
+paths are row numbers unless --paths names a file with one per line. The images of a folder are those that it
+would be trained on (UnlabeledFolder: not query and gallery), their cameras follow DATASETS.FOLDER.CAMERAS, and their
+features are those of the encoder that CLUSTER.FEATURES names. One that cannot be read is noise (DATALOADER.UNREADABLE).
 """
 
 from __future__ import annotations
@@ -109,9 +110,10 @@ def read_features(path: str, names: str | None) -> Images:
     paths: Sequence[str | int] = range(len(array))
     if names:
         try:
-            paths = Path(names).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+            text = Path(names).read_text(encoding="utf-8", errors="surrogateescape")
         except OSError as error:
             raise InputError(f"--paths {names}: {error.strerror}") from error
+        paths = text.removesuffix("\n").split("\n")
         if len(paths) != len(array):
             raise InputError(f"--paths {names} has {len(paths)} lines, but {path} has {len(array)} rows")
     features = unit_rows(torch.from_numpy(array), path)
@@ -130,7 +132,7 @@ def unit_rows(features: Tensor, path: str) -> Tensor:
         )
     if ((norms - 1).abs() < 1e-3).all():
         return features
-    return torch.div(features, norms[:, None], out=torch.empty(features.shape, dtype=dtype))
+    return features.to(dtype, copy=True).div_(norms[:, None])
 
 
 def extract(cfg: CfgNode, weights: str) -> Images:

@@ -161,6 +161,7 @@ def list_images(root: Path, leave_out: Collection[Path] = ()) -> list[str]:
         if _identity(folder) in seen:
             continue
         seen.add(_identity(folder))
+        prefix = "" if folder == root else f"{folder.relative_to(root).as_posix()}/"
         with os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 if entry.name.startswith("."):
@@ -168,7 +169,7 @@ def list_images(root: Path, leave_out: Collection[Path] = ()) -> list[str]:
                 if entry.is_dir():
                     (links if entry.is_symlink() else folders).append(Path(entry.path))
                 elif entry.name.lower().endswith(SUFFIXES):
-                    names.append(Path(entry.path).relative_to(root).as_posix())
+                    names.append(prefix + entry.name)
     return sorted(names)
 
 

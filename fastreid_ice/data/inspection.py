@@ -59,7 +59,7 @@ def inspect_images(paths: Sequence[str], *, unreadable: str) -> None:
     digests = dict(zip(candidates, _in_threads(_digest, candidates, "Comparing images of equal size"), strict=True))
     copies = [f"{path} = {group[0]}" for group in _groups(digests) for path in group[1:]]
     if copies:
-        logger.warning("%d images are copies of others, byte for byte:%s", len(copies), _first(copies))
+        logger.warning("Copies of other images, byte for byte: %d%s", len(copies), _first(copies))
 
 
 def _read(path: str) -> tuple[int, int, int] | str:
