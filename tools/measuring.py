@@ -52,7 +52,7 @@ def draw_people(
     features = np.lib.format.open_memmap(path, "w+", np.float32, (images, dim))
     for start in range(0, images, BLOCK):
         block = identities[start : start + BLOCK]
-        noise = dim**0.25 / 3 * rng.uniform(0.5, 1.5, (len(block), 1)).astype(np.float32)
+        noise = dim**0.25 / 4 * rng.uniform(0.5, 1.5, (len(block), 1)).astype(np.float32)
         rows = noise * rng.standard_normal((len(block), dim), np.float32)
         rows += centres[block] + cameras[rng.integers(6, size=len(block))]
         features[start : start + BLOCK] = rows / np.linalg.norm(rows, axis=1, keepdims=True)

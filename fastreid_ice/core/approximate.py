@@ -71,14 +71,15 @@ class FaissSearch:
 
     def _hnsw(self) -> Any:
         index = faiss.IndexHNSWFlat(self.rows.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
-        index.hnsw.efSearch = max(32, self.k)
+        index.hnsw.efConstruction = 80
+        index.hnsw.efSearch = max(128, 2 * self.k)
         return index
 
     def _ivf(self, device: torch.device) -> Any:
         num_rows, dim = self.rows.shape
         cells = max(1, min(round(4 * num_rows**0.5), num_rows // 64))
         index: Any = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, cells, faiss.METRIC_INNER_PRODUCT)
-        index.nprobe = 16
+        index.nprobe = max(16, cells // 20)
         index.cp.max_points_per_centroid = 64
         if device.type == "cuda" and faiss.get_num_gpus():
             index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), device.index or 0, index)
