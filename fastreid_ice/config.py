@@ -54,7 +54,7 @@ def add_ice_config(cfg: CfgNode) -> None:
     cfg.CLUSTER = CfgNode()
     cfg.CLUSTER.NAME = "JaccardDBSCAN"  # or "KMeans", or "GroundTruth" (upper bound)
     cfg.CLUSTER.FEATURES = "momentum"  # the encoder whose features are clustered: "momentum" (ICE) or "online"
-    cfg.CLUSTER.EPS = 0.55  # DBSCAN radius, a Jaccard distance in (0, 1) (ICE: 0.55)
+    cfg.CLUSTER.EPS = 0.55  # DBSCAN radius, a Jaccard distance in (0, 1] (ICE: 0.55)
     cfg.CLUSTER.MIN_SAMPLES = 4  # images within EPS, itself included, that make an image a core image
     cfg.CLUSTER.K1 = 30  # neighbours in the k-reciprocal sets
     cfg.CLUSTER.K2 = 6  # neighbours averaged in the query expansion; 1 turns it off

@@ -28,7 +28,7 @@ class JaccardDBSCAN(Clusterer):
     the labels are those of one process.
 
     Args:
-        eps: radius in (0, 1).
+        eps: radius in (0, 1].
         min_samples: images within ``eps``, itself included, that make an image a core image.
         k1: neighbours in the k-reciprocal sets (lowered, with a log line, where the set has fewer images).
         k2: neighbours averaged in the query expansion.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral, Real
 
 import numpy as np
 import torch
@@ -74,9 +75,12 @@ def dbscan(graph: sparse.csr_array, *, eps: float, min_samples: int = 4) -> np.n
     between clusters belongs to the first of them, so that a cluster may have fewer than ``min_samples`` members.
 
     Args:
-        graph: (N, N) scipy sparse matrix of distances, zeros stored explicitly, the diagonal stored like any other
-            entry.
-        eps: largest distance between neighbours, in (0, 1); compared in the precision of the graph.
+        graph: (N, N) scipy sparse matrix of distances in [0, 1], in any format, zeros stored explicitly, the diagonal
+            stored like any other entry. Entries given twice are summed, as scipy does. One-way neighbours are allowed:
+            row i holds the distances from i.
+        eps: largest distance between neighbours, in (0, 1]; compared in the precision of the graph, in which a pair at
+            exactly ``eps`` counts as near. At 1 absent pairs are near too: all points are one cluster, or noise if
+            there are fewer than ``min_samples``.
         min_samples: neighbours that make a core point, at least 1; the point itself counts if its diagonal entry is
             within ``eps``.
 
@@ -84,20 +88,37 @@ def dbscan(graph: sparse.csr_array, *, eps: float, min_samples: int = 4) -> np.n
         (N,) int64 labels, -1 for noise.
 
     Raises:
-        ValueError: for a graph that is not sparse and square, or a parameter out of range.
+        ValueError: for a graph that is not sparse, square and of distances in [0, 1], or a parameter out of range.
 
-    Time and memory are linear in the stored entries.
+    Time and memory are linear in the stored entries and N: a point is put on the stack at most once, when it gets its
+    label, and its row is read only then.
     """
-    if not sparse.issparse(graph) or graph.ndim != 2 or graph.shape[0] != graph.shape[1]:
-        raise ValueError("graph must be a square scipy sparse matrix, such as jaccard_graph returns")
-    if not 0 < eps < 1:
-        raise ValueError(f"eps must lie in (0, 1), because absent pairs are at distance 1, got {eps}")
-    if min_samples < 1:
-        raise ValueError(f"min_samples must be at least 1, got {min_samples}")
+    _check_dbscan(graph, eps, min_samples)
     graph = graph.tocsr()
-    near = graph.data <= float(eps)
+    if not graph.has_canonical_format:
+        graph = graph.copy()
+        graph.sum_duplicates()
+    if graph.nnz and not (graph.data.min() >= 0 and graph.data.max() <= 1):
+        raise ValueError(
+            f"graph must hold distances in [0, 1], got values from {graph.data.min()} to {graph.data.max()}"
+        )
+    radius = graph.dtype.type(eps)
+    if radius >= 1:  # every pair is near, the absent ones too
+        return np.full(graph.shape[0], 0 if graph.shape[0] >= min_samples else -1, np.int64)
+    near = graph.data <= radius
     kept = np.concatenate(([0], near.cumsum()))  # stored entries within eps before each entry
     return _grow_clusters(kept[graph.indptr], graph.indices[near], min_samples)
+
+
+def _check_dbscan(graph: sparse.csr_array, eps: float, min_samples: int) -> None:
+    if not sparse.issparse(graph) or graph.ndim != 2 or graph.shape[0] != graph.shape[1]:
+        raise ValueError("graph must be a square scipy sparse matrix, such as jaccard_graph returns")
+    if not np.issubdtype(graph.dtype, np.floating):
+        raise ValueError(f"graph must hold floating point distances, got {graph.dtype}")
+    if not (isinstance(eps, Real) and 0 < eps <= 1):
+        raise ValueError(f"eps must lie in (0, 1], as the distances do, got {eps!r}")
+    if not (isinstance(min_samples, Integral) and min_samples >= 1):
+        raise ValueError(f"min_samples must be an integer of at least 1, got {min_samples!r}")
 
 
 @njit(nogil=True, cache=True)

@@ -21,7 +21,7 @@ ENCODER = "must be 'online' or 'momentum'", lambda value: value in ("online", "m
 
 RANGES = {
     "SEED": ("must be at least 0", lambda value: value >= 0),
-    "CLUSTER.EPS": ("must lie between 0 and 1 (Jaccard distances do)", lambda value: 0 < value < 1),
+    "CLUSTER.EPS": ("must lie between 0 and 1, 0 excluded (a Jaccard distance)", lambda value: 0 < value <= 1),
     "CLUSTER.MIN_SAMPLES": POSITIVE,
     "CLUSTER.K1": ("must be at least 2", lambda value: value >= 2),
     "CLUSTER.K2": POSITIVE,

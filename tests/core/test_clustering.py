@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from scipy import sparse
-from sklearn.cluster import DBSCAN
 
+from dense import sklearn_labels
 from fastreid_ice.core import Clusters, dbscan, jaccard_graph
 from golden import load_golden
 
@@ -18,10 +18,6 @@ def sparsify(distances: np.ndarray) -> sparse.csr_array:
     """Keep the distances below 1, zeros included."""
     rows, columns = np.nonzero(distances < 1)
     return sparse.csr_array((distances[rows, columns], (rows, columns)), shape=distances.shape)
-
-
-def sklearn_labels(distances: np.ndarray, eps: float, min_samples: int) -> np.ndarray:
-    return DBSCAN(eps=eps, min_samples=min_samples, metric="precomputed").fit(distances).labels_
 
 
 @pytest.mark.parametrize("name", ["k30", "k20", "k15", "k20_k2one", "k25_round", "dup", "dupblock", "dupblock_k2one"])
@@ -83,14 +79,53 @@ def test_empty_graphs():
     np.testing.assert_array_equal(dbscan(sparse.csr_array((3, 3)), eps=0.5, min_samples=1), [-1, -1, -1])
 
 
+def test_a_large_graph_at_eps_1_costs_nothing():
+    """Absent pairs are at distance 1, and so near: 10^11 of them here, which nothing may write out."""
+    num_points = 400_000
+    graph = sparse.csr_array((num_points, num_points), dtype=np.float32)
+    np.testing.assert_array_equal(dbscan(graph, eps=1, min_samples=num_points), np.zeros(num_points))
+    np.testing.assert_array_equal(dbscan(graph, eps=1, min_samples=num_points + 1), np.full(num_points, -1))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_eps_is_compared_in_the_precision_of_the_graph(dtype):
+    """0.55 lies below its float32, and 1 - 1e-9 has none but 1, which makes absent pairs near."""
+    distances = np.ones((4, 4), dtype)
+    np.fill_diagonal(distances, 0)
+    distances[0, 1] = distances[1, 0] = 0.55
+    graph = sparsify(distances)
+    for eps, expected in ((0.55, [0, 0, 1, 2]), (1 - 1e-9, [0] * 4 if dtype == np.float32 else [0, 0, 1, 2])):
+        np.testing.assert_array_equal(dbscan(graph, eps=eps, min_samples=1), expected)
+        np.testing.assert_array_equal(sklearn_labels(distances, eps, 1), expected)
+
+
+def test_entries_given_twice_are_summed_as_scipy_does():
+    graph = sparse.csr_array((np.array([0.0, 0.2, 0.2, 0.2, 0.2]), [0, 1, 1, 0, 0], [0, 3, 5]), shape=(2, 2))
+    before = graph.data.copy()
+    np.testing.assert_array_equal(dbscan(graph, eps=0.3, min_samples=1), [0, -1])
+    np.testing.assert_array_equal(dbscan(graph, eps=0.4, min_samples=1), [0, 0])
+    np.testing.assert_array_equal(graph.data, before)
+
+
+EMPTY = sparse.csr_array((3, 3))
+
+
 @pytest.mark.parametrize(
     ("graph", "arguments", "message"),
     [
-        (sparse.csr_array((3, 3)), {"eps": 1.0}, r"eps must lie in \(0, 1\)"),
-        (sparse.csr_array((3, 3)), {"eps": 0.0}, r"eps must lie in \(0, 1\)"),
-        (sparse.csr_array((3, 3)), {"eps": 0.5, "min_samples": 0}, "min_samples must be at least 1"),
+        (EMPTY, {"eps": 0.0}, r"eps must lie in \(0, 1\], as the distances do, got 0.0"),
+        (EMPTY, {"eps": -0.5}, r"eps must lie in \(0, 1\], as the distances do, got -0.5"),
+        (EMPTY, {"eps": 1.0001}, r"eps must lie in \(0, 1\], as the distances do, got 1.0001"),
+        (EMPTY, {"eps": np.nan}, r"eps must lie in \(0, 1\], as the distances do, got nan"),
+        (EMPTY, {"eps": "0.5"}, r"eps must lie in \(0, 1\], as the distances do, got '0.5'"),
+        (EMPTY, {"eps": 0.5, "min_samples": 0}, "min_samples must be an integer of at least 1, got 0"),
+        (EMPTY, {"eps": 0.5, "min_samples": 2.5}, "min_samples must be an integer of at least 1, got 2.5"),
         (sparse.csr_array((3, 4)), {"eps": 0.5}, "graph must be a square scipy sparse matrix"),
         (np.ones((3, 3)), {"eps": 0.5}, "graph must be a square scipy sparse matrix"),
+        (EMPTY.astype(bool), {"eps": 0.5}, "graph must hold floating point distances, got bool"),
+        (sparse.csr_array([[0, -0.1], [-0.1, 0]]), {"eps": 0.5}, r"distances in \[0, 1\], got values from -0.1"),
+        (sparse.csr_array([[0, 1.1], [1.1, 0]]), {"eps": 0.5}, r"distances in \[0, 1\], got values from 1.1 to 1.1"),
+        (sparse.csr_array([[0, np.nan], [0.2, 0]]), {"eps": 0.5}, r"distances in \[0, 1\], got values from nan"),
     ],
 )
 def test_bad_input_is_named(graph, arguments, message):

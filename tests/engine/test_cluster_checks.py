@@ -1,0 +1,20 @@
+"""The config rules of the clusterers."""
+
+from __future__ import annotations
+
+import pytest
+
+from fastreid_ice import InputError
+from fastreid_ice.engine import check_config
+from support import small_config
+
+
+@pytest.mark.parametrize("eps", [1e-6, 0.55, 1.0])
+def test_eps_of_every_distance(eps: float) -> None:
+    check_config(small_config(CLUSTER__EPS=eps))
+
+
+@pytest.mark.parametrize("eps", [0.0, -0.5, 1.0001, float("inf"), float("nan")])
+def test_an_eps_that_is_no_distance_is_refused(eps: float) -> None:
+    with pytest.raises(InputError, match=rf"CLUSTER.EPS {eps} must lie between 0 and 1, 0 excluded"):
+        check_config(small_config(CLUSTER__EPS=eps))
