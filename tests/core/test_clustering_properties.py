@@ -94,32 +94,21 @@ def feature_sets(draw: st.DrawFn, min_rows: int = 1) -> np.ndarray:
     return features.astype(draw(st.sampled_from([np.float32, np.float64])))
 
 
-def cosines(features: np.ndarray) -> np.ndarray:
-    rows = features.astype(np.float64)
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows @ rows.T
-
-
 @many
 @given(features=feature_sets(), data=st.data())
 def test_k_nearest_lists_the_most_similar(features, data):
+    """The first ``k`` of everyone, sorted: itself, then by similarity, then by index."""
     k = data.draw(st.integers(1, len(features)), label="k")
     chunk_size = data.draw(st.integers(1, 30), label="chunk_size")
     similarities, indices = (part.numpy() for part in k_nearest(features, k, chunk_size=chunk_size))
-    exact = cosines(features)
-    own = np.arange(len(features))
-    np.testing.assert_array_equal(indices[:, 0], own)
-    np.testing.assert_allclose(similarities, np.take_along_axis(exact, indices, 1), rtol=0, atol=1e-6)
-    assert (np.diff(similarities[:, 1:]) <= 0).all()
-    # Copies of a row are as similar as rounding makes them, which may be just above 1 before it is cut off.
-    tied = (np.diff(similarities[:, 1:]) == 0) & (similarities[:, 2:] < 1)
-    assert (np.diff(indices[:, 1:])[tied] > 0).all(), "equal similarities come by ascending index"
-    listed = np.zeros(exact.shape, bool)
-    np.put_along_axis(listed, indices, True, axis=1)
-    assert (listed.sum(1) == k).all(), "no row is listed twice"
-    if 1 < k < len(features):  # what is left out is no more similar than the last that is listed
-        left_out = np.where(listed, -np.inf, exact).max(1)
-        assert (left_out <= np.take_along_axis(exact, indices, 1)[:, 1:].min(1) + 1e-6).all()
+    rows = features.astype(np.float64)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    cosines = rows @ rows.T
+    keys = cosines.round(12)  # equal for copies, whose products a matrix multiplication may round differently
+    np.fill_diagonal(keys, np.inf)
+    expected = np.argsort(-keys, axis=1, kind="stable")[:, :k]
+    np.testing.assert_array_equal(indices, expected)
+    np.testing.assert_allclose(similarities, np.take_along_axis(cosines, expected, 1), rtol=0, atol=1e-6)
 
 
 @many
