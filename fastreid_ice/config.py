@@ -52,12 +52,16 @@ def add_ice_config(cfg: CfgNode) -> None:
     _add_model(cfg.MODEL)
 
     cfg.CLUSTER = CfgNode()
-    cfg.CLUSTER.NAME = "JaccardDBSCAN"  # or "KMeans", or "GroundTruth" (upper bound)
+    cfg.CLUSTER.NAME = "JaccardDBSCAN"  # or "HDBSCAN", "KMeans", or "GroundTruth" (upper bound)
     cfg.CLUSTER.FEATURES = "momentum"  # the encoder whose features are clustered: "momentum" (ICE) or "online"
-    cfg.CLUSTER.EPS = 0.55  # DBSCAN radius, a Jaccard distance in (0, 1] (ICE: 0.55)
-    cfg.CLUSTER.MIN_SAMPLES = 4  # images within EPS, itself included, that make an image a core image
+    cfg.CLUSTER.EPS = 0.55  # JaccardDBSCAN only: radius, a Jaccard distance in (0, 1] (ICE: 0.55)
+    cfg.CLUSTER.MIN_SAMPLES = 4  # images close to an image (within EPS), itself included, that make it a core image
+    cfg.CLUSTER.MIN_CLUSTER_SIZE = 4  # HDBSCAN only: fewer images than this are no cluster
     cfg.CLUSTER.K1 = 30  # neighbours in the k-reciprocal sets
     cfg.CLUSTER.K2 = 6  # neighbours averaged in the query expansion; 1 turns it off
+    # How neighbours are searched: "exact", or for far more than 100,000 images "hnsw" (CPU) or "ivf" (best on a GPU), both
+    # by faiss.
+    cfg.CLUSTER.NEIGHBORS = "exact"
     cfg.CLUSTER.NUM_CLUSTERS = 500  # KMeans only
     cfg.CLUSTER.PATIENCE = 3  # epochs in a row with fewer than two clusters after which the run stops
 

@@ -2,7 +2,17 @@
 
 from .build import CLUSTERER_REGISTRY, Clusterer, build_clusterer
 from .ground_truth import GroundTruth
-from .jaccard_dbscan import JaccardDBSCAN
+from .hdbscan import HDBSCAN
+from .jaccard_dbscan import JaccardClusterer, JaccardDBSCAN
 from .kmeans import KMeans
 
-__all__ = ["CLUSTERER_REGISTRY", "Clusterer", "GroundTruth", "JaccardDBSCAN", "KMeans", "build_clusterer"]
+__all__ = [
+    "CLUSTERER_REGISTRY",
+    "HDBSCAN",
+    "Clusterer",
+    "GroundTruth",
+    "JaccardClusterer",
+    "JaccardDBSCAN",
+    "KMeans",
+    "build_clusterer",
+]

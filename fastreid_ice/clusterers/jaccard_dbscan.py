@@ -1,4 +1,4 @@
-"""DBSCAN on k-reciprocal Jaccard distances."""
+"""Clusterers on k-reciprocal Jaccard distances, and DBSCAN, the usual one."""
 
 from __future__ import annotations
 
@@ -9,46 +9,68 @@ import numpy as np
 import torch
 from fastreid.config import CfgNode
 from fastreid.utils import comm
+from scipy import sparse
 from torch import Tensor
 
 from ..core import dbscan, jaccard_graph, k_nearest
 from ..core.shard import Shard
 from ..progress import progress
-from .build import CLUSTERER_REGISTRY, Clusterer
+from .build import CLUSTERER_REGISTRY, Clusterer, this_shard
 
 logger = logging.getLogger(f"fastreid.{__name__}")
 _searching = partial(progress, title="Searching neighbors")
 
 
-@CLUSTERER_REGISTRY.register()
-class JaccardDBSCAN(Clusterer):
-    """DBSCAN on the sparse k-reciprocal Jaccard graph, the clustering of ICE, DCMIP and their family.
+class JaccardClusterer(Clusterer):
+    """Base of the clusterers on the sparse k-reciprocal Jaccard graph, which say what becomes of the graph.
 
     Memory grows with N * K1, never with N * N. Several processes each search for and compare their share of the images;
-    the labels are those of one process.
+    the labels are those of one process. An approximate search is not shared: the first process does it.
 
     Args:
-        eps: radius in (0, 1].
-        min_samples: images within ``eps``, itself included, that make an image a core image.
+        min_samples: images close to an image, itself included, that make it a core image.
         k1: neighbours in the k-reciprocal sets (lowered, with a log line, where the set has fewer images).
         k2: neighbours averaged in the query expansion.
+        neighbors: how neighbours are searched: "exact", "ivf" or "hnsw", see :func:`~fastreid_ice.core.k_nearest`.
+        max_distance: pairs further apart do not matter to the clusterer.
         device: where neighbours are searched.
     """
 
     shared = True
 
-    def __init__(self, *, eps: float, min_samples: int = 4, k1: int = 30, k2: int = 6, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        *,
+        min_samples: int = 4,
+        k1: int = 30,
+        k2: int = 6,
+        neighbors: str = "exact",
+        max_distance: float = 1.0,
+        device: str = "cpu",
+    ) -> None:
         super().__init__()
-        self.eps = eps
         self.min_samples = min_samples
         self.k1 = k1
         self.k2 = k2
+        self.neighbors = neighbors
+        self.max_distance = max_distance
         self.device = torch.device(device)
 
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> JaccardDBSCAN:
+    @staticmethod
+    def graph_keywords(cfg: CfgNode) -> dict:
+        """The keywords of ``__init__`` that say how the graph is made."""
         node = cfg.CLUSTER
-        return cls(eps=node.EPS, min_samples=node.MIN_SAMPLES, k1=node.K1, k2=node.K2, device=cfg.MODEL.DEVICE)
+        return {
+            "min_samples": node.MIN_SAMPLES,
+            "k1": node.K1,
+            "k2": node.K2,
+            "neighbors": node.NEIGHBORS,
+            "device": cfg.MODEL.DEVICE,
+        }
+
+    def partition(self, graph: sparse.csr_array) -> np.ndarray:
+        """(N,) integer labels, -1 for noise, else 0..C-1, from the graph of N >= 3 images."""
+        raise NotImplementedError
 
     def labels(self, features: Tensor, identities: Tensor) -> Tensor | None:
         k1 = min(self.k1, len(features) - 1)
@@ -58,18 +80,41 @@ class JaccardDBSCAN(Clusterer):
             logger.warning("CLUSTER.K1 %d exceeds what %d images can have; using %d", self.k1, len(features), k1)
         shard = this_shard()
         with self.stage("neighbors"):
-            queries = shard.rows(len(features))
-            watch = _searching if comm.is_main_process() else iter
-            _, ranks = k_nearest(features, k1, device=self.device, queries=queries, progress=watch)
-            ranks = np.concatenate(shard.gather(ranks.cpu().numpy().astype(np.int32)))
+            ranks = self._ranks(features, k1, shard)
         with self.stage("jaccard"):
-            graph = jaccard_graph(features, ranks, k1=k1, k2=min(self.k2, k1), max_distance=self.eps, shard=shard)
-        if not comm.is_main_process():
-            return None
+            graph = jaccard_graph(
+                features, ranks, k1=k1, k2=min(self.k2, k1), max_distance=self.max_distance, shard=shard
+            )
+        return torch.as_tensor(self.partition(graph), dtype=torch.int64) if comm.is_main_process() else None
+
+    def _ranks(self, features: Tensor, k1: int, shard: Shard) -> np.ndarray:
+        """(N, k1) int32 neighbours of all images, equal in all processes."""
+        watch = _searching if comm.is_main_process() else iter
+        if self.neighbors == "exact":
+            mine = shard.rows(len(features))
+        else:
+            mine = slice(None) if comm.is_main_process() else slice(0)
+        _, indices = k_nearest(features, k1, device=self.device, method=self.neighbors, queries=mine, progress=watch)
+        return np.concatenate(shard.gather(indices.cpu().numpy().astype(np.int32)))
+
+
+@CLUSTERER_REGISTRY.register()
+class JaccardDBSCAN(JaccardClusterer):
+    """DBSCAN on the sparse k-reciprocal Jaccard graph, the clustering of ICE, DCMIP and their family.
+
+    Args:
+        eps: radius in (0, 1]; an image with ``min_samples`` images within it is a core image.
+        graph: keywords of :class:`JaccardClusterer`.
+    """
+
+    def __init__(self, *, eps: float, **graph) -> None:
+        super().__init__(max_distance=eps, **graph)
+        self.eps = eps
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> JaccardDBSCAN:
+        return cls(eps=cfg.CLUSTER.EPS, **cls.graph_keywords(cfg))
+
+    def partition(self, graph: sparse.csr_array) -> np.ndarray:
         with self.stage("dbscan"):
-            return torch.as_tensor(dbscan(graph, eps=self.eps, min_samples=self.min_samples))
-
-
-def this_shard() -> Shard:
-    """The place of this process among those of the run. With NCCL they exchange arrays over fast-reid's gloo group."""
-    return Shard.of(comm._get_global_gloo_group()) if comm.get_world_size() > 1 else Shard()
+            return dbscan(graph, eps=self.eps, min_samples=self.min_samples)

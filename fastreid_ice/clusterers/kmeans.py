@@ -18,10 +18,15 @@ class KMeans(Clusterer):
     Args:
         num_clusters: clusters to look for; at most one per image. Clusters left without an image are dropped.
         seed: of the random start.
+
+    Raises:
+        ValueError: ``num_clusters`` is below 1, or features are not finite.
     """
 
     def __init__(self, *, num_clusters: int, seed: int = 0) -> None:
         super().__init__()
+        if num_clusters < 1:
+            raise ValueError(f"num_clusters must be at least 1, got {num_clusters}")
         self.num_clusters = num_clusters
         self.seed = seed
 
@@ -31,6 +36,10 @@ class KMeans(Clusterer):
 
     def labels(self, features: Tensor, identities: Tensor) -> Tensor:
         rows = np.ascontiguousarray(features.cpu().numpy(), dtype=np.float32)
+        if not np.isfinite(rows).all():
+            raise ValueError(
+                "features must be finite, got NaN or infinite values; check the network that produced them"
+            )
         with self.stage("kmeans"):
             kmeans = faiss.Kmeans(
                 rows.shape[1],

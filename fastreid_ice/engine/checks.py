@@ -12,6 +12,7 @@ from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 
 from ..clusterers import CLUSTERER_REGISTRY
 from ..config import InputError, lookup, value_of
+from ..core.neighbors import METHODS
 from ..losses import build_losses
 from .stages import stage_configs
 
@@ -23,8 +24,10 @@ RANGES = {
     "SEED": ("must be at least 0", lambda value: value >= 0),
     "CLUSTER.EPS": ("must lie between 0 and 1, 0 excluded (a Jaccard distance)", lambda value: 0 < value <= 1),
     "CLUSTER.MIN_SAMPLES": POSITIVE,
+    "CLUSTER.MIN_CLUSTER_SIZE": ("must be at least 2", lambda value: value >= 2),
     "CLUSTER.K1": ("must be at least 2", lambda value: value >= 2),
     "CLUSTER.K2": POSITIVE,
+    "CLUSTER.NEIGHBORS": (f"must be one of {', '.join(METHODS)}", lambda value: value in METHODS),
     "CLUSTER.NUM_CLUSTERS": ("must be at least 2", lambda value: value >= 2),
     "CLUSTER.PATIENCE": POSITIVE,
     "CLUSTER.FEATURES": ENCODER,

@@ -61,19 +61,76 @@ def test_k_means_finds_clear_people_and_repeats_itself() -> None:
     assert KMeans(num_clusters=500)(features, cameras, identities).num_clusters <= len(features)
 
 
+def column(length: int) -> Tensor:
+    return torch.zeros(length, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(("num_clusters", "expected"), [(1, 1), (2, 2), (6, 6), (50, 6)])
+def test_k_means_with_more_clusters_than_images(num_clusters: int, expected: int) -> None:
+    clusters = KMeans(num_clusters=num_clusters)(torch.eye(6), column(6), column(6))
+    assert clusters.num_clusters == expected
+    assert clusters.num_noise == 0
+
+
+@pytest.mark.parametrize("images", [1, 7])
+def test_k_means_of_one_image_and_of_copies(images: int) -> None:
+    """Copies cannot be told apart: one cluster, whatever was asked for."""
+    clusters = KMeans(num_clusters=3)(torch.eye(4)[:1].repeat(images, 1), column(images), column(images))
+    assert clusters.labels.tolist() == [0] * images
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_k_means_names_features_that_are_not_finite(value: float) -> None:
+    features = torch.eye(6)
+    features[2, 3] = value
+    with pytest.raises(ValueError, match="features must be finite, got NaN or infinite values"):
+        KMeans(num_clusters=2)(features, column(6), column(6))
+
+
+def test_k_means_needs_a_cluster() -> None:
+    with pytest.raises(ValueError, match="num_clusters must be at least 1, got 0"):
+        KMeans(num_clusters=0)
+
+
+@pytest.mark.parametrize("images", [1, 7])
+def test_ground_truth_of_one_person(images: int) -> None:
+    clusters = GroundTruth()(torch.eye(7)[:images], column(images), column(images) + 5)
+    assert clusters.labels.tolist() == [0] * images
+
+
+@pytest.mark.parametrize("eps", [0.5, 1.0])
+def test_jaccard_dbscan_of_copies_is_one_cluster(eps: float) -> None:
+    clusters = JaccardDBSCAN(eps=eps)(torch.eye(4)[:1].repeat(40, 1), column(40), column(40))
+    assert clusters.labels.tolist() == [0] * 40
+
+
+@pytest.mark.parametrize("neighbors", ["ivf", "hnsw"])
+def test_approximate_neighbors_give_the_same_clusters(neighbors: str) -> None:
+    features, cameras, identities = blobs()
+    exact = JaccardDBSCAN(eps=0.5, k1=10)(features, cameras, identities)
+    clusterer = build_clusterer(small_config(CLUSTER__EPS=0.5, CLUSTER__K1=10, CLUSTER__NEIGHBORS=neighbors))
+    assert clusterer.neighbors == neighbors
+    assert torch.equal(clusterer(features, cameras, identities).labels, exact.labels)
+
+
+def test_jaccard_dbscan_at_eps_1_is_one_cluster() -> None:
+    features, cameras, identities = blobs()
+    assert JaccardDBSCAN(eps=1.0)(features, cameras, identities).num_clusters == 1
+
+
 def test_ground_truth_numbers_identities() -> None:
     features, cameras, identities = blobs()
     clusters = GroundTruth()(features, cameras, 10 * identities + 3)
     assert torch.equal(clusters.labels, identities)
 
 
-@pytest.mark.parametrize("name", ["JaccardDBSCAN", "KMeans", "GroundTruth"])
+@pytest.mark.parametrize("name", ["JaccardDBSCAN", "HDBSCAN", "KMeans", "GroundTruth"])
 def test_build_by_name(name: str) -> None:
     assert type(build_clusterer(small_config(**{"CLUSTER.NAME": name}))).__name__ == name
 
 
 def test_unknown_name_lists_the_known() -> None:
     with pytest.raises(
-        InputError, match="CLUSTER.NAME: 'OPTICS' is not registered; choose from GroundTruth, JaccardDB"
+        InputError, match="CLUSTER.NAME: 'OPTICS' is not registered; choose from GroundTruth, HDBSCAN, Jac"
     ):
         build_clusterer(small_config(**{"CLUSTER.NAME": "OPTICS"}))

@@ -18,3 +18,15 @@ def test_eps_of_every_distance(eps: float) -> None:
 def test_an_eps_that_is_no_distance_is_refused(eps: float) -> None:
     with pytest.raises(InputError, match=rf"CLUSTER.EPS {eps} must lie between 0 and 1, 0 excluded"):
         check_config(small_config(CLUSTER__EPS=eps))
+
+
+@pytest.mark.parametrize("key", ["CLUSTER.NUM_CLUSTERS", "CLUSTER.MIN_CLUSTER_SIZE"])
+def test_one_is_no_clustering(key: str) -> None:
+    check_config(small_config(**{key: 2}))
+    with pytest.raises(InputError, match=f"{key} 1 must be at least 2"):
+        check_config(small_config(**{key: 1}))
+
+
+def test_an_unknown_search_is_refused() -> None:
+    with pytest.raises(InputError, match="CLUSTER.NEIGHBORS 'lsh' must be one of exact, ivf, hnsw"):
+        check_config(small_config(CLUSTER__NEIGHBORS="lsh"))

@@ -1,0 +1,93 @@
+"""HDBSCAN on k-reciprocal Jaccard distances."""
+
+from __future__ import annotations
+
+import numpy as np
+import sklearn.cluster
+from fastreid.config import CfgNode
+from scipy import sparse
+from scipy.sparse import csgraph
+
+from .build import CLUSTERER_REGISTRY
+from .jaccard_dbscan import JaccardClusterer
+
+
+@CLUSTERER_REGISTRY.register()
+class HDBSCAN(JaccardClusterer):
+    """HDBSCAN (Campello et al., PAKDD 2013; scikit-learn's) on the sparse Jaccard graph: no ``eps`` to choose.
+
+    The graph keeps every pair below distance 1 and not just those within an ``eps``, so that it takes several times the
+    memory of :class:`JaccardDBSCAN`. All images are never one cluster: what cannot be split is noise.
+
+    Args:
+        min_cluster_size: groups of fewer images are noise; at least 2.
+        graph: keywords of :class:`JaccardClusterer`.
+    """
+
+    def __init__(self, *, min_cluster_size: int = 4, **graph) -> None:
+        super().__init__(**graph)
+        self.min_cluster_size = min_cluster_size
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> HDBSCAN:
+        return cls(min_cluster_size=cfg.CLUSTER.MIN_CLUSTER_SIZE, **cls.graph_keywords(cfg))
+
+    def partition(self, graph: sparse.csr_array) -> np.ndarray:
+        with self.stage("hdbscan"):
+            return hdbscan(graph, min_cluster_size=self.min_cluster_size, min_samples=self.min_samples)
+
+
+def hdbscan(graph: sparse.csr_array, *, min_cluster_size: int, min_samples: int) -> np.ndarray:
+    """The clusters of ``sklearn.cluster.HDBSCAN`` on the dense matrix with 1 in place of absent pairs.
+
+    Up to ties, on which its labels depend: with ``min_samples`` above 2 many mutual reachability distances are equal,
+    and which of them counts first changes with the form of the matrix, as it does with the order of the images. An
+    image that only distance 1 joins to a group of ``min_cluster_size`` is always noise here.
+
+    Args:
+        graph: (N, N) symmetric scipy CSR matrix of distances in [0, 1], as ``jaccard_graph`` returns it, N >= 2.
+        min_cluster_size: at least 2.
+        min_samples: at least 1.
+
+    Returns:
+        (N,) integer labels, -1 for noise, else 0..C-1.
+
+    Memory is linear in the stored entries and N.
+    """
+    reachability = _connect(_mutual_reachability(graph, min_samples), min_cluster_size)
+    # With min_samples 1 scikit-learn takes the distances as they are.
+    model = sklearn.cluster.HDBSCAN(min_cluster_size=min_cluster_size, min_samples=1, metric="precomputed", copy=False)
+    return model.fit(reachability).labels_
+
+
+def _mutual_reachability(graph: sparse.csr_array, min_samples: int) -> sparse.csr_array:
+    """max(d_ij, core_i, core_j) where below 1, core_i the distance of i's ``min_samples``-th nearest, itself included.
+
+    scikit-learn has this too, but refuses rows of fewer than ``min_samples`` entries, whose core distance is 1 here.
+    """
+    num_points = graph.shape[0]
+    counts = np.diff(graph.indptr)
+    rows = np.repeat(np.arange(num_points), counts)
+    ascending = graph.data[np.lexsort((graph.data, rows))]
+    core = np.ones(num_points)
+    full = counts >= min_samples
+    core[full] = ascending[graph.indptr[:-1][full] + min_samples - 1]
+    distances = np.maximum(graph.data, np.maximum(core[rows], core[graph.indices]))
+    near = distances < 1
+    # An edge of length 0 would be an absent one.
+    distances = distances[near].clip(np.finfo(np.float32).eps)
+    return sparse.csr_array((distances, (rows[near], graph.indices[near])), shape=graph.shape)
+
+
+def _connect(graph: sparse.csr_array, min_cluster_size: int) -> sparse.csr_array:
+    """Link every connected component to the largest one, as scikit-learn wants a connected graph.
+
+    Those that can be a cluster at distance 1, the others beyond, so that they leave the tree before anything else.
+    """
+    _, component = csgraph.connected_components(graph, directed=False)
+    _, members, sizes = np.unique(component, return_index=True, return_counts=True)
+    hub = members[sizes.argmax()]
+    others = members != hub
+    lengths = np.where(sizes[others] < min_cluster_size, 2.0, 1.0)
+    links = sparse.csr_array((lengths, (members[others], np.full(len(lengths), hub))), shape=graph.shape)
+    return graph + links + links.T
