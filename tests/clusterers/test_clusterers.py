@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,8 +12,9 @@ from torch import Tensor
 from fastreid_ice import InputError
 from fastreid_ice.clusterers import GroundTruth, JaccardDBSCAN, KMeans, build_clusterer
 from fastreid_ice.core import dbscan, jaccard_graph, k_nearest, label_quality
+from fastreid_ice.data import build_training_set
 from golden import load_golden
-from support import small_config
+from support import small_config, train
 
 
 def blobs(people: int = 8, images: int = 12, noise: float = 0.05) -> tuple[Tensor, Tensor, Tensor]:
@@ -122,6 +125,17 @@ def test_ground_truth_numbers_identities() -> None:
     features, cameras, identities = blobs()
     clusters = GroundTruth()(features, cameras, 10 * identities + 3)
     assert torch.equal(clusters.labels, identities)
+
+
+@pytest.mark.parametrize("name", ["HDBSCAN", "KMeans", "GroundTruth"])
+def test_an_unreadable_image_is_left_out(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no features to cluster, and no label even where the truth would have one."""
+    monkeypatch.setenv("FASTREID_DATASETS", str(tmp_path))
+    settings = {"CLUSTER.NAME": name, "CLUSTER.NUM_CLUSTERS": 6, "DATALOADER.UNREADABLE": "skip"}
+    cfg = small_config(OUTPUT_DIR=str(tmp_path / "run"), SOLVER__MAX_EPOCH=1, DATASETS__TESTS=(), **settings)
+    Path(build_training_set(cfg).paths[5]).write_bytes(b"broken")
+    labels = train(cfg)._hooks[0].labels
+    assert labels[5] == -1 and labels.max() > 0
 
 
 @pytest.mark.parametrize("name", ["JaccardDBSCAN", "HDBSCAN", "KMeans", "GroundTruth"])

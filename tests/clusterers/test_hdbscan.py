@@ -81,6 +81,19 @@ def test_a_graph_in_pieces(min_samples: int) -> None:
     assert sorted(label for piece in large for label in piece) == [0, 1, 2, 3, 4]
 
 
+def test_an_image_with_too_few_neighbors_is_noise() -> None:
+    """Near two of a group, where three are asked for beside itself: only distance 1 has as many, with everyone."""
+    distances = np.ones((21, 21))
+    distances[:10, :10] = distances[10:20, 10:20] = 0.4
+    distances[20, [2, 3]] = distances[[2, 3], 20] = 0.4
+    np.fill_diagonal(distances, 0)
+    rows, columns = np.nonzero(distances < 1)
+    graph = sparse.csr_array((distances[rows, columns], (rows, columns)), shape=distances.shape)
+    assert hdbscan(graph, min_cluster_size=4, min_samples=4)[20] == -1
+    labels = hdbscan(graph, min_cluster_size=4, min_samples=3)
+    assert labels[20] == labels[2] >= 0
+
+
 def test_finds_clear_people() -> None:
     features, identities = people([12, 30, 18, 20])
     clusterer = HDBSCAN(k1=10)
