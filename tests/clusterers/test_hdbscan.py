@@ -56,11 +56,14 @@ def test_equals_the_dense_matrix(name: str, min_samples: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["k30", "k20", "k15", "dup"])
-def test_ties_aside_equals_the_dense_matrix_with_more_samples(name: str) -> None:
+def test_with_more_samples_as_near_to_the_dense_matrix_as_other_orders_of_the_images(name: str) -> None:
     golden = load_golden(f"jaccard_{name}")
     graph = jaccard_graph(golden["features"], golden["initial_rank"], k1=int(golden["k1"]), k2=int(golden["k2"]))
+    expected = on_the_dense_matrix(graph, 4, 4)
+    orders = [np.random.default_rng(seed).permutation(len(expected)) for seed in range(10)]
+    others = [on_the_dense_matrix(graph[order][:, order], 4, 4)[order.argsort()] for order in orders]
     labels = hdbscan(graph, min_cluster_size=4, min_samples=4)
-    assert adjusted_rand_score(labels, on_the_dense_matrix(graph, 4, 4)) > 0.95
+    assert adjusted_rand_score(labels, expected) >= min(adjusted_rand_score(other, expected) for other in others)
 
 
 @pytest.mark.parametrize("min_samples", [1, 2, 4, 6])
