@@ -145,22 +145,21 @@ def distances_of_block(start, stop, indptr, indices, data, inv_indptr, inv_indic
 
 @njit(nogil=True, cache=True)
 def mirrored(counts, upper_columns, upper_values):
-    """The CSR arrays, with sorted indices, of the symmetric matrix with these entries on and above its diagonal."""
+    """The symmetric matrix with these entries on and above its diagonal: the same three arrays, with sorted columns."""
     num_rows = len(counts)
-    indptr = np.zeros(num_rows + 1, np.int64)
+    degrees = counts.copy()
     p = 0
     for i in range(num_rows):
-        indptr[i + 1] += counts[i]
         for _ in range(counts[i]):
             if upper_columns[p] != i:
-                indptr[upper_columns[p] + 1] += 1
+                degrees[upper_columns[p]] += 1
             p += 1
-    indptr = indptr.cumsum()
+    first = degrees.cumsum() - degrees
 
-    columns = np.empty(indptr[-1], upper_columns.dtype)
-    values = np.empty(indptr[-1], upper_values.dtype)
+    columns = np.empty(degrees.sum(), upper_columns.dtype)
+    values = np.empty(len(columns), upper_values.dtype)
     # Below the diagonal and on it: rows come in ascending order, and with them the columns of each mirrored row.
-    end = indptr[:-1].copy()
+    end = first.copy()
     p = 0
     for i in range(num_rows):
         for _ in range(counts[i]):
@@ -172,13 +171,13 @@ def mirrored(counts, upper_columns, upper_values):
     # Above it: the same once more, now from the sorted rows below.
     lower_end = end.copy()
     for j in range(num_rows):
-        for p in range(indptr[j], lower_end[j]):
+        for p in range(first[j], lower_end[j]):
             i = columns[p]
             if i != j:
                 columns[end[i]] = j
                 values[end[i]] = values[p]
                 end[i] += 1
-    return indptr, columns, values
+    return degrees, columns, values
 
 
 @njit(nogil=True, cache=True)

@@ -120,8 +120,7 @@ def jaccard_distances(weights: sparse.csr_array, max_distance: float = 1.0, shar
     inverted = weights.T.tocsr()  # this conversion sorts the indices
     arrays = [array for matrix in (weights, inverted) for array in (matrix.indptr, matrix.indices, matrix.data)]
     upper = _map_blocks(kernels.distances_of_block, weights.shape[0], *arrays, np.float32(max_distance), shard=shard)
-    indptr, columns, distances = kernels.mirrored(*upper)
-    return sparse.csr_array((distances, columns, indptr), shape=weights.shape)
+    return _matrix(*kernels.mirrored(*upper))
 
 
 def _checked(
@@ -130,6 +129,9 @@ def _checked(
     """Features, and the first k1 columns of ranks as int32; all but the values of the features checked."""
     if isinstance(features, Tensor) and features.dtype == torch.bfloat16:
         features = features.float()  # NumPy has no such type
+    for name, array in (("features", features), ("ranks", ranks)):
+        if not isinstance(array, (Tensor, np.ndarray)):
+            raise ValueError(f"{name} must be an array or a tensor, got a {type(array).__name__}")
     features, ranks = to_numpy(features), to_numpy(ranks)
     if features.ndim != 2 or not np.issubdtype(features.dtype, np.floating):
         raise ValueError(f"features must be a floating point (N, D) matrix, got {features.dtype} {features.shape}")
@@ -150,7 +152,7 @@ def _checked(
             f"k1 = {k1} neighbours need as many columns of ranks and as many images, got ranks of shape {ranks.shape}; "
             f"search for more neighbours or lower k1"
         )
-    if not 0 < max_distance <= 1:
+    if not isinstance(max_distance, (int, float, np.number)) or not 0 < max_distance <= 1:
         raise ValueError(f"max_distance must lie in (0, 1], got {max_distance}")
     ranks = ranks[:, :k1]
     if ranks.min() < 0 or ranks.max() >= num_rows:
@@ -182,7 +184,9 @@ def _map_blocks(kernel: Callable[..., Any], num_rows: int, *arguments: Any, shar
 
 def _matrix(counts: np.ndarray, columns: np.ndarray, values: np.ndarray | None = None) -> sparse.csr_array:
     """The (N, N) matrix with ``counts`` entries in its rows; a pattern of True where no values are given."""
-    indptr = np.concatenate(([0], counts.cumsum()))
+    indptr = np.append(0, counts.cumsum())
+    if len(columns) <= np.iinfo(columns.dtype).max:
+        indptr = indptr.astype(columns.dtype)  # or scipy would make both int64
     values = np.ones(len(columns), bool) if values is None else values
     return sparse.csr_array((values, columns, indptr), shape=(len(counts), len(counts)))
 

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from fastreid.utils import comm
 from torch import Tensor
 
 from fastreid_ice import InputError
-from fastreid_ice.clusterers import GroundTruth, JaccardDBSCAN, KMeans, build_clusterer
+from fastreid_ice.clusterers import HDBSCAN, Clusterer, GroundTruth, JaccardDBSCAN, KMeans, build_clusterer
 from fastreid_ice.core import dbscan, jaccard_graph, k_nearest, label_quality
 from fastreid_ice.data import build_training_set
+from fastreid_ice.engine import launch
 from golden import load_golden
 from support import small_config, train
 
@@ -136,6 +138,38 @@ def test_an_unreadable_image_is_left_out(name: str, tmp_path: Path, monkeypatch:
     Path(build_training_set(cfg).paths[5]).write_bytes(b"broken")
     labels = train(cfg)._hooks[0].labels
     assert labels[5] == -1 and labels.max() > 0
+
+
+def cluster_in_process(folder: Path) -> None:
+    results = {}
+    for name, clusterer in all_clusterers().items():
+        clusters = clusterer(*blobs(noise=0.4))
+        results[name] = (clusters.labels, sorted(clusterer.seconds))
+    torch.save(results, folder / f"{comm.get_rank()}.pt")
+
+
+def all_clusterers() -> dict[str, Clusterer]:
+    return {
+        "JaccardDBSCAN": JaccardDBSCAN(eps=0.5, k1=10),
+        "JaccardDBSCAN with few images": JaccardDBSCAN(eps=0.5),
+        "JaccardDBSCAN, approximate": JaccardDBSCAN(eps=0.5, k1=10, neighbors="ivf"),
+        "HDBSCAN": HDBSCAN(k1=10),
+        "KMeans": KMeans(num_clusters=8),
+        "GroundTruth": GroundTruth(),
+    }
+
+
+@pytest.mark.slow
+def test_two_processes_get_the_labels_of_one(tmp_path: Path) -> None:
+    launch(cluster_in_process, 2, args=(tmp_path,), backend="gloo")
+    both = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    for name, clusterer in all_clusterers().items():
+        expected = clusterer(*blobs(noise=0.4)).labels
+        for found in both:
+            assert torch.equal(found[name][0], expected), name
+    assert both[0]["JaccardDBSCAN"][1] == ["dbscan", "jaccard", "neighbors"]
+    assert both[1]["JaccardDBSCAN"][1] == ["jaccard", "neighbors"]
+    assert (both[0]["KMeans"][1], both[1]["KMeans"][1]) == (["kmeans"], []), "k-means runs once"
 
 
 @pytest.mark.parametrize("name", ["JaccardDBSCAN", "HDBSCAN", "KMeans", "GroundTruth"])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +19,7 @@ from fastreid_ice.core.jaccard import (
     neighbor_weights,
 )
 from golden import load_golden
+from support import ROOT
 
 FILES = ["k30", "k20", "k15", "k20_k2one", "k25_round", "dup", "dupblock", "dupblock_k2one"]
 
@@ -127,6 +131,7 @@ def test_symmetric_sorted_and_linear(people):
     assert (graph != graph.T).nnz == 0
     assert graph.has_canonical_format
     assert graph.nnz == (dense(graph) < 1).sum()
+    assert graph.indices.dtype == graph.indptr.dtype == np.int32
 
 
 def test_zeros_are_stored():
@@ -167,12 +172,47 @@ def test_does_not_depend_on_threads_blocks_or_columns(people, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_precisions_and_read_only_input(people, dtype):
+def test_precisions_and_read_only_input(people, dtype, monkeypatch):
+    monkeypatch.setattr("fastreid_ice.core.jaccard._COPIED", 7)
     features, ranks = people[0].astype(dtype), people[1].astype(np.int32)
     expected = Oracle(features.astype(np.float64), ranks, 12, 3).distances
     for array in (features, ranks):
         array.flags.writeable = False
     np.testing.assert_allclose(dense(jaccard_graph(features, ranks, k1=12, k2=3)), expected, rtol=0, atol=3e-6)
+
+
+def test_brain_floats_and_strided_features(people):
+    features, ranks = torch.tensor(people[0]).bfloat16(), people[1]
+    expected = jaccard_graph(features.float(), ranks, k1=12, k2=3)
+    for other in (features, features.float().T.contiguous().T, features.float().repeat(1, 2)[:, :12]):
+        graph = jaccard_graph(other, ranks, k1=12, k2=3)
+        np.testing.assert_allclose(dense(graph), dense(expected), rtol=0, atol=1e-6)
+
+
+PEAK = """
+import resource
+import numpy as np
+from fastreid_ice.core import jaccard_graph
+
+def build(num_rows):
+    features = np.random.default_rng(0).standard_normal((num_rows, 16), np.float32)
+    offsets = np.array(sorted(range(-15, 15), key=abs))
+    ranks = ((np.arange(num_rows)[:, None] + offsets) % num_rows).astype(np.int32)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    jaccard_graph(features, ranks, max_distance=0.55)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+
+build(100)  # compiles
+print(build(60_000))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes there")
+def test_memory_beside_the_arguments():
+    """Some 3 kilobytes an image; with a bit for every pair of images it would be 7.5."""
+    done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert 0 < int(done.stdout) < 3 * 60_000
 
 
 FEATURES, RANKS = np.eye(5, dtype=np.float32), np.array([[0, 1, 2], [1, 0, 2], [2, 1, 0], [3, 4, 0], [4, 3, 0]])
@@ -189,12 +229,24 @@ FEATURES, RANKS = np.eye(5, dtype=np.float32), np.array([[0, 1, 2], [1, 0, 2], [
         ({"max_distance": 1.1}, r"max_distance must lie in \(0, 1\]"),
         ({"features": FEATURES[0]}, r"features must be a floating point \(N, D\) matrix"),
         ({"features": FEATURES.astype(int)}, r"features must be a floating point \(N, D\) matrix"),
-        ({"features": FEATURES * np.nan}, "features must be finite"),
+        ({"features": FEATURES * np.nan}, "features must be finite .* row 0 and 4 more of 5 are; check the network"),
+        ({"features": np.diag([1, 1, np.inf, 1, 1])}, "features must be finite .* row 2 and 0 more"),
+        ({"features": np.diag([1, 1, 1, 0, 1]).astype(np.float16)}, "not all zeros in a row, but row 3 and 0 more"),
+        ({"features": np.diag([1e300, 1, 1, 1, 1])}, "features must be finite .* row 0 and 0 more"),
+        ({"features": FEATURES.tolist() + [[1.0]]}, "features must be an array or a tensor"),
+        ({"features": FEATURES.astype(object)}, r"features must be a floating point \(N, D\) matrix"),
+        ({"features": FEATURES[:, :0]}, "not all zeros in a row, but row 0 and 4 more"),
+        ({"ranks": RANKS[:, 0]}, r"ranks must be an integer \(N, k\) matrix, got int64 \(5,\)"),
+        ({"features": FEATURES[:0], "ranks": RANKS[:0]}, "k1 = 3 neighbours need .* as many images"),
+        ({"k1": 2.5}, "k1 must be an integer, got 2.5"),
+        ({"k2": "two"}, "k2 must be an integer, got 'two'"),
+        ({"max_distance": np.nan}, r"max_distance must lie in \(0, 1\]"),
+        ({"max_distance": None}, r"max_distance must lie in \(0, 1\], got None"),
         ({"features": FEATURES[:4]}, "ranks and features must have the same number of rows, got 5 and 4"),
         ({"ranks": RANKS.astype(float)}, r"ranks must be an integer \(N, k\) matrix"),
         ({"ranks": RANKS + 1}, r"ranks must lie in \[0, 5\), got values from 1 to 5"),
         ({"ranks": RANKS - 1}, r"ranks must lie in \[0, 5\), got values from -1 to 3"),
-        ({"ranks": RANKS * 0}, "ranks must list no neighbour twice"),
+        ({"ranks": RANKS * 0}, "ranks must list no neighbour twice in a row, as row 0 does"),
         ({"features": FEATURES[:2], "ranks": np.zeros((2, 3), int)}, "k1 = 3 neighbours need .* as many images"),
     ],
 )

@@ -85,7 +85,7 @@ def start_training(datasets_root: Path, output: Path, *options: str) -> subproce
 
 
 def wait_for(condition, run: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not condition():
         assert run.poll() is None and time.monotonic() < deadline, "the run did not get that far"
         time.sleep(0.01)
@@ -93,7 +93,7 @@ def wait_for(condition, run: subprocess.Popen) -> None:
 
 def workers(run: subprocess.Popen) -> list[int]:
     """The process ids of a run's processes, by rank."""
-    listing = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(run.pid)], capture_output=True, text=True)
+    listing = subprocess.run(["ps", "-ww", "-o", "pid=,args=", "--ppid", str(run.pid)], capture_output=True, text=True)
     return sorted(int(line.split()[0]) for line in listing.stdout.splitlines() if "spawn_main" in line)
 
 

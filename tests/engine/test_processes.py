@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from fastreid.utils import comm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fastreid_ice.core import hard_instance_loss, soft_consistency_loss
+from fastreid_ice.clusterers import CLUSTERER_REGISTRY, JaccardDBSCAN
+from fastreid_ice.core import Clusters, hard_instance_loss, soft_consistency_loss
 from fastreid_ice.data import build_feature_loader, build_training_set
 from fastreid_ice.engine import HOOK_REGISTRY, UnsupervisedTrainer, extract_features, launch
 from fastreid_ice.modeling.gather import encode_shuffled, gather_batch
@@ -40,8 +42,19 @@ class Witness(HookBase):
         torch.save(seen, self.file)
 
 
+class Recorded(JaccardDBSCAN):
+    """Writes down, in each process, what it was asked and what it answered last."""
+
+    def __call__(self, features: Tensor, cameras: Tensor, identities: Tensor) -> Clusters:
+        clusters = super().__call__(features, cameras, identities)
+        torch.save(((features, cameras, identities), clusters.labels), f"clusters{comm.get_rank()}.pt")
+        return clusters
+
+
 def run_training(cfg: CfgNode) -> None:
     HOOK_REGISTRY.register(Witness)
+    CLUSTERER_REGISTRY.register(Recorded)
+    os.chdir(cfg.OUTPUT_DIR)
     train(cfg)
 
 
@@ -49,6 +62,8 @@ def test_training_in_two_processes(cfg: CfgNode) -> None:
     """All losses at once; the bank draws at random three of the four images that a batch has of a cluster."""
     cfg.HOOKS = ("Witness", *cfg.HOOKS)
     cfg.CLUSTER.FEATURES = "online"
+    cfg.CLUSTER.NAME = "Recorded"
+    Path(cfg.OUTPUT_DIR).mkdir()
     cfg.MODEL.LOSSES.NAME = (*cfg.MODEL.LOSSES.NAME, "DiscrepantProxyLoss", "MultiInstanceLoss")
     cfg.MODEL.LOSSES.MULTI_INSTANCE.NUM_INSTANCES = 3
     launch(run_training, 2, args=(cfg,))
@@ -58,6 +73,10 @@ def test_training_in_two_processes(cfg: CfgNode) -> None:
         for name, value in first[part].items():
             assert torch.equal(value, second[part][name]), name
     assert torch.equal(first["labels"], second["labels"])
+    for rank in (0, 1):
+        asked, answered = torch.load(Path(cfg.OUTPUT_DIR) / f"clusters{rank}.pt")
+        alone = JaccardDBSCAN.from_config(cfg)(*asked).labels
+        assert torch.equal(answered, alone) and torch.equal(first["labels"], alone), "as one process would cluster"
     for mine, theirs in zip(first["drawn"], second["drawn"], strict=True):
         assert len(mine) == len(theirs) == cfg.SOLVER.IMS_PER_BATCH // 2
         assert not set(mine.tolist()) & set(theirs.tolist()), "each process draws its own part of the batch"
