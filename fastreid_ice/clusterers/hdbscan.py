@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import sklearn.cluster
 from fastreid.config import CfgNode
+from numba import njit
 from scipy import sparse
 from scipy.sparse import csgraph
 
@@ -52,7 +53,7 @@ def hdbscan(graph: sparse.csr_array, *, min_cluster_size: int, min_samples: int)
     Returns:
         (N,) integer labels, -1 for noise, else 0..C-1.
 
-    Memory is linear in the stored entries and N.
+    Memory is linear in the stored entries and N, time nearly so.
     """
     reachability = _connect(_mutual_reachability(graph, min_samples), min_cluster_size)
     # With min_samples 1 scikit-learn takes the distances as they are.
@@ -65,17 +66,11 @@ def _mutual_reachability(graph: sparse.csr_array, min_samples: int) -> sparse.cs
 
     scikit-learn has this too, but refuses rows of fewer than ``min_samples`` entries, whose core distance is 1 here.
     """
-    num_points = graph.shape[0]
-    counts = np.diff(graph.indptr)
-    rows = np.repeat(np.arange(num_points), counts)
-    ascending = graph.data[np.lexsort((graph.data, rows))]
-    core = np.ones(num_points)
-    full = counts >= min_samples
-    core[full] = ascending[graph.indptr[:-1][full] + min_samples - 1]
+    rows = np.repeat(np.arange(graph.shape[0], dtype=graph.indices.dtype), np.diff(graph.indptr))
+    core = _core_distances(graph.indptr, graph.data.astype(np.float64), min_samples)
     distances = np.maximum(graph.data, np.maximum(core[rows], core[graph.indices]))
     near = distances < 1
-    # An edge of length 0 would be an absent one.
-    distances = distances[near].clip(np.finfo(np.float32).eps)
+    distances = distances[near].clip(np.finfo(np.float32).eps)  # 0 would be an absent edge
     return sparse.csr_array((distances, (rows[near], graph.indices[near])), shape=graph.shape)
 
 
@@ -90,4 +85,15 @@ def _connect(graph: sparse.csr_array, min_cluster_size: int) -> sparse.csr_array
     others = members != hub
     lengths = np.where(sizes[others] < min_cluster_size, 2.0, 1.0)
     links = sparse.csr_array((lengths, (members[others], np.full(len(lengths), hub))), shape=graph.shape)
-    return graph + links + links.T
+    return graph + (links + links.T)
+
+
+@njit(nogil=True, cache=True)
+def _core_distances(indptr, data, min_samples):
+    """(N,) the ``min_samples``-th smallest entry of each row, 1 where there are fewer."""
+    core = np.ones(len(indptr) - 1)
+    for i in range(len(core)):
+        row = data[indptr[i] : indptr[i + 1]]
+        if len(row) >= min_samples:
+            core[i] = np.partition(row, min_samples - 1)[min_samples - 1]
+    return core
