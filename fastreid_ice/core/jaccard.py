@@ -13,7 +13,6 @@ Letters: N images, D dimensions, R(i, k) the mutual neighbours of i, E(i) its ex
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -22,10 +21,9 @@ from scipy import sparse
 from torch import Tensor
 
 from . import _jaccard_kernels as kernels
-from ._arrays import to_numpy
+from ._arrays import map_blocks, to_numpy
 from .shard import ALONE, Shard
 
-_BLOCK = 1024  # rows per task
 _COPIED = 64  # rows whose neighbours' features are converted to float32 at a time
 
 
@@ -167,16 +165,10 @@ def _checked(
 def _map_blocks(kernel: Callable[..., Any], num_rows: int, *arguments: Any, shard: Shard = ALONE) -> list[np.ndarray]:
     """The arrays that ``kernel(start, stop, *arguments)`` returns for blocks of rows, each joined over all rows.
 
-    The kernels release the interpreter lock. Plain threads and not numba's own: those do not survive a fork, which data
-    loaders do, nor all of them two callers at once. Blocks are dealt out to processes in turn, because the first rows
-    have more of the symmetric distances to compute than the last.
+    Blocks are dealt out to processes in turn, because the first rows have more of the symmetric distances to compute
+    than the last.
     """
-
-    def run(start: int) -> tuple[np.ndarray, ...]:
-        return kernel(start, min(start + _BLOCK, num_rows), *arguments)
-
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        blocks = shard.merge(list(pool.map(run, range(0, num_rows, _BLOCK)[shard.rank :: shard.size])))
+    blocks = shard.merge(map_blocks(kernel, num_rows, *arguments, chosen=slice(shard.rank, None, shard.size)))
     arrays = [list(parts) for parts in zip(*blocks, strict=True)]
     del blocks
     return [np.concatenate(arrays.pop(0)) for _ in range(len(arrays))]  # parts are freed as soon as they are joined
