@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from scipy import sparse
 
 from fastreid_ice.core import jaccard_graph, k_nearest
+from fastreid_ice.core._arrays import map_blocks
 from fastreid_ice.core.jaccard import (
     average_over_neighbors,
     expand,
@@ -160,7 +162,7 @@ def test_does_not_depend_on_threads_blocks_or_columns(people, monkeypatch):
     features, ranks = people
     graph = jaccard_graph(features, ranks, k1=15, k2=4)
     threads = torch.get_num_threads()
-    monkeypatch.setattr("fastreid_ice.core.jaccard._BLOCK", 7)
+    monkeypatch.setattr("fastreid_ice.core.jaccard.map_blocks", partial(map_blocks, block=7))
     try:
         for number in (1, 4):
             torch.set_num_threads(number)

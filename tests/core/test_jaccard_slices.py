@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from fastreid_ice.core import dbscan, jaccard_graph, k_nearest
-from fastreid_ice.core.jaccard import _BLOCK
+from fastreid_ice.core._arrays import _BLOCK
 from fastreid_ice.core.shard import ALONE, Shard
 from fastreid_ice.engine import launch
 
