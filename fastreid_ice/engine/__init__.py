@@ -4,19 +4,25 @@ from .checkpoint import Checkpointer
 from .checks import check_config
 from .features import extract_features
 from .hooks import HOOK_REGISTRY, MomentumHook, ReclusterHook
+from .labels import PseudoLabels, last_labels
 from .launch import launch
-from .stages import stage_configs, train_stages
+from .report import write_report
+from .stages import read_run, stage_configs, train_stages
 from .trainer import UnsupervisedTrainer
 
 __all__ = [
     "HOOK_REGISTRY",
     "Checkpointer",
     "MomentumHook",
+    "PseudoLabels",
     "ReclusterHook",
     "UnsupervisedTrainer",
     "check_config",
     "extract_features",
+    "last_labels",
     "launch",
+    "read_run",
     "stage_configs",
     "train_stages",
+    "write_report",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from ..clusterers import Clusterer, build_clusterer
 from ..config import InputError, lookup
 from ..core import Clusters, churn, label_quality
 from .features import extract_features
+from .labels import LABELS_FILE, save_labels
 
 HOOK_REGISTRY = Registry("HOOK")
 HOOK_REGISTRY.__doc__ = """fast-reid hooks by name. A registered class is called with ``cls(cfg)``."""
@@ -94,6 +96,8 @@ class ReclusterHook(HookBase):
         self.trainer.data_loader.reset(labels, seed=(self.seed, epoch))
         if comm.is_main_process():
             self._report(found, readable, seconds | self.clusterer.seconds)
+            paths, file = self.trainer.data_loader.training_set.paths, Path(self.trainer.cfg.OUTPUT_DIR, LABELS_FILE)
+            save_labels(file, paths, cameras, found, features)
         self.labels = labels
 
     def after_train(self) -> None:

@@ -1,0 +1,140 @@
+"""Pseudo labels as a file: what a run keeps of its last clustering, for people and for the tools."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from fastreid.config import CfgNode
+from torch import Tensor
+
+from ..config import InputError
+from ..core import centroids
+
+COLUMNS = ("path", "camera", "label", "distance_to_centroid")
+LABELS_FILE = "labels.csv"
+BLOCK = 4096  # rows at a time
+
+
+@dataclass(frozen=True, eq=False)
+class PseudoLabels:
+    """The clustering of N images.
+
+    Attributes:
+        paths: N files.
+        cameras: N texts, "" for an unknown camera.
+        labels: (N,) int64, 0..C-1, or -1 for noise.
+        distances: (N,) float32 in [0, 2], to the centroid of the own cluster, as ``centroid_distances`` measures it;
+            NaN where it is not known.
+    """
+
+    paths: Sequence[str]
+    cameras: Sequence[str]
+    labels: np.ndarray
+    distances: np.ndarray
+
+    def write(self, path: Path) -> None:
+        """Writes a CSV file with the columns path, camera, label and distance_to_centroid, whole or not at all.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        with replacing(path) as file:
+            writer = csv.writer(file)
+            writer.writerow(COLUMNS)
+            for name, camera, label, distance in zip(
+                self.paths, self.cameras, self.labels.tolist(), self.distances.tolist(), strict=True
+            ):
+                writer.writerow((name, camera, label, "" if np.isnan(distance) else f"{distance:.6f}"))
+
+    @classmethod
+    def read(cls, path: Path) -> PseudoLabels:
+        """Reads such a file.
+
+        Raises:
+            InputError: no such file, or one that holds something else; names the line.
+        """
+        rows = []
+        try:
+            with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+                lines = csv.reader(file)
+                whole = tuple(next(lines, ())) == COLUMNS
+                if whole:
+                    for name, camera, label, distance in lines:
+                        rows.append((name, camera, int(label), float(distance or "nan")))
+                        if rows[-1][2] < -1:
+                            raise ValueError("a label must be 0, 1, ..., or -1 for noise")
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror}") from error
+        except (csv.Error, ValueError) as error:
+            raise InputError(f"{path}, line {lines.line_num} is not {','.join(COLUMNS)}: {error}") from error
+        if not whole:
+            raise InputError(f"{path} is no file of labels: its first line must be {','.join(COLUMNS)}")
+        paths, cameras, labels, distances = zip(*rows, strict=True) if rows else ((),) * 4
+        return cls(paths, cameras, np.array(labels, np.int64), np.array(distances, np.float32))
+
+
+def save_labels(path: Path, paths: Sequence[str], cameras: Tensor, labels: Tensor, features: Tensor) -> None:
+    """Writes the labels of a run's images, with their absolute paths, so that they are found from anywhere.
+
+    Args:
+        path: where to.
+        paths: N image files.
+        cameras: (N,) int64, -1 where not known.
+        labels: (N,) int64, 0..C-1 without gaps, -1 for noise.
+        features: (N, D) unit rows on the CPU, zero for an image that could not be read.
+    """
+    PseudoLabels(
+        [os.path.abspath(name) for name in paths],
+        ["" if camera < 0 else str(camera) for camera in cameras.tolist()],
+        labels.numpy(),
+        centroid_distances(features, labels).numpy(),
+    ).write(path)
+
+
+def centroid_distances(features: Tensor, labels: Tensor) -> Tensor:
+    """(N,) 1 - cosine between each row and the centroid of its cluster, of noise the nearest centroid.
+
+    The centroid is the mean of the cluster's rows. NaN for a zero row, and for all where there is no cluster.
+
+    Args:
+        features: (N, D), unit rows or zero.
+        labels: (N,) int64, 0..C-1 without gaps, -1 for noise.
+
+    Time is N D for the clustered rows and C D for each noise row; memory beside the arguments C D and a block of C.
+    """
+    distances = torch.full(labels.shape, torch.nan)
+    if not (labels >= 0).any():
+        return distances
+    means = F.normalize(centroids(features, labels))
+    for rows in (labels >= 0).nonzero()[:, 0].split(BLOCK):
+        distances[rows] = 1 - (features[rows] * means[labels[rows]]).sum(1).clamp(-1, 1)
+    for rows in ((labels < 0) & (features != 0).any(1)).nonzero()[:, 0].split(BLOCK):
+        distances[rows] = 1 - (features[rows] @ means.T).amax(1).clamp(-1, 1)
+    return distances
+
+
+def last_labels(stages: Sequence[CfgNode]) -> Path | None:
+    """The file of the last clustering of a run with these configs, None where there was none."""
+    files = [Path(stage.OUTPUT_DIR, LABELS_FILE) for stage in stages]
+    return next((path for path in reversed(files) if path.is_file()), None)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[TextIO]:
+    """Opens a text file under another name beside ``path``, and renames it when all is written."""
+    scratch = path.with_name(f".{path.name}.part")
+    try:
+        with scratch.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            yield file
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
