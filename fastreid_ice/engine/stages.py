@@ -14,14 +14,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from fastreid.config import CfgNode
+from fastreid.config import CfgNode, get_cfg
 from fastreid.engine.train_loop import HookBase
 from fastreid.utils import comm
 from fastreid.utils.env import seed_all_rng
 from torch import Tensor
 
-from ..config import InputError, value_of
+from ..config import InputError, add_ice_config, value_of
 from .checkpoint import read_checkpoint
+from .report import write_report
 from .summary import AnnounceStage, stage_table
 from .trainer import UnsupervisedTrainer
 
@@ -61,6 +62,25 @@ def stage_configs(cfg: CfgNode) -> list[CfgNode]:
     return stages
 
 
+def read_run(folder: Path) -> list[CfgNode]:
+    """The config of each stage of a run, whose folder may have been moved since.
+
+    Raises:
+        InputError: the folder holds no run, or one whose config does not fit this version.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise InputError(f"{folder} holds no config.yaml; it must be the OUTPUT_DIR of a run")
+    cfg = get_cfg()
+    add_ice_config(cfg)
+    try:
+        cfg.merge_from_file(str(path))
+    except (AssertionError, KeyError, OSError, ValueError) as error:
+        raise InputError(f"{path}: {error}") from error
+    cfg.OUTPUT_DIR = str(folder)
+    return stage_configs(cfg)
+
+
 def without_keys(overlays: Sequence, keys: Iterable[str]) -> tuple:
     """Copies of the overlays without ``keys`` ("SOLVER.MAX_EPOCH"), so that the command line counts in every stage."""
     overlays = copy.deepcopy(tuple(overlays))
@@ -98,7 +118,7 @@ def encoder_weights(weights: dict[str, Tensor], encoder: str) -> dict[str, Tenso
 
 
 def train_stages(cfg: CfgNode, *, resume: bool = False) -> OrderedDict | None:
-    """Trains all stages of ``cfg``, one after the other; called in every process.
+    """Trains all stages of ``cfg``, one after the other, and writes a report; called in every process.
 
     Each stage after the first starts both encoders from the encoder that ``TEST.ENCODER`` evaluated, out of the best
     checkpoint of the stage before, with a fresh optimiser and schedule.
@@ -116,6 +136,10 @@ def train_stages(cfg: CfgNode, *, resume: bool = False) -> OrderedDict | None:
     stages = stage_configs(cfg)
     results = _train(stages[0], resume) if len(stages) == 1 else _train_all(stages, resume)
     if comm.is_main_process():
+        try:
+            write_report(stages, Path(cfg.OUTPUT_DIR))
+        except InputError as error:  # the run is complete all the same
+            logger.warning("No report: %s", error)
         logger.info("The weights to use: %s", best_checkpoint(stages[-1]))
     return results
 

@@ -1,0 +1,124 @@
+"""Which clusters and which of their images a report shows, and the pictures of them."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from fastreid.data.data_utils import read_image
+from PIL import Image
+
+from .labels import PseudoLabels
+
+CLUSTERS, IMAGES, NOISE_IMAGES = 6, 14, 56  # clusters per sheet, images per cluster, images of noise
+THUMBNAIL = (96, 192)  # pixels, across and down, at most
+QUALITY = 75  # of JPEG
+
+
+@dataclass(frozen=True)
+class Group:
+    """Images of one cluster, or of noise.
+
+    Attributes:
+        label: the cluster, -1 for noise.
+        caption: what is said of it.
+        images: rows of those that are shown.
+    """
+
+    label: int
+    caption: str
+    images: np.ndarray
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A contact sheet: a title, a sentence that says what was chosen, and the groups, none where nothing fits."""
+
+    title: str
+    rule: str
+    groups: list[Group]
+
+
+def contact_sheets(clustering: PseudoLabels, *, seed: int) -> list[Sheet]:
+    """The largest, random, the most cross-camera and the most doubtful clusters, and noise.
+
+    Of a cluster, images from the nearest to its centroid to the farthest are shown, evenly spaced in this order.
+
+    Args:
+        clustering: of N images.
+        seed: of what is drawn at random.
+    """
+    labels, distances = clustering.labels, clustering.distances
+    clustered, random = labels >= 0, np.random.default_rng(seed)
+    sizes = np.bincount(labels[clustered])
+    present = np.flatnonzero(sizes)  # a file of labels may have gaps
+    order = np.lexsort((distances, labels))[np.count_nonzero(~clustered) :]
+    starts = np.cumsum(sizes) - sizes
+    means = np.bincount(labels[clustered], distances[clustered]) / np.maximum(sizes, 1)
+    cameras, spread = _camera_spread(clustering)
+
+    def group(label: int) -> Group:
+        places = np.linspace(0, sizes[label] - 1, min(sizes[label], IMAGES)).round().astype(int)
+        caption = f"{sizes[label]} images"
+        caption += f", {cameras[label]} {'camera' if cameras[label] == 1 else 'cameras'}" if cameras[label] else ""
+        caption += "" if np.isnan(means[label]) else f", mean distance {means[label]:.3f}"
+        return Group(label, caption, order[starts[label] + places])
+
+    def first(scores: np.ndarray, among: np.ndarray = present) -> list[Group]:
+        ranked = among[np.argsort(-scores[among], kind="stable")]
+        return [group(int(label)) for label in ranked[:CLUSTERS]]
+
+    drawn = np.sort(random.permutation(present)[:CLUSTERS])
+    noise = np.sort(random.permutation(np.flatnonzero(~clustered))[:NOISE_IMAGES])
+    return [
+        Sheet("Largest clusters", "Those with the most images.", first(sizes)),
+        Sheet("Random clusters", f"Drawn with seed {seed}.", [group(int(label)) for label in drawn]),
+        Sheet(
+            "Most cross-camera clusters",
+            "Those whose images spread most evenly over most cameras (the highest entropy of the cameras' shares).",
+            first(spread, present[cameras[present] > 1]),
+        ),
+        Sheet(
+            "Most doubtful clusters",
+            "Those whose images lie farthest from their centroid on average (the largest mean distance).",
+            first(means, present[~np.isnan(means[present])]),
+        ),
+        Sheet(
+            "Noise",
+            f"Images in no cluster, drawn with seed {seed}; the distance is that to the nearest cluster.",
+            [Group(-1, f"{np.count_nonzero(~clustered)} images", noise)] if len(noise) else [],
+        ),
+    ]
+
+
+def _camera_spread(clustering: PseudoLabels) -> tuple[np.ndarray, np.ndarray]:
+    """Of each cluster (C,): how many known cameras it has, and the entropy of their shares of its images."""
+    count = clustering.labels.max(initial=-1) + 1
+    rows = (clustering.labels >= 0) & (np.array(clustering.cameras, dtype=object) != "")
+    names = np.unique(np.array(clustering.cameras)[rows], return_inverse=True)[1]
+    pairs, images = np.unique(np.stack((clustering.labels[rows], names)), axis=1, return_counts=True)
+    shares = images / np.bincount(pairs[0], images, minlength=count)[pairs[0]]
+    return (
+        np.bincount(pairs[0], minlength=count),
+        np.bincount(pairs[0], -shares * np.log(shares), minlength=count),
+    )
+
+
+def thumbnail(path: str) -> str | None:
+    """A small JPEG of an image, as training reads it, as a data URI; None where it is gone or cannot be read."""
+    try:
+        image = read_image(path)
+    except (OSError, Image.DecompressionBombError):
+        return None
+    image.thumbnail(THUMBNAIL)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=QUALITY, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def shown(sheets: Iterable[Sheet]) -> list[int]:
+    """The rows of all images that the sheets show, each once."""
+    return sorted({int(row) for sheet in sheets for group in sheet.groups for row in group.images})

@@ -1,0 +1,301 @@
+"""The report of a run: what it holds, and how it looks and works in a real browser."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import report
+import torch
+from fastreid.config import CfgNode
+from PIL import Image
+
+from fastreid_ice import InputError
+from fastreid_ice.engine import PseudoLabels, read_run, stage_configs, train_stages, write_report
+from fastreid_ice.engine.labels import centroid_distances
+from fastreid_ice.engine.sheets import contact_sheets, shown
+from fastreid_ice.engine.svg import ticks
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome found")
+SECTIONS = ["Largest clusters", "Random clusters", "Most cross-camera clusters", "Most doubtful clusters", "Noise"]
+
+# What a visitor would see, written into the page: pictures, then for each query the tiles and rows that are left.
+PROBE = """<script>addEventListener("load", async () => {
+  const wait = () => new Promise((done) => setTimeout(done, 300));
+  const visible = (selector) => [...document.querySelectorAll(selector)].filter((item) => item.offsetParent);
+  const look = () => ({
+    tiles: visible("[data-row]").map((item) => +item.dataset.row), sheets: visible(".sheet h2").map((h) => h.innerText),
+    rows: visible("#found tbody tr").map((row) => [...row.cells].slice(1).map((td) => td.innerText)),
+    answer: document.getElementById("answer").innerText,
+  });
+  await wait();
+  const pictures = [...document.querySelectorAll("img")], charts = document.querySelectorAll(".chart svg");
+  const seen = {pictures: pictures.length, loaded: pictures.filter((i) => i.complete && i.naturalWidth > 0).length,
+    charts: [...charts].filter((svg) => svg.getBoundingClientRect().height > 50).length, injected: !!window.injected,
+    overflow: document.documentElement.scrollWidth > innerWidth, start: look(), answers: []};
+  for (const query of QUERIES) {
+    document.getElementById("search").reset();
+    await wait();
+    for (const [id, value] of Object.entries(query)) document.getElementById(id).value = value;
+    document.getElementById("search").dispatchEvent(new Event("input"));
+    seen.answers.push(look());
+  }
+  document.querySelector("button[data-cluster]")?.click();
+  await wait();
+  seen.clicked = look();
+  document.documentElement.dataset.seen = JSON.stringify(seen);
+});</script>"""
+
+
+def visit(page: Path, tmp_path: Path, queries: list[dict[str, str]], *, width: int = 1280) -> dict:
+    """Opens a copy of the page in a browser that has no network, and returns what PROBE saw."""
+    copy = tmp_path / "visited.html"
+    copy.write_text(page.read_text(encoding="utf-8") + PROBE.replace("QUERIES", json.dumps(queries)), encoding="utf-8")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--enable-logging=stderr"]
+    offline = ["--proxy-server=127.0.0.1:9", f"--user-data-dir={tmp_path / 'browser'}"]
+    size = [f"--window-size={width},900", "--virtual-time-budget=20000", "--dump-dom"]
+    command = [CHROMIUM, *flags, *offline, *size, copy.as_uri()]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120, check=True)
+    assert "CONSOLE" not in done.stderr, done.stderr
+    seen = re.search(r'<html[^>]* data-seen="([^"]*)"', done.stdout)
+    assert seen, done.stdout[:300] + done.stderr
+    return json.loads(html.unescape(seen[1]))
+
+
+def make_run(cfg: CfgNode, clustering: PseudoLabels | None, epochs: int = 3, scalars: dict | None = None) -> Path:
+    """A run's folder as training leaves it."""
+    folder = Path(cfg.OUTPUT_DIR)
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(cfg.dump())
+    lines = [
+        {"iteration": epoch * cfg.SOLVER.ITERS_PER_EPOCH, "cluster/number": 5 + epoch, "loss_cluster_proxy": 2 - epoch}
+        | {"cluster/noise_share": 0.1, "cluster/churn": float("nan")}
+        | (scalars or {})
+        for epoch in range(epochs)
+    ]
+    (folder / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if clustering:
+        clustering.write(folder / "labels.csv")
+    return folder
+
+
+def clustering_of(paths: list[Path], labels: list[int], cameras: list[str] | None = None) -> PseudoLabels:
+    distances = np.linspace(0.1, 0.9, len(paths), dtype=np.float32)
+    return PseudoLabels([str(path) for path in paths], cameras or [""] * len(paths), np.array(labels), distances)
+
+
+@pytest.fixture
+def crops(tmp_path: Path) -> list[Path]:
+    """Twelve pictures of different shapes, with names that are not plain."""
+    names = [
+        "plain.jpg",
+        "with space.png",
+        "<img src=x onerror='window.injected=1'>.jpg",
+        'quote".jpg',
+        "ünï人.jpg",
+        "$a{b}",
+    ]
+    paths = [tmp_path / "crops" / folder / name for folder in ("a & b", "c") for name in names]
+    for number, path in enumerate(paths):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        size = [(32, 64), (300, 90), (10, 400)][number % 3]
+        Image.new("RGB", size, (20 * number, 90, 200)).save(path, "PNG" if path.suffix == ".png" else "JPEG")
+    return paths
+
+
+class TestRun:
+    """Real runs."""
+
+    @pytest.mark.slow
+    def test_writes_what_was_clustered_and_a_page(self, cfg: CfgNode, tmp_path: Path) -> None:
+        cfg.SOLVER.MAX_EPOCH = 1
+        Path(cfg.OUTPUT_DIR).mkdir()
+        train_stages(cfg)
+        clustering = PseudoLabels.read(Path(cfg.OUTPUT_DIR, "labels.csv"))
+        assert len(clustering.paths) == 54 and set(clustering.cameras) == {"0", "1", "2"}
+        assert all(map(os.path.isabs, clustering.paths)) and all(map(os.path.isfile, clustering.paths))
+        clustered = clustering.labels >= 0
+        lines = map(json.loads, Path(cfg.OUTPUT_DIR, "metrics.json").read_text().splitlines())
+        logged = next(line for line in lines if "cluster/number" in line)
+        assert len(set(clustering.labels[clustered])) == logged["cluster/number"] > 0
+        assert ((clustering.distances >= 0) & (clustering.distances <= 1)).all()
+        page = Path(cfg.OUTPUT_DIR, "report.html")
+        if CHROMIUM:
+            seen = visit(page, tmp_path, [])
+            assert seen["charts"] == 6 and seen["pictures"] == seen["loaded"] > 10 and not seen["overflow"]
+            assert seen["start"]["sheets"] == SECTIONS
+        assert not list(Path(cfg.OUTPUT_DIR).glob(".*")), "nothing half written is left"
+
+    def test_a_folder_that_cannot_take_the_page_costs_nothing(self, cfg: CfgNode, caplog) -> None:
+        cfg.SOLVER.MAX_EPOCH = 1
+        Path(cfg.OUTPUT_DIR, "report.html", "taken").mkdir(parents=True)
+        train_stages(cfg)
+        assert "No report: " in caplog.text and "report.html: Is a directory" in caplog.text
+
+    def test_stages_share_one_page(self, cfg: CfgNode, crops: list[Path]) -> None:
+        cfg.STAGES = ({"SOLVER": {"MAX_EPOCH": 2}}, {"SOLVER": {"MAX_EPOCH": 3}})
+        folder = Path(cfg.OUTPUT_DIR)
+        for stage, (labels, epochs) in zip(stage_configs(cfg), (([0] * 12, 2), ([1] * 12, 3)), strict=True):
+            make_run(stage, clustering_of(crops, labels), epochs, {"mAP": 50.0 + epochs, "start/mAP": 40.0})
+        (folder / "config.yaml").write_text(cfg.dump())
+        moved = folder.rename(folder.with_name("moved"))
+        page = write_report(read_run(moved), moved).read_text()
+        assert page.count("stage 2</text>") == 4, "in each chart"
+        assert "mAP, epoch 5: 53" in page and "mAP, epoch 0: 40" in page and "epoch 6" not in page
+        assert 'data-cluster="1"' in page and 'data-cluster="0"' not in page, "the last clustering"
+
+
+@needs_browser
+class TestInTheBrowser:
+    def test_search_and_names_of_every_kind(self, cfg: CfgNode, crops: list[Path], tmp_path: Path) -> None:
+        cameras = ["front door", "<b>2", "", "10"] * 3
+        labels = [0] * 4 + [1] * 3 + [7] * 2 + [-1] * 3
+        page = write_report([cfg], make_run(cfg, clustering_of(crops, labels, cameras)))
+        queries = [{"name": "A & B/"}, {"name": "ONERROR"}, {"cluster": "7"}, {"cluster": "noise"}, {"cluster": "1x"}]
+        queries += [{"camera": "1", "cluster": "0"}, {"name": "nowhere"}, {}]
+        seen = visit(page, tmp_path, queries.copy(), width=500)
+        assert not seen["injected"] and not seen["overflow"]
+        assert seen["pictures"] == seen["loaded"] and seen["start"]["rows"] == []
+        everything = seen["start"]["tiles"]
+        assert set(everything) == set(range(12))
+        found = [{int(row) for row in answer["tiles"]} for answer in seen["answers"]]
+        assert found == [set(range(6)), {2, 8}, {7, 8}, {9, 10, 11}, set(), {1}, set(), set(range(12))]
+        rows = [answer["rows"] for answer in seen["answers"]]
+        assert rows[2] == [["c/with space.png", "7", "10", "0.609"], [rows[1][1][0], "7", "front door", "0.682"]]
+        assert rows[1][0][0] == "a & b/<img src=x onerror='window.injected=1'>.jpg"
+        assert seen["answers"][3]["sheets"] == ["Noise"] and rows[3][0][1] == "noise"
+        assert seen["answers"][5]["rows"] == [["a & b/with space.png", "0", "<b>2", "0.173"]], "cameras: 10, <b>2, ..."
+        assert seen["answers"][6]["answer"] == "0 of 12 images" and seen["answers"][7]["tiles"] == everything
+        assert set(seen["clicked"]["tiles"]) == {0, 1, 2, 3}, "the largest cluster, whose name was clicked"
+
+    def test_without_clusters_truth_and_pictures(self, cfg: CfgNode, crops: list[Path], tmp_path: Path) -> None:
+        crops[0].unlink()
+        crops[1].write_bytes(b"")
+        crops[2].write_bytes(crops[2].read_bytes()[:400])
+        folder = make_run(cfg, clustering_of(crops, [-1] * 12), epochs=1)
+        seen = visit(write_report([cfg], folder), tmp_path, [{"cluster": "noise"}])
+        assert seen["charts"] == 3 and seen["start"]["sheets"] == SECTIONS
+        assert len(seen["start"]["tiles"]) == 12 and seen["pictures"] == seen["loaded"] == 9
+        assert "3 of the 12 images shown are gone or cannot be read" in (folder / "report.html").read_text()
+        assert len(seen["answers"][0]["rows"]) == 12
+
+    def test_before_the_first_clustering(self, cfg: CfgNode, tmp_path: Path) -> None:
+        folder = make_run(cfg, None, epochs=0)
+        seen = visit(write_report([cfg], folder), tmp_path, [{"name": "a"}])
+        assert seen["charts"] == 0 and seen["answers"][0]["answer"] == "0 of 0 images"
+
+
+@pytest.mark.slow
+def test_size_at_50000_images(cfg: CfgNode, datasets_root: Path, tmp_path: Path) -> None:
+    """Names without anything in common, which compress least, onto real pictures."""
+    rng = np.random.default_rng(0)
+    pictures = sorted(datasets_root.rglob("*.jpg"))[:40]
+    (tmp_path / "crops").mkdir()
+    paths = [tmp_path / "crops" / f"{rng.bytes(16).hex()}.jpg" for _ in range(50_000)]
+    labels = rng.integers(-1, 2000, 50_000)
+    clustering = PseudoLabels(
+        list(map(str, paths)), [str(camera) for camera in rng.integers(0, 15, 50_000)], labels, rng.random(50_000)
+    )
+    for number, row in enumerate(shown(contact_sheets(clustering, seed=cfg.SEED))):
+        paths[row].symlink_to(pictures[number % len(pictures)])
+    page = write_report([cfg], make_run(cfg, clustering))
+    assert "are gone or cannot be read" not in page.read_text()
+    assert page.stat().st_size < 10e6
+    if CHROMIUM:
+        seen = visit(page, tmp_path, [{"name": paths[77].name[:12]}, {"camera": "3"}])
+        assert seen["pictures"] == seen["loaded"] > 300
+        assert seen["answers"][0]["rows"][0][:2] == [paths[77].name, "noise" if labels[77] < 0 else str(labels[77])]
+        assert len(seen["answers"][1]["rows"]) == 100 and "the first 100" in seen["answers"][1]["answer"]
+
+
+def test_sheets_hold_what_they_say() -> None:
+    labels = np.repeat([0, 1, 2, 3, -1], [30, 4, 6, 5, 3])
+    cameras = ["1"] * 29 + ["2"] + ["1", "2", "1", "2"] + ["1", "2", "3"] * 2 + [""] * 5 + ["1"] * 3
+    distances = np.concatenate([np.linspace(0, 0.3, 30)[::-1], [0.1] * 4, [0.2] * 6, [0.8] * 5, [0.5] * 3])
+    clustering = PseudoLabels([str(i) for i in range(48)], cameras, labels, distances)
+    sheets = dict(zip(SECTIONS, contact_sheets(clustering, seed=0), strict=True))
+    chosen = {title: [group.label for group in sheet.groups] for title, sheet in sheets.items()}
+    assert [sheet.title for sheet in sheets.values()] == SECTIONS
+    assert chosen["Largest clusters"] == [0, 2, 3, 1] and chosen["Random clusters"] == [0, 1, 2, 3]
+    assert chosen["Most cross-camera clusters"] == [2, 1, 0], "three even cameras, two, two uneven; not the unknown"
+    assert chosen["Most doubtful clusters"] == [3, 2, 0, 1]
+    largest = sheets["Largest clusters"].groups[0]
+    assert largest.images[0] == 29 and largest.images[-1] == 0 and len(largest.images) == 14
+    assert (
+        np.diff(distances[largest.images]) > 0
+    ).all() and largest.caption == "30 images, 2 cameras, mean distance 0.150"
+    assert sorted(sheets["Noise"].groups[0].images) == [45, 46, 47]
+    many = PseudoLabels([""] * 900, [""] * 900, np.arange(900) // 3, np.zeros(900))
+    draws = [[group.label for group in contact_sheets(many, seed=seed)[1].groups] for seed in (0, 0, 1)]
+    assert draws[0] == draws[1] != draws[2] and len(draws[0]) == 6
+
+
+def test_distances_are_those_of_a_loop() -> None:
+    torch.manual_seed(0)
+    features = torch.nn.functional.normalize(torch.randn(5000, 8))
+    features[[3, 4]] = 0  # images that could not be read
+    labels = torch.randint(-1, 40, (5000,))
+    labels[[3, 4]] = -1
+    means = [features[labels == label].mean(0) for label in range(40)]
+    for row, distance in enumerate(centroid_distances(features, labels)):
+        cosines = [torch.cosine_similarity(features[row], mean, dim=0) for mean in means]
+        expected = 1 - (max(cosines) if labels[row] < 0 else cosines[labels[row]])
+        assert distance.isnan() if row in (3, 4) else abs(distance - expected) < 1e-5
+        if row > 300:
+            break
+    assert centroid_distances(features, torch.full((5000,), -1)).isnan().all()
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (3, 3), (0, 0), (-2.5, 1e6), (49.99, 50), (1, 12)])
+def test_ticks(low: float, high: float) -> None:
+    for found in (ticks(low, high), ticks(low, high, whole=True)):
+        assert 2 <= len(found) <= 8 and found[0] <= low and found[-1] >= high
+
+
+def test_bad_input_is_one_sentence(cfg: CfgNode, tmp_path: Path, monkeypatch) -> None:
+    def message(folder: Path) -> str:
+        with pytest.raises(SystemExit) as stopped, monkeypatch.context() as patched:
+            patched.setattr(sys, "argv", ["report.py", str(folder)])
+            report.main()
+        assert "\n" not in str(stopped.value)
+        return str(stopped.value)
+
+    assert message(tmp_path / "nowhere").endswith("holds no config.yaml; it must be the OUTPUT_DIR of a run")
+    folder = make_run(cfg, None)
+    (folder / "labels.csv").write_text("path,label\na.jpg,3\n")
+    assert "labels.csv is no file of labels: its first line must be path,camera,label," in message(folder)
+    (folder / "labels.csv").write_text("path,camera,label,distance_to_centroid\na.jpg,,3,0.1\nb.jpg,,many,\n")
+    assert "labels.csv, line 3 is not path,camera,label,distance_to_centroid: invalid literal" in message(folder)
+    (folder / "labels.csv").unlink()
+    (folder / "metrics.json").write_text("nothing")
+    assert "metrics.json is no file of scalars as a run writes it" in message(folder)
+    (folder / "config.yaml").write_text("SOLVER: {SPEED: 3}\n")
+    assert "config.yaml: 'Non-existent config key: SOLVER.SPEED'" in message(folder)
+    assert not (folder / "report.html").exists()
+
+
+def test_labels_survive_a_file(tmp_path: Path) -> None:
+    names = ["plain.jpg", "a,b.jpg", 'quote".jpg', "line\nbreak.jpg", os.fsdecode(b"bytes\xff.jpg"), "人.jpg"]
+    clustering = PseudoLabels(
+        names, ["", "1", "x,y", "", "", "ü"], np.array([0, 1, -1, 0, 1, -1]), np.linspace(0, 1, 6)
+    )
+    clustering.distances[3] = np.nan
+    clustering.write(tmp_path / "labels.csv")
+    read = PseudoLabels.read(tmp_path / "labels.csv")
+    assert list(read.paths) == names and list(read.cameras) == clustering.cameras
+    np.testing.assert_array_equal(read.labels, clustering.labels)
+    np.testing.assert_allclose(read.distances, clustering.distances, atol=1e-6)
+
+
+def test_reading_errors_name_the_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nothing.csv: No such file"):
+        PseudoLabels.read(tmp_path / "nothing.csv")
