@@ -1,0 +1,184 @@
+#!/usr/bin/env python
+"""Hands out pseudo labels: as a CSV file in the order of clusters, and as a folder of links to look through.
+
+python tools/label.py logs/ice_folder --links clusters
+python tools/label.py labels.csv --links clusters --output by_cluster.csv --write
+
+The labels are those of a run's last clustering (its OUTPUT_DIR), or of a file that tools/recluster.py wrote. Without
+--write nothing is made: the command says what it would make.
+
+The folder has one sub-folder for each cluster, cluster_0000, cluster_0001 and so on with the numbers of the CSV file,
+and noise. In it are symbolic links, cam<camera>_<distance to the centroid>_<file name>, so that they sort by camera and
+then by distance. The images stay as and where they are. Keep the folder out of that of the images, where a later run
+would train on the links as well.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastreid_ice import InputError  # before fastreid, which cannot be imported without it
+
+# isort: split
+import numpy as np
+
+from fastreid_ice.engine import PseudoLabels, last_labels, read_run
+
+LONGEST = 255  # bytes of a file name
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Links:
+    """Links by name, relative to the folder that is to hold them, with their targets; and images that are gone."""
+
+    targets: dict[str, str]
+    gone: list[str]
+
+
+def read_labels(source: Path) -> PseudoLabels:
+    """The labels in a CSV file, or those of a run's last clustering, by cluster and distance, noise last.
+
+    Raises:
+        InputError: there are none, or they cannot be read.
+    """
+    if source.is_dir():
+        path = last_labels(read_run(source))
+        if path is None:
+            raise InputError(f"{source} holds no labels.csv: this run has not clustered yet")
+        source = path
+    found = PseudoLabels.read(source)
+    order = np.lexsort((found.distances, found.labels, found.labels < 0))
+    return PseudoLabels(
+        [found.paths[row] for row in order],
+        [found.cameras[row] for row in order],
+        found.labels[order],
+        found.distances[order],
+    )
+
+
+def plan_links(clustering: PseudoLabels) -> Links:
+    """What links there are to be; an image that is gone gets none."""
+    targets: dict[str, str] = {}
+    gone = []
+    copies: Counter[str] = Counter()
+    digits = max((len(camera) for camera in clustering.cameras if camera.isdecimal()), default=0)
+    width = max(4, len(str(clustering.labels.max(initial=0))))
+    rows = zip(clustering.paths, clustering.cameras, clustering.labels, clustering.distances, strict=True)
+    for path, camera, label, distance in rows:
+        if not os.path.isfile(path):
+            gone.append(path)
+            continue
+        folder = "noise" if label < 0 else f"cluster_{label:0{width}d}"
+        place = camera.zfill(digits) if camera.isdecimal() else re.sub(r"[^-.\w]", "-", camera)
+        front = f"cam{place}_" if camera else ""
+        front += "" if np.isnan(distance) else f"{distance:.4f}_"
+        stem, suffix = os.path.splitext(os.path.basename(path))
+        wanted = name = f"{folder}/{_shortened(front + stem, suffix)}"
+        while name in targets:
+            copies[wanted] += 1
+            name = f"{folder}/{_shortened(front + stem, f'_{copies[wanted] + 1}{suffix}')}"
+        targets[name] = os.path.abspath(path)
+    if clustering.paths and not targets:
+        raise InputError(
+            f"none of the {len(gone)} images exists, the first: {gone[0]!r}; paths that do not begin with / count from "
+            "the current folder"
+        )
+    return Links(targets, gone)
+
+
+def _shortened(stem: str, end: str) -> str:
+    """``stem + end`` with as much of the stem as a file name can hold."""
+    while len(os.fsencode(stem + end)) > LONGEST:
+        stem = stem[:-1]
+    return stem + end
+
+
+def check_targets(links: Path | None, output: Path | None) -> None:
+    """Raises InputError where something would be overwritten or cannot be made."""
+    if links is not None and links.exists() and not (links.is_dir() and not any(links.iterdir())):
+        raise InputError(f"--links {links} exists and is not empty; name another folder, or remove it first")
+    if output is not None and output.exists():
+        raise InputError(f"--output {output} exists; name another file, or remove it first")
+    for flag, path in (("--links", links), ("--output", output)):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise InputError(f"{flag} {path}: there is no folder {path.absolute().parent}")
+
+
+def make_links(links: Links, folder: Path) -> None:
+    """Makes the links in a folder beside ``folder``, and renames that when all are there.
+
+    Raises:
+        InputError: they cannot be made, as on a file system without links; nothing is left of them.
+    """
+    folder = folder.absolute()
+    scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        scratch.mkdir()
+        for name, target in links.targets.items():
+            (scratch / name).parent.mkdir(exist_ok=True)
+            (scratch / name).symlink_to(target)
+        scratch.replace(folder)
+    except OSError as error:
+        raise InputError(f"--links {folder}: {error.strerror}") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)  # the links, not what they lead to
+
+
+def describe(links: Links, folder: Path, *, done: bool) -> str:
+    folders = {name.partition("/")[0] for name in links.targets}
+    clusters = len(folders - {"noise"})
+    lines = [
+        f"{'Made' if done else 'Would make'} {folder}: {clusters} folders of clusters"
+        f"{' and one of noise' if 'noise' in folders else ''}, {len(links.targets)} links"
+    ]
+    if links.gone:
+        lines.append(f"{len(links.gone)} images are gone and left out, the first: {links.gone[0]}")
+    if not done:
+        lines += [f"  {name} -> {target}" for name, target in list(links.targets.items())[:SHOWN]]
+        lines += ["  ..."] if len(links.targets) > SHOWN else []
+    return "\n".join(lines)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Raises InputError where the arguments cannot work; nothing is written then."""
+    clustering = read_labels(args.source)
+    check_targets(args.links, args.output)
+    links = plan_links(clustering) if args.links else None
+    if args.output:
+        if args.write:
+            try:
+                clustering.write(args.output)
+            except OSError as error:
+                raise InputError(f"--output {args.output}: {error.strerror}") from error
+        print(f"{'Wrote' if args.write else 'Would write'} {args.output}: {len(clustering.paths)} images")
+    if links:
+        if args.write:
+            make_links(links, args.links)
+        print(describe(links, args.links, done=args.write).encode(errors="replace").decode())
+    if not args.write:
+        print("Nothing is made yet; --write makes it.")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", metavar="LABELS", type=Path, help="a run's OUTPUT_DIR, or a CSV file of labels")
+    parser.add_argument("--links", metavar="FOLDER", type=Path, help="a folder of links, one sub-folder per cluster")
+    parser.add_argument("--output", metavar="FILE", type=Path, help="a CSV file")
+    parser.add_argument("--write", action="store_true", help="make them; without it the command says what it would do")
+    args = parser.parse_args()
+    if not (args.links or args.output):
+        parser.error("nothing to do: name a folder with --links, a file with --output, or both")
+    try:
+        run(args)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
