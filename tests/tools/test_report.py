@@ -26,6 +26,7 @@ from fastreid_ice.engine.svg import ticks
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome found")
+EVIL = '"><img src=x onerror=window.injected=1>.jpg'  # would leave an attribute
 SECTIONS = ["Largest clusters", "Random clusters", "Most cross-camera clusters", "Most doubtful clusters", "Noise"]
 
 # What a visitor would see, written into the page: pictures, then for each query the tiles and rows that are left.
@@ -99,7 +100,7 @@ def crops(tmp_path: Path) -> list[Path]:
     names = [
         "plain.jpg",
         "with space.png",
-        "<img src=x onerror='window.injected=1'>.jpg",
+        EVIL,
         'quote".jpg',
         "ünï人.jpg",
         "$a{b}",
@@ -171,7 +172,7 @@ class TestInTheBrowser:
         assert found == [set(range(6)), {2, 8}, {7, 8}, {9, 10, 11}, set(), {1}, set(), set(range(12))]
         rows = [answer["rows"] for answer in seen["answers"]]
         assert rows[2] == [["c/with space.png", "7", "10", "0.609"], [rows[1][1][0], "7", "front door", "0.682"]]
-        assert rows[1][0][0] == "a & b/<img src=x onerror='window.injected=1'>.jpg"
+        assert rows[1][0][0] == f"a & b/{EVIL}"
         assert seen["answers"][3]["sheets"] == ["Noise"] and rows[3][0][1] == "noise"
         assert seen["answers"][5]["rows"] == [["a & b/with space.png", "0", "<b>2", "0.173"]], "cameras: 10, <b>2, ..."
         assert seen["answers"][6]["answer"] == "0 of 12 images" and seen["answers"][7]["tiles"] == everything
