@@ -22,23 +22,32 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["fastreid_ice", "fastreid_ice.*"]),
+    package_data={"fastreid_ice.engine": ["report.html"]},
     python_requires=">=3.10,<3.14",
     install_requires=[
         "torch>=2.4",  # networks, losses, data loading
         "torchvision",  # image transforms, ours and fastreid's
         "numpy>=2",  # arrays of labels and cameras; fastreid
         "scipy",  # the sparse Jaccard graph; fastreid
-        "numba",  # the loops of the Jaccard graph and of DBSCAN, compiled
-        "scikit-learn",  # pseudo-label quality; fastreid's evaluator
+        "numba",  # the loops of neighbours, Jaccard graph and DBSCAN, compiled
+        "scikit-learn",  # pseudo-label quality; HDBSCAN; fastreid's evaluator
         "Pillow",  # reading crops and drawing the embedded data; fastreid
         "tabulate",  # the closing table; fastreid's result tables
-        "faiss-gpu>=1.15",  # fastreid imports it for re-ranking; runs without a GPU too; wheels for Linux x86-64 only
+        # k-means, approximate neighbours; fastreid's re-ranking. Runs without a GPU too; wheels for Linux x86-64 only.
+        "faiss-gpu>=1.15",
         "pyyaml",  # fastreid: config files
         "yacs",  # fastreid: configs
         "tensorboard",  # fastreid: scalars
         "termcolor",  # fastreid: coloured log lines
     ],
-    extras_require={"dev": ["mypy", "pytest", "ruff"]},
+    extras_require={
+        "dev": [
+            "hypothesis",  # tests on drawn graphs and features
+            "mypy",  # types
+            "pytest",  # tests
+            "ruff",  # style
+        ]
+    },
     classifiers=[
         "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3.10",

@@ -16,16 +16,24 @@ from support import ROOT, train
 README = (ROOT / "README.md").read_text()
 
 
-def block(language: str) -> str:
-    """The first code block of a language."""
-    return re.search(rf"```{language}\n(.*?)```", README, re.DOTALL)[1]
+def block(language: str, word: str = "") -> str:
+    """The code block of a language that holds a word."""
+    (found,) = [text for text in re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL) if word in text]
+    return found
+
+
+def test_the_clustering_alone_clusters() -> None:
+    features = torch.eye(8).repeat_interleave(20, 0) + 0.01 * torch.randn(160, 8)
+    names = {"features": features}
+    exec(compile(block("python", "dbscan"), "clustering.py", "exec"), names)
+    assert names["labels"].tolist() == [person for person in range(8) for _ in range(20)]
 
 
 def test_the_loss_of_ones_own_trains(cfg: CfgNode) -> None:
     module = types.ModuleType("fastreid_ice.losses.attraction")
     module.__package__ = "fastreid_ice.losses"
     try:
-        exec(compile(block("python"), "attraction.py", "exec"), vars(module))
+        exec(compile(block("python", "AttractionLoss"), "attraction.py", "exec"), vars(module))
         overlay = yaml.safe_load(block("yaml"))
         assert (ROOT / "configs" / overlay.pop("_BASE_")).is_file() and overlay.pop("OUTPUT_DIR")
         cfg.merge_from_other_cfg(CfgNode(overlay))
