@@ -8,6 +8,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from fastreid_ice.engine.svg import ticks
+
 Point = tuple[float, float]
 
 # Colours that stay apart for colour-blind readers (Okabe and Ito), then grey.
@@ -102,17 +104,6 @@ def mean_curve(runs: Sequence[Sequence[Point]]) -> list[Point]:
         for x, y in run:
             values.setdefault(x, []).append(y)
     return [(x, sum(ys) / len(ys)) for x, ys in sorted(values.items())]
-
-
-def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
-    """Up to about eight round numbers, at least two, from one not above ``low`` to one not below ``high``."""
-    rough = max(high - low, 1e-9) / 6
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
-    step = max(step, 1) if whole else step
-    first = math.floor(low / step)
-    last = max(math.ceil(high / step), first + 1)
-    return [step * index for index in range(first, last + 1)]
 
 
 def decades(low: float, high: float) -> list[float]:

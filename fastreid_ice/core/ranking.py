@@ -42,8 +42,12 @@ def rank_candidates(
         scores: (b, m) similarities known of the candidates.
         errors: (b, m) by how much these may be off.
     """
-    rank = _rank_in_numba if rows.device.type == "cpu" else _rank_in_torch
-    return rank(rows, scale, queries, candidates, counts, k, scores, errors)
+    if rows.device.type != "cpu":
+        return _rank_in_torch(rows, scale, queries, candidates, counts, k, scores, errors)
+    arrays = (array.numpy() for array in (rows, scale, queries, candidates, counts, scores, errors))
+    blocks = map_blocks(_rank_block, len(queries), k, *arrays, block=_RANKED)
+    similarities, indices, within = (torch.as_tensor(np.concatenate(parts)) for parts in zip(*blocks, strict=True))
+    return similarities, indices, within
 
 
 class Scan:
@@ -59,23 +63,6 @@ class Scan:
         similarities, indices = (torch.as_tensor(np.concatenate(parts)) for parts in zip(*blocks, strict=True))
         certain = torch.ones(len(queries), dtype=torch.bool, device=queries.device)
         return similarities.to(queries.device), indices.to(queries.device), certain
-
-
-def _rank_in_numba(
-    rows: Tensor,
-    scale: Tensor,
-    queries: Tensor,
-    candidates: Tensor,
-    counts: Tensor,
-    k: int,
-    scores: Tensor,
-    errors: Tensor,
-) -> Found:
-    """As :func:`rank_candidates`, on the CPU."""
-    arrays = (array.numpy() for array in (rows, scale, queries, candidates, counts, scores, errors))
-    blocks = map_blocks(_rank_block, len(queries), k, *arrays, block=_RANKED)
-    similarities, indices, within = (torch.as_tensor(np.concatenate(parts)) for parts in zip(*blocks, strict=True))
-    return similarities, indices, within
 
 
 def _rank_in_torch(

@@ -73,8 +73,8 @@ def bar_chart(bars: Sequence[tuple[str, int]], *, title: str, x_label: str) -> s
 
 
 def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
-    """Two to about seven round numbers, from one not above ``low`` to one not below ``high``."""
-    rough = max(high - low, abs(high) * 1e-6, 1e-9) / 5
+    """Two to about eight round numbers, from one not above ``low`` to one not below ``high``."""
+    rough = max(high - low, abs(high) * 1e-6, 1e-9) / 6
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
     step = max(step, 1) if whole else step
