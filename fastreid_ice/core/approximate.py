@@ -17,7 +17,6 @@ from .ranking import Found, dot, insert
 _ADDED = 65536  # rows added to an index at a time
 _SEARCHED = 4096  # rows searched for at a time
 _REFINED = 256  # rows that a thread refines at a time
-_NEAREST = 10  # neighbours whose lists are looked at
 
 
 class FaissSearch:
@@ -27,7 +26,7 @@ class FaissSearch:
     neighbor search", TPAMI 2011, with uncompressed rows). "hnsw" walks a graph of neighbours (Malkov and Yashunin,
     TPAMI 2020); it is built in parallel, so that equal runs may differ slightly. A neighbour that was missed is likely
     in the list of another one (Dong et al., "Efficient k-nearest neighbor graph construction", WWW 2011), so that one
-    look at the lists of a row's nearest neighbours makes up for a search of many more cells. What was found is ordered
+    look at the lists of a row's neighbours makes up for a search of many more cells. What was found is ordered
     by float64 similarities; a list that comes short is not certain.
 
     Args:
@@ -63,7 +62,6 @@ class FaissSearch:
             self.scale,
             queries.cpu().numpy(),
             self.lists,
-            min(_NEAREST, self.k),
             block=_REFINED,
         )
         similarities, indices, counts = (torch.as_tensor(np.concatenate(parts)) for parts in zip(*blocks, strict=True))
@@ -72,14 +70,14 @@ class FaissSearch:
     def _hnsw(self) -> Any:
         index = faiss.IndexHNSWFlat(self.rows.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = 80
-        index.hnsw.efSearch = max(128, 2 * self.k)
+        index.hnsw.efSearch = max(256, 4 * self.k)
         return index
 
     def _ivf(self, device: torch.device) -> Any:
         num_rows, dim = self.rows.shape
         cells = max(1, min(round(4 * num_rows**0.5), num_rows // 64))
         index: Any = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, cells, faiss.METRIC_INNER_PRODUCT)
-        index.nprobe = max(16, cells // 20)
+        index.nprobe = max(16, cells // 8)
         index.cp.max_points_per_centroid = 64
         if device.type == "cuda" and faiss.get_num_gpus():
             index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), device.index or 0, index)
@@ -93,7 +91,7 @@ class FaissSearch:
 
 
 @njit(nogil=True, cache=True)
-def _refine_block(start, stop, rows, scale, queries, lists, nearest):
+def _refine_block(start, stop, rows, scale, queries, lists):
     """The nearest of what queries [start, stop) and their neighbours list (-1: nothing), and how many there are."""
     k = lists.shape[1]
     similarities = np.full((stop - start, k), -np.inf)
@@ -106,7 +104,7 @@ def _refine_block(start, stop, rows, scale, queries, lists, nearest):
         unit[:] = rows[i] * scale[i]
         filled = insert(similarities[r - start], indices[r - start], 0, np.inf, i)
         met[i] = r
-        for a in range(-1, nearest):
+        for a in range(-1, k):
             neighbor = i if a < 0 else lists[i, a]
             for b in range(k if neighbor >= 0 else 0):
                 j = lists[neighbor, b]
