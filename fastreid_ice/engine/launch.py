@@ -106,9 +106,14 @@ def _wait(context: mp.ProcessContext, first_rank: int, world_size: int) -> None:
         while not context.join():
             pass
     except mp.ProcessRaisedException as error:
-        # The others fail too when they wait for one that was killed: name that one. SIGTERM came from here.
+        # The others fail too when they wait for one that was killed: name that one. SIGTERM came from here, and one
+        # that left word of its error may crash on the way out, when threads of its libraries lose what they use.
         exit_codes = [process.exitcode for process in context.processes]
-        killed = [index for index, code in enumerate(exit_codes) if code < 0 and code != -signal.SIGTERM]
+        killed = [
+            index
+            for index, (code, word) in enumerate(zip(exit_codes, context.error_files, strict=True))
+            if code < 0 and code != -signal.SIGTERM and not os.path.exists(word)
+        ]
         if killed:
             raise _killed(first_rank + killed[0], world_size, exit_codes[killed[0]]) from None
         if "InputError: " in error.msg:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import subprocess
@@ -42,7 +43,9 @@ def lose(how: str) -> list:
         os._exit(3)
     elif how == "refused":
         raise InputError("CLUSTER.K1 is not to its taste")
-    elif how == "failed":
+    elif how.startswith("failed"):
+        if how == "failed, then crashed":
+            atexit.register(os.abort)
         raise LookupError("the second process is lost\n(and says so at length)")
     time.sleep(600)
     return []
@@ -55,6 +58,11 @@ def lose(how: str) -> list:
         ("exited", ProcessFailed, "^the process with rank 1 of 2 ended with exit code 3$"),
         ("refused", InputError, "^CLUSTER.K1 is not to its taste$"),
         ("failed", ProcessFailed, "^the process with rank 1 of 2 failed: LookupError: the second process is lost$"),
+        (
+            "failed, then crashed",
+            ProcessFailed,
+            "^the process with rank 1 of 2 failed: LookupError: the second process is lost$",
+        ),
         ("hangs", ProcessFailed, "^the process with rank 0 of 2 failed: .*[Tt]imed out"),
     ],
 )
@@ -66,7 +74,7 @@ def test_a_lost_process_ends_the_run(how: str, error: type[Exception], sentence:
     assert time.monotonic() - start < 120
     assert not torch.multiprocessing.active_children()
     if error is ProcessFailed:
-        assert bool(raised.value.traceback) == (how in ("failed", "hangs"))
+        assert bool(raised.value.traceback) == (how not in ("killed", "exited"))
 
 
 def start_training(datasets_root: Path, output: Path, *options: str) -> subprocess.Popen:
