@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastreid_ice.core import k_nearest, neighbors, ranking
+from fastreid_ice.core import approximate, k_nearest, neighbors, ranking
+from fastreid_ice.core import screen as screening
 from golden import load_golden
 
 
@@ -157,8 +158,8 @@ def hard_sets():
 @pytest.mark.parametrize("name", hard_sets())
 def test_every_precision_gives_the_float64_lists(name, precisions, monkeypatch):
     features = hard_sets()[name]
-    monkeypatch.setattr(neighbors, "_precisions", lambda device: precisions)
-    monkeypatch.setattr(neighbors, "_TILE", 200)
+    monkeypatch.setattr(neighbors, "precisions", lambda device: precisions)
+    monkeypatch.setattr(screening, "_TILE", 200)
     similarities, indices = k_nearest(features, 12, chunk_size=300)
     expected = torch.tensor(brute_force(features.double().numpy(), 12))
     rows = F.normalize(features.double())
@@ -184,8 +185,8 @@ def test_copies_are_kept_and_listed_by_index():
 def test_lists_follow_from_the_features_alone(monkeypatch):
     features = people(640, 48, spread=2.0)
     whole = k_nearest(features, 20)
-    monkeypatch.setattr(neighbors, "_precisions", lambda device: (torch.float32,))
-    monkeypatch.setattr(neighbors, "_TILE", 77)
+    monkeypatch.setattr(neighbors, "precisions", lambda device: (torch.float32,))
+    monkeypatch.setattr(screening, "_TILE", 77)
     parts = [k_nearest(features, 20, chunk_size=31, queries=slice(start, start + 91)) for start in range(0, 640, 91)]
     for i in range(2):
         torch.testing.assert_close(torch.cat([part[i] for part in parts]), whole[i], rtol=0, atol=0)
@@ -195,14 +196,14 @@ def test_low_precision_settles_most_rows_by_itself():
     # Otherwise it would be slower than float32 alone.
     features = people(4000, 256, spread=1.5)
     rows, scale = neighbors.checked_rows(features, None)
-    certain = neighbors._Screen(torch.bfloat16, rows, scale, 30)(torch.arange(4000))[2]
+    certain = screening.Screen(torch.bfloat16, rows, scale, 30)(torch.arange(4000))[2]
     assert certain.float().mean() > 0.95
 
 
 def test_a_machine_that_computes_less_precisely_than_assumed_is_found_out():
     features = people(500, 64, spread=1.0)
     rows, scale = neighbors.checked_rows(features, None)
-    screen = neighbors._Screen(torch.float32, rows, scale, 10)
+    screen = screening.Screen(torch.float32, rows, scale, 10)
     queries = torch.arange(500)
     assert screen(queries)[2].all()
     screen.rounded = screen.rounded.bfloat16()  # as a GPU does that multiplies float32 in a shorter format
@@ -265,6 +266,37 @@ class TestApproximate:
         _, part = k_nearest(features, 5, method=method, queries=slice(100, 170))
         exact = k_nearest(features, 5, queries=slice(100, 170))[1]
         assert (part == exact).float().mean() > 0.98
+
+    def test_cameras_do_not_part_people(self, method):
+        # Offsets as large as the noise: cells of a k-means quantiser would be cameras, not people.
+        generator = torch.Generator().manual_seed(5)
+        offsets = torch.randn(6, 64, generator=generator)[torch.arange(6000) % 6]
+        features = people(6000, 64, spread=0.5) + 0.5 * offsets
+        exact, found = k_nearest(features, 15)[1], k_nearest(features, 15, method=method)[1]
+        assert (exact[:, :, None] == found[:, None]).any(2).float().mean() > 0.95
+
+
+def test_equal_runs_of_ivf_give_equal_lists():
+    features = people(3000, 16, spread=1.0)
+    first, second = (k_nearest(features, 10, chunk_size=size, method="ivf") for size in (100, 1024))
+    assert torch.equal(first[1], second[1])
+
+
+def test_a_crowd_does_not_slow_ivf_down(monkeypatch):
+    # Equal rows are all in the same cells. Compared with one another, they would cost N x N products.
+    compared = []
+    kernel = approximate._nearest_block
+
+    def counting(start, stop, rows, scale, queries, groups, starts, members, k):
+        sizes = np.diff(starts)
+        compared.append(sizes[groups[queries[start:stop]]].sum())
+        return kernel(start, stop, rows, scale, queries, groups, starts, members, k)
+
+    monkeypatch.setattr(approximate, "_nearest_block", counting)
+    _, indices = k_nearest(torch.ones(20_000, 4), 10, method="ivf")
+    cells, lists = 8 * 16 * 32, 10 * 10
+    assert sum(compared) <= 20_000 * (cells + lists)
+    assert (indices.sort(1).values.diff(dim=1) > 0).all()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
