@@ -10,6 +10,7 @@ python tools/train_net.py --config-file configs/ice_market.yml --eval-only MODEL
 import argparse
 import os
 import sys
+from contextlib import nullcontext
 
 from fastreid_ice import InputError, add_ice_config  # before fastreid, which cannot be imported without it
 
@@ -21,6 +22,7 @@ from fastreid.utils.env import seed_all_rng
 
 from fastreid_ice.data import existing_tests
 from fastreid_ice.engine import Checkpointer, UnsupervisedTrainer, check_config, launch, stage_configs, train_stages
+from fastreid_ice.engine.files import owned_folder
 from fastreid_ice.engine.launch import ProcessFailed
 from fastreid_ice.engine.stages import without_keys
 
@@ -66,6 +68,12 @@ def way_on(args: argparse.Namespace, cfg: CfgNode) -> str:
 
 
 def main(args: argparse.Namespace, cfg: CfgNode) -> dict | None:
+    # An evaluation may run beside the training that it looks at.
+    with nullcontext() if args.eval_only else owned_folder(cfg.OUTPUT_DIR):
+        return run(args, cfg)
+
+
+def run(args: argparse.Namespace, cfg: CfgNode) -> dict | None:
     default_setup(cfg, args)
     seed_all_rng(cfg.SEED)
     # Labelled training, as for the weights of a source domain, is fast-reid's own.
@@ -89,15 +97,19 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     try:
         config = setup(arguments)
-        launch(
-            main,
-            arguments.num_gpus,
-            num_machines=arguments.num_machines,
-            machine_rank=arguments.machine_rank,
-            dist_url=arguments.dist_url,
-            args=(arguments, config),
-            backend="gloo" if config.MODEL.DEVICE == "cpu" else None,
-        )
+        try:
+            launch(
+                main,
+                arguments.num_gpus,
+                num_machines=arguments.num_machines,
+                machine_rank=arguments.machine_rank,
+                dist_url=arguments.dist_url,
+                args=(arguments, config),
+                backend="gloo" if config.MODEL.DEVICE == "cpu" else None,
+            )
+        except KeyboardInterrupt:
+            sys.stderr.write(f"interrupted; {way_on(arguments, config)}\n")
+            sys.exit(130)  # as a shell reports SIGINT
     except InputError as error:
         sys.exit(f"error: {error}")
     except ProcessFailed as error:

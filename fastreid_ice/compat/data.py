@@ -174,7 +174,7 @@ def read_image(file_name: str, format: str | None = None) -> Image.Image:
             if image.mode.startswith("I"):  # 16 bits; convert() would clip what is above 255
                 image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
             image = image.convert("RGB" if format in (None, "BGR") else format)
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on broken files
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # of Pillow, on broken files
         raise OSError(f"cannot read the image {file_name}: {error}") from error
     return Image.merge("RGB", image.split()[::-1]) if format == "BGR" else image
 

@@ -20,7 +20,7 @@ from torch.utils.data import BatchSampler, DataLoader
 from ..config import InputError, lookup
 from .folder import is_labelled
 from .sampler import IdentitySampler
-from .views import ImageViews, Transform, build_strong_transform, build_weak_transform
+from .views import ImageViews, LabelledViews, Transform, build_strong_transform, build_weak_transform
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,7 @@ class PseudoLabelLoader:
         num_instances: images of one pseudo identity in a batch.
         camera_balanced: spread these over the cameras.
         iters_per_epoch: steps from one reset to the next.
+        skip_unreadable: as for ``LabelledViews``.
         num_workers: decoding processes; 0 decodes in this one.
         rank, world_size: this process among those that share a batch.
     """
@@ -127,6 +128,7 @@ class PseudoLabelLoader:
         num_instances: int,
         camera_balanced: bool,
         iters_per_epoch: int,
+        skip_unreadable: bool = False,
         num_workers: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -136,6 +138,7 @@ class PseudoLabelLoader:
         self.batch_size = batch_size
         self.num_instances = num_instances
         self.camera_balanced = camera_balanced
+        self.skip_unreadable = skip_unreadable
         self.num_workers = num_workers
         self.rank = rank
         self.world_size = world_size
@@ -152,6 +155,7 @@ class PseudoLabelLoader:
             num_instances=cfg.DATALOADER.NUM_INSTANCE,
             camera_balanced=cfg.DATALOADER.CAMERA_BALANCED,
             iters_per_epoch=cfg.SOLVER.ITERS_PER_EPOCH,
+            skip_unreadable=cfg.DATALOADER.UNREADABLE == "skip",
             num_workers=cfg.DATALOADER.NUM_WORKERS,
             rank=comm.get_rank(),
             world_size=comm.get_world_size(),
@@ -172,7 +176,7 @@ class PseudoLabelLoader:
         )
         columns = {"targets": labels, "camids": self.training_set.cameras}
         loader = DataLoader(
-            ImageViews(self.training_set.paths, self.transforms, columns),
+            LabelledViews(self.training_set.paths, self.transforms, columns, skip_unreadable=self.skip_unreadable),
             batch_sampler=BatchSampler(sampler, self.batch_size, drop_last=True),
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),

@@ -55,6 +55,8 @@ def build_weak_transform(cfg: CfgNode) -> Transform:
 class ImageViews(Dataset):
     """Images by position, each decoded once and passed through every transform.
 
+    Every mode of Pillow becomes RGB of 8 bits, and an image is turned upright as its EXIF tag says, as in fast-reid.
+
     Args:
         paths: N image files.
         transforms: view name -> transform.
@@ -94,3 +96,26 @@ class ImageViews(Dataset):
         for view, transform in self.transforms.items():
             item[view] = transform(image)
         return item
+
+
+class LabelledViews(ImageViews):
+    """ImageViews of one epoch, for training: ``columns["targets"]`` holds pseudo labels.
+
+    With ``skip_unreadable``, an image that was readable when its epoch was clustered and is not any more gives way to
+    the next one with its label; the next clustering leaves it out and counts it.
+    """
+
+    def __getitem__(self, index: int) -> dict[str, Tensor | int]:
+        item = super().__getitem__(index)
+        if item["readable"]:
+            return item
+        targets = self.columns["targets"]
+        same = (targets == targets[index]).nonzero().flatten()
+        for other in torch.cat([same[same > index], same[same < index]]).tolist():
+            item = super().__getitem__(other)
+            if item["readable"]:
+                return item
+        raise InputError(
+            f"none of the {len(same)} images of one cluster can be read any more, among them {self.paths[index]}; "
+            "is their folder still there?"
+        )

@@ -1,14 +1,16 @@
-"""fast-reid's Checkpointer, except that weights that do not fit are an error."""
+"""fast-reid's Checkpointer, except that weights that do not fit are an error, and that its files are always whole."""
 
 from __future__ import annotations
 
 import os
 import pickle
+from pathlib import Path
 
 import torch
 from fastreid.utils.checkpoint import Checkpointer as _Checkpointer
 
 from ..config import InputError
+from .files import explaining_writes, remove_parts, replacing
 
 
 def read_checkpoint(path: str, *, mmap: bool = False) -> dict:
@@ -33,11 +35,72 @@ def read_checkpoint(path: str, *, mmap: bool = False) -> dict:
     return state
 
 
+def write_checkpoint(path: str, state: dict) -> None:
+    """Writes ``state`` to ``path``, which holds either all of it or what was there before, whatever happens.
+
+    Raises:
+        InputError: the file cannot be written, as on a full disk.
+    """
+    with explaining_writes(path), replacing(path) as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:
+            # torch tells an error of the file, and an interrupt while it writes, as a wrong position in the file.
+            raise error.__context__ or error from None
+
+
 class Checkpointer(_Checkpointer):
     """fast-reid's Checkpointer, which skips what does not fit and goes on from random weights; this one refuses.
 
     Heads may be missing, since users start from backbones; a part of a backbone may not.
+
+    fast-reid writes over the files that are there. Here a kill or a full disk at any moment leaves those that were
+    whole, and ``last_checkpoint`` names one of them: the last of the period, never ``model_best.pth``, after which the
+    checkpoint of the epoch is still to come.
     """
+
+    def save(self, name: str, **kwargs: object) -> None:
+        """Writes model, checkpointables and ``kwargs`` to ``name`` + ".pth", in the main process.
+
+        Raises:
+            InputError: the file cannot be written, or a weight is not finite; nothing is saved then.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        model = self.model.state_dict()
+        broken = [key for key, value in model.items() if not value.isfinite().all()]
+        if broken:
+            raise InputError(
+                f"{broken[0]} (and {len(broken) - 1} more) is not finite any more: the weights are not saved; "
+                f"lower SOLVER.BASE_LR; {self.what_is_left()}"
+            )
+        state = {key: part.state_dict() for key, part in self.checkpointables.items()}
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        self.logger.info("Saving checkpoint to %s", path)
+        write_checkpoint(path, {"model": model, **state, **kwargs})
+        if name != "model_best":
+            self.tag_last_checkpoint(f"{name}.pth")
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        marker = os.path.join(self.save_dir, "last_checkpoint")
+        with explaining_writes(marker), replacing(marker) as file:
+            file.write(last_filename_basename.encode())
+
+    def tidy(self, *, resumed: bool) -> None:
+        """Before training: removes what a kill has left half written, and the mark of an earlier run.
+
+        A run that starts anew and is killed before its first checkpoint would otherwise be resumed from that run's.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        remove_parts(self.save_dir)
+        if not resumed:
+            Path(self.save_dir, "last_checkpoint").unlink(missing_ok=True)
+
+    def what_is_left(self) -> str:
+        """For the end of a sentence: the checkpoint that a run which cannot go on leaves."""
+        last = self.get_checkpoint_file()
+        return f"the last checkpoint stays: {last}" if last else "there is no checkpoint yet"
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict:
         if path and not os.path.isfile(path):

@@ -125,6 +125,12 @@ def _wait(context: mp.ProcessContext, first_rank: int, world_size: int) -> None:
         ) from None
     except mp.ProcessExitedException as error:
         raise _killed(first_rank + error.error_index, world_size, error.exit_code) from None
+    except KeyboardInterrupt:
+        # Ctrl-C in a terminal reaches every process; kill -INT only this one, and leaving would wait for the others.
+        for process in context.processes:
+            process.terminate()
+            process.join()
+        raise
 
 
 def _killed(rank: int, world_size: int, exit_code: int) -> ProcessFailed:

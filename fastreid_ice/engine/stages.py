@@ -13,7 +13,6 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import torch
 from fastreid.config import CfgNode, get_cfg
 from fastreid.engine.train_loop import HookBase
 from fastreid.utils import comm
@@ -21,7 +20,7 @@ from fastreid.utils.env import seed_all_rng
 from torch import Tensor
 
 from ..config import InputError, add_ice_config, value_of
-from .checkpoint import read_checkpoint
+from .checkpoint import read_checkpoint, write_checkpoint
 from .report import write_report
 from .summary import AnnounceStage, stage_table
 from .trainer import UnsupervisedTrainer
@@ -181,7 +180,7 @@ def _prepare(stages: list[CfgNode], index: int, resumes: bool) -> None:
     before = stages[index - 1]
     path = best_checkpoint(before)
     best = read_checkpoint(path, mmap=True)
-    torch.save({"model": encoder_weights(best["model"], before.TEST.ENCODER)}, stage.MODEL.WEIGHTS)
+    write_checkpoint(stage.MODEL.WEIGHTS, {"model": encoder_weights(best["model"], before.TEST.ENCODER)})
     logger.info("Both encoders start from the %s encoder of %s, epoch %d", before.TEST.ENCODER, path, best["epoch"])
 
 

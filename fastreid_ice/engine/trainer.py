@@ -10,7 +10,8 @@ from fastreid.config import CfgNode
 from fastreid.engine import DefaultTrainer
 from fastreid.engine.train_loop import HookBase
 from fastreid.utils import comm
-from torch import nn
+from fastreid.utils.events import EventWriter
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..config import InputError
@@ -19,6 +20,7 @@ from ..losses import check_cameras, required_views
 from .checkpoint import Checkpointer
 from .hooks import build_hooks, sync_buffers, unwrap
 from .summary import EpochTable, EvaluateStart
+from .writers import ScalarWriter
 
 # What InputError says needs no traceback in the log.
 logging.getLogger("fastreid.engine.train_loop").addFilter(
@@ -29,7 +31,8 @@ logging.getLogger("fastreid.engine.train_loop").addFilter(
 class UnsupervisedTrainer(DefaultTrainer):
     """DefaultTrainer with a loader that is relabelled every epoch, and the hooks that do so.
 
-    Everything else is fast-reid's: its training loop, optimisers, schedules, evaluators, checkpoints and writers.
+    Everything else is fast-reid's: its training loop, optimisers, schedules, evaluators, checkpoints and writers. A run
+    that is killed, interrupted or stopped by an error at any moment can be resumed from its last checkpoint.
 
     Args:
         cfg: the config of one stage.
@@ -40,6 +43,33 @@ class UnsupervisedTrainer(DefaultTrainer):
         self.first_hooks = first_hooks
         super().__init__(cfg)
         self.feature_loader = build_feature_loader(self.cfg, self.data_loader.training_set)
+        self._trainer._write_metrics = self._write_metrics
+
+    def train(self) -> OrderedDict | None:
+        """fast-reid's; in the main process the last results, None where nothing was evaluated.
+
+        Raises:
+            InputError: a loss is not finite, a file cannot be written, or an image cannot be read.
+        """
+        self.checkpointer.tidy(resumed=self.start_epoch > 0)
+        return super().train()
+
+    def after_train(self) -> None:
+        if self.iter < self.max_iter:
+            self.epoch -= 1  # the epoch was not completed: fast-reid evaluates after the last one
+        super().after_train()
+
+    def _write_metrics(self, losses: dict[str, Tensor], data_time: float) -> None:
+        """fast-reid's, which reads every loss off the device before the weights change, and stops where one is not
+        finite; here it says which."""
+        try:
+            type(self._trainer)._write_metrics(self._trainer, losses, data_time)
+        except FloatingPointError as error:
+            broken = [f"{name} is {loss.item()}" for name, loss in losses.items() if not loss.isfinite()]
+            raise InputError(
+                f"{' and '.join(broken) or 'a loss is not finite'} at iteration {self.iter} (epoch {self.epoch}): "
+                f"training stops; lower SOLVER.BASE_LR; {self.checkpointer.what_is_left()}"
+            ) from error
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> PseudoLabelLoader:
@@ -75,4 +105,11 @@ class UnsupervisedTrainer(DefaultTrainer):
         evaluates = cfg.DATASETS.TESTS and cfg.TEST.EVAL_PERIOD >= 0
         start = [EvaluateStart()] if evaluates and cfg.TEST.BEFORE_TRAINING else []
         end = [EpochTable()] if comm.is_main_process() else []
-        return [*self.first_hooks, *start, *own, *super().build_hooks(), *end]
+        theirs = super().build_hooks()
+        if comm.is_main_process():
+            theirs.insert(-2, ScalarWriter())  # before the checkpointer and fast-reid's writer
+        return [*self.first_hooks, *start, *own, *theirs, *end]
+
+    def build_writers(self) -> list[EventWriter]:
+        """Further writers: ``ScalarWriter`` opens fast-reid's own once it is known where training goes on."""
+        return []

@@ -1,0 +1,104 @@
+"""Files that are whole or not there, and an output folder that belongs to one run."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from fastreid.utils import comm
+
+from ..config import InputError
+
+PART = ".part"  # ends the name of a file that is being written
+
+
+@contextmanager
+def replacing(path: str) -> Iterator[BinaryIO]:
+    """A new file that takes the place of ``path``, whole and on the disk, once the block has ended well.
+
+    Until then it lies beside it under another name; after an error it is removed, after a kill ``remove_parts`` does.
+    """
+    part = path + PART
+    try:
+        with open(part, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(part)
+        raise
+    # The new name outlasts a power cut too, where the file system can promise that of a folder.
+    with suppress(OSError):
+        folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def remove_parts(folder: str) -> None:
+    """Removes what a run that was killed had begun to write into ``folder``."""
+    for part in Path(folder).glob(f"*{PART}"):
+        part.unlink()
+
+
+@contextmanager
+def explaining_writes(path: str) -> Iterator[None]:
+    """Turns an error of the file system into one sentence about ``path``.
+
+    Raises:
+        InputError: in place of an OSError, such as that of a full disk.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path}: {error.strerror or error}; what was saved before stays, and once there is room "
+            "the same command with --resume goes on from the last checkpoint"
+        ) from error
+
+
+@contextmanager
+def owned_folder(folder: str) -> Iterator[None]:
+    """Makes ``folder`` and keeps other runs out of it until the block or the process ends, however it ends.
+
+    Called in every process of a run; the main one holds the lock, and none goes on before it does.
+
+    Raises:
+        InputError: another run holds it, or it cannot be written to.
+    """
+    lock = _lock(folder) if comm.is_main_process() else None
+    comm.synchronize()
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.close()
+
+
+def _lock(folder: str) -> BinaryIO:
+    try:
+        os.makedirs(folder, exist_ok=True)
+        file = open(os.path.join(folder, ".lock"), "ab")  # noqa: SIM115, open for as long as the run
+        try:
+            # Of this process alone: loader workers, which may outlive it for seconds, do not inherit it as of flock.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):  # a file system without locks
+                raise
+    except BlockingIOError as error:
+        raise InputError(
+            f"OUTPUT_DIR {folder!r}: another run is writing there; wait for its end, or choose another OUTPUT_DIR"
+        ) from error
+    except OSError as error:
+        raise InputError(
+            f"OUTPUT_DIR {folder!r} cannot be written to: {error.strerror}; choose another OUTPUT_DIR"
+        ) from error
+    return file

@@ -1,0 +1,68 @@
+"""fast-reid's writers of scalars, for runs that are interrupted and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+
+from fastreid.engine.hooks import PeriodicWriter
+from fastreid.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
+
+from .files import explaining_writes, replacing
+from .summary import metrics_file
+
+
+class ScalarWriter(PeriodicWriter):
+    """Writes to log, metrics.json and TensorBoard, from the iteration where training starts or goes on.
+
+    What an earlier attempt wrote of later steps is dropped from metrics.json and hidden in TensorBoard, so that each
+    step counts once. It runs before the checkpointer: nothing of a saved epoch can be missing.
+
+    Args:
+        period: iterations between two lines; the end of an epoch writes one too.
+    """
+
+    def __init__(self, period: int = 200) -> None:
+        super().__init__([], period)
+
+    def before_train(self) -> None:
+        trainer = self.trainer
+        path = metrics_file(trainer.cfg)
+        with explaining_writes(path):
+            rewind(path, trainer.start_iter)
+            self._writers = [
+                CommonMetricPrinter(trainer.max_iter),
+                JSONWriter(path),
+                TensorboardXWriter(trainer.cfg.OUTPUT_DIR, purge_step=trainer.start_iter),
+            ]
+
+    def after_step(self) -> None:
+        with explaining_writes(metrics_file(self.trainer.cfg)):
+            super().after_step()
+
+    def after_epoch(self) -> None:
+        with explaining_writes(metrics_file(self.trainer.cfg)):
+            super().after_epoch()
+
+    def after_train(self) -> None:
+        with explaining_writes(metrics_file(self.trainer.cfg)):
+            super().after_train()
+
+
+def rewind(path: str, iteration: int) -> None:
+    """Drops from a metrics.json the lines of ``iteration`` and later, and lines that a kill has cut off."""
+    if not os.path.isfile(path):
+        return
+    with open(path, "rb") as file:
+        lines = file.readlines()
+    kept = [line for line in lines if _is_before(line, iteration)]
+    if len(kept) < len(lines):
+        with replacing(path) as file:
+            file.writelines(kept)
+
+
+def _is_before(line: bytes, iteration: int) -> bool:
+    try:
+        return line.endswith(b"\n") and json.loads(line)["iteration"] < iteration
+    except ValueError:
+        return False

@@ -1,0 +1,220 @@
+"""Files of a run are whole whatever happens while they are written."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from fastreid.config import CfgNode
+from fastreid.engine.train_loop import HookBase
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+from fastreid_ice import InputError
+from fastreid_ice.engine import Checkpointer, UnsupervisedTrainer
+from fastreid_ice.engine.checkpoint import read_checkpoint
+from fastreid_ice.engine.files import PART
+from fastreid_ice.engine.hooks import HOOK_REGISTRY
+from fastreid_ice.engine.writers import rewind
+from support import train
+
+
+class Stopped(Exception):
+    pass
+
+
+class FillDisk(HookBase):
+    """From the second epoch on there is room for lines, but not for weights."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        pass
+
+    def before_epoch(self) -> None:
+        if self.trainer.epoch == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+def model_of(value: float) -> nn.Module:
+    model = nn.Linear(300, 300)
+    nn.init.constant_(model.weight, value)
+    return model
+
+
+def saved_value(folder: Path) -> float:
+    path = Checkpointer(nn.Identity(), str(folder)).get_checkpoint_file()
+    return read_checkpoint(path)["model"]["weight"].unique().item()
+
+
+def in_a_child(work: Callable[[], None]) -> int:
+    """Runs ``work`` in a forked process, which ends hard after it; the signal that ended it, or 0."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return os.WTERMSIG(os.waitpid(child, 0)[1])
+
+
+def save_and_die(folder: Path, step: int) -> None:
+    """Saves 2.0, and is killed for good at the given step of it."""
+    steps = iter(range(1, 1000))
+
+    def at_each_line(frame, event, argument):
+        if next(steps) == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return at_each_line
+
+    def trace(frame, event, argument):
+        ours = frame.f_code.co_filename.endswith(("engine/files.py", "engine/checkpoint.py"))
+        return at_each_line if ours else None
+
+    checkpointer = Checkpointer(model_of(2.0), str(folder))
+    sys.settrace(trace)
+    checkpointer.save("model_0001", epoch=1)
+
+
+def test_a_kill_at_each_step_of_saving_leaves_a_good_checkpoint(tmp_path: Path) -> None:
+    """SIGKILL before each line of our code that runs while the second of two checkpoints is saved."""
+    found = []
+    for step in range(1, 200):
+        folder = tmp_path / str(step)
+        folder.mkdir()
+        Checkpointer(model_of(1.0), str(folder)).save("model_0000", epoch=0)
+        signalled = in_a_child(lambda folder=folder, step=step: save_and_die(folder, step))
+        found.append(saved_value(folder))
+        assert all(read_checkpoint(str(path)) for path in folder.glob("*.pth")), "under its name a file is whole"
+        Checkpointer(model_of(0.0), str(folder)).tidy(resumed=True)
+        assert not list(folder.glob(f"*{PART}"))
+        if not signalled:
+            break
+    assert step > 20 and found[0] == 1.0 and found[-1] == 2.0
+    assert found == sorted(found), "from one moment on it is the new one"
+
+
+@contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """No file may grow beyond ``size`` bytes, which fails as a full disk does: with an OSError in the middle."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("room", [0, 100, 100_000, 360_000])
+@pytest.mark.parametrize("folder", ["run", "mit Leerzeichen é"])
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, room: int, folder: str) -> None:
+    """The file is 361 kB long; what is written of it makes room again."""
+    output = tmp_path / folder
+    output.mkdir()
+    Checkpointer(model_of(1.0), str(output)).save("model_0000")
+    files = sorted(output.iterdir())
+    with room_for(room), pytest.raises(InputError, match=r"cannot write .*model_0001.pth: .*--resume goes on") as error:
+        Checkpointer(model_of(2.0), str(output)).save("model_0001")
+    assert isinstance(error.value.__cause__, OSError) and error.value.__cause__.errno == errno.EFBIG
+    assert "\n" not in str(error.value)
+    assert sorted(output.iterdir()) == files and saved_value(output) == 1.0
+
+
+def test_an_interrupt_while_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch would report it as a broken file."""
+
+    def interrupt(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    Checkpointer(model_of(1.0), str(tmp_path)).save("model_0000")
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        Checkpointer(model_of(2.0), str(tmp_path)).save("model_0001")
+    assert saved_value(tmp_path) == 1.0 and not list(tmp_path.glob(f"*{PART}"))
+
+
+def test_the_best_weights_are_no_place_to_go_on_from(tmp_path: Path) -> None:
+    """They are saved first; killed right after, the epoch is trained again, and leaves its own checkpoint."""
+    checkpointer = Checkpointer(model_of(1.0), str(tmp_path))
+    checkpointer.save("model_best", epoch=0)
+    assert not checkpointer.has_checkpoint()
+    checkpointer.save("model_final", epoch=0)
+    assert Path(checkpointer.get_checkpoint_file()).name == "model_final.pth"
+
+
+def test_broken_weights_are_not_saved(tmp_path: Path) -> None:
+    Checkpointer(model_of(1.0), str(tmp_path)).save("model_0000")
+    with pytest.raises(InputError, match=r"weight \(and 0 more\) is not finite .* stays: .*model_0000.pth"):
+        Checkpointer(model_of(float("nan")), str(tmp_path)).save("model_0001")
+    assert [path.name for path in tmp_path.glob("*.pth")] == ["model_0000.pth"] and saved_value(tmp_path) == 1.0
+
+
+def test_a_disk_that_fills_up_ends_the_run_with_a_sentence(cfg: CfgNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once there is room again, the run goes on from its last checkpoint."""
+    monkeypatch.setitem(HOOK_REGISTRY._obj_map, "FillDisk", FillDisk)
+    hooks = cfg.HOOKS
+    cfg.HOOKS = ("FillDisk", *hooks)
+    sentence = "cannot write .*/run/model_.*pth: File too large; .*--resume goes on"
+    with room_for(resource.getrlimit(resource.RLIMIT_FSIZE)[0]), pytest.raises(InputError, match=sentence):
+        train(cfg)
+    cfg.HOOKS = hooks
+    assert (Path(cfg.OUTPUT_DIR) / "last_checkpoint").read_text() == "model_0000.pth"
+    train(cfg, resume=True)
+    assert (Path(cfg.OUTPUT_DIR) / "model_final.pth").is_file()
+
+
+class TestScalars:
+    def test_rewind(self, tmp_path: Path) -> None:
+        path = tmp_path / "metrics.json"
+        rewind(str(path), 3)
+        assert not path.exists()
+        whole = '{"iteration": 0, "mAP": 1}\n{"iteration": 2, "mAP": NaN}\n'
+        path.write_text(whole + '{"iteration": 3}\n{"iter\n{"iteration": 1, "lr": 0}\n{"iteration": 2}')
+        rewind(str(path), 3)
+        assert path.read_text() == whole + '{"iteration": 1, "lr": 0}\n'
+        rewind(str(path), 0)
+        assert path.read_text() == ""
+
+    def test_each_step_counts_once_after_a_resume(self, cfg: CfgNode, monkeypatch) -> None:
+        """Stopped when the scalars of the second epoch are written and its checkpoint is not."""
+        save = Checkpointer.save
+
+        def save_first(self: Checkpointer, name: str, **kwargs: object) -> None:
+            if kwargs["epoch"] == 1:
+                raise Stopped
+            save(self, name, **kwargs)
+
+        with monkeypatch.context() as patched, pytest.raises(Stopped):
+            patched.setattr(Checkpointer, "save", save_first)
+            train(cfg)
+        metrics = Path(cfg.OUTPUT_DIR, "metrics.json")
+        stopped = [json.loads(line) for line in metrics.read_text().splitlines()]
+        assert sum("mAP" in line for line in stopped) == 2, "both epochs are written"
+        with metrics.open("a") as file:
+            file.write('{"cut off')
+        train(cfg, resume=True)
+        lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+        assert [line["iteration"] for line in lines if "mAP" in line] == [1, 3]
+        assert [line["iteration"] for line in lines if "cluster/number" in line] == [0, 2]
+        board = EventAccumulator(cfg.OUTPUT_DIR).Reload()
+        assert [event.step for event in board.Scalars("mAP")] == [1, 3]
+        assert [event.step for event in board.Scalars("cluster/number")] == [0, 2]
+
+    def test_a_run_that_starts_anew_forgets_the_one_before(self, cfg: CfgNode, monkeypatch) -> None:
+        train(cfg)
+        before = Path(cfg.OUTPUT_DIR, "metrics.json").read_text()
+
+        def stop(trainer: UnsupervisedTrainer) -> None:
+            raise Stopped
+
+        with monkeypatch.context() as patched, pytest.raises(Stopped):
+            patched.setattr(UnsupervisedTrainer, "before_epoch", stop)
+            train(cfg)
+        assert not Path(cfg.OUTPUT_DIR, "last_checkpoint").exists(), "--resume would go on from the other run's weights"
+        assert Path(cfg.OUTPUT_DIR, "metrics.json").read_text() == "" != before
