@@ -1,0 +1,172 @@
+"""Images as people have them: every mode and format, turned by EXIF, cut off, gone, under any name."""
+
+from __future__ import annotations
+
+import io
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fastreid_ice import InputError
+from fastreid_ice.data import ImageViews, build_weak_transform
+from fastreid_ice.data.views import LabelledViews
+from support import small_config
+
+# Four patches, so that a wrong turn, a mirroring or swapped channels show; each of whole JPEG blocks.
+PATCHES = np.zeros((64, 32, 3), np.uint8)
+PATCHES[:32, :16], PATCHES[:32, 16:], PATCHES[32:, :16], PATCHES[32:, 16:] = (
+    (200, 30, 40),
+    (30, 180, 60),
+    (20, 50, 190),
+    (120, 120, 120),
+)
+MIDDLES = (slice(None), slice(8, None, 16), slice(8, None, 16))  # away from the edges, which JPEG blurs
+
+
+def as_tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
+
+
+def read(path: Path) -> Tensor:
+    return ImageViews([str(path)], {"images": as_tensor}, {})[0]["images"]
+
+
+def picture(mode: str) -> Image.Image:
+    image = Image.fromarray(PATCHES)
+    if mode == "I;16":
+        return Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    if mode == "P":
+        return image.quantize(8)
+    return image.convert(mode)
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [
+        *(("RGB", kind) for kind in ("png", "jpg", "webp", "bmp", "gif", "tif")),
+        *(("CMYK", kind) for kind in ("jpg", "tif")),
+        *(("P", kind) for kind in ("png", "gif")),
+        *(("RGBA", kind) for kind in ("png", "webp")),
+        *((mode, kind) for mode in ("L", "LA", "I;16") for kind in ("png",)),
+        *((mode, "tif") for mode in ("L", "I;16")),
+    ],
+)
+def test_every_mode_becomes_rgb(tmp_path: Path, mode: str, kind: str) -> None:
+    path = tmp_path / f"crop.{kind}"
+    picture(mode).save(path)
+    grey = mode in ("L", "LA", "I;16")
+    expected = as_tensor(Image.fromarray(PATCHES).convert("L").convert("RGB") if grey else Image.fromarray(PATCHES))
+    found = read(path)
+    assert found.shape == (3, 64, 32)
+    assert (found - expected)[MIDDLES].abs().max() <= (6 if kind in ("jpg", "webp") else 1)
+
+
+@pytest.mark.parametrize("tag", range(1, 9))
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp"])
+def test_exif_turns_the_image_upright(tmp_path: Path, tag: int, kind: str) -> None:
+    """As fast-reid does. A camera held sideways writes turned pixels and says so in the tag."""
+    stored = {
+        1: lambda x: x,
+        2: np.fliplr,
+        3: lambda x: np.rot90(x, 2),
+        4: np.flipud,
+        5: lambda x: x.transpose(1, 0, 2),
+        6: np.rot90,
+        7: lambda x: np.rot90(x, 2).transpose(1, 0, 2),
+        8: lambda x: np.rot90(x, -1),
+    }[tag](PATCHES)
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    options = {"lossless": True} if kind == "webp" else {}
+    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / f"crop.{kind}", exif=exif, quality=95, **options)
+    found = read(tmp_path / f"crop.{kind}")
+    assert found.shape == (3, 64, 32)
+    assert (found - as_tensor(Image.fromarray(PATCHES)))[MIDDLES].abs().max() <= 6
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "bmp", "gif", "tiff"])
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_files_are_named_or_read(tmp_path: Path, kind: str) -> None:
+    """Cut at any length, 0 included, and with bytes overwritten at random: never another error than InputError."""
+    whole = io.BytesIO()
+    Image.fromarray(np.random.RandomState(0).randint(0, 256, (48, 20, 3), np.uint8)).save(whole, kind)
+    content = whole.getvalue()
+    draws = random.Random(0)
+    damaged = [content[: len(content) * part // 20] for part in range(20)]
+    for _ in range(60):
+        broken = bytearray(content)
+        for _ in range(draws.choice([1, 3, 10])):
+            broken[draws.randrange(draws.choice([60, len(content)]))] = draws.randrange(256)
+        damaged.append(bytes(broken))
+    path = tmp_path / f"crop.{kind}"
+    transforms = {"images": build_weak_transform(small_config())}
+    named = 0
+    for content in damaged:
+        path.write_bytes(content)
+        try:
+            assert read(path).shape[0] == 3
+        except InputError as error:
+            assert str(path) in str(error) and "DATALOADER.UNREADABLE skip" in str(error)
+            named += 1
+        item = ImageViews([str(path)], transforms, {}, skip_unreadable=True)[0]
+        assert item["images"].shape == (3, 32, 16)
+    assert named >= 15
+
+
+def test_an_image_of_too_many_pixels_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow refuses it before it fills the memory."""
+    Image.fromarray(PATCHES).save(tmp_path / "crop.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(InputError, match=r"crop.png: Image size \(2048 pixels\) exceeds"):
+        read(tmp_path / "crop.png")
+
+
+@pytest.mark.parametrize("name", ["two words.png", "é ü 人 🚶.png", "a'b\"c;$(d) %s {e}.png", "-n", "latin\udce9.png"])
+def test_names(tmp_path: Path, name: str) -> None:
+    """The last one holds a byte that is no UTF-8, as old archives leave it."""
+    path = tmp_path / "a folder, ö" / name
+    path.parent.mkdir()
+    Image.fromarray(PATCHES).save(path, "png")
+    assert torch.equal(read(path), as_tensor(Image.fromarray(PATCHES)))
+    path.unlink()
+    with pytest.raises(InputError) as error:
+        read(path)
+    assert name in str(error.value)
+
+
+class TestLabelledViews:
+    @pytest.fixture
+    def paths(self, tmp_path: Path) -> list[Path]:
+        paths = [tmp_path / f"{number}.png" for number in range(5)]
+        for path in paths:
+            Image.fromarray(PATCHES).save(path)
+        return paths
+
+    def views(self, paths: list[Path], skip: bool = True) -> LabelledViews:
+        columns = {"targets": torch.tensor([0, 1, 0, 1, 0]), "camids": torch.arange(5)}
+        return LabelledViews(list(map(str, paths)), {"online": as_tensor}, columns, skip_unreadable=skip)
+
+    def test_the_next_of_its_cluster_stands_in(self, paths: list[Path]) -> None:
+        views = self.views(paths)
+        paths[2].unlink()
+        assert [views[i]["indices"] for i in range(5)] == [0, 1, 4, 3, 4]
+        item = views[2]
+        assert (item["targets"], item["camids"], item["readable"]) == (0, 4, 1)
+        paths[4].unlink()
+        assert [views[i]["indices"] for i in (2, 4)] == [0, 0]
+
+    def test_a_cluster_that_is_gone(self, paths: list[Path]) -> None:
+        for path in paths[1::2]:
+            path.unlink()
+        with pytest.raises(InputError, match=r"none of the 2 images of one cluster .*3.png; is their folder"):
+            self.views(paths)[3]
+
+    def test_without_skip_it_is_named(self, paths: list[Path]) -> None:
+        paths[2].unlink()
+        with pytest.raises(InputError, match=r"2.png.*DATALOADER.UNREADABLE skip"):
+            self.views(paths, skip=False)[2]

@@ -1,0 +1,90 @@
+"""A run that is killed at random moments and resumed ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from fastreid.config import CfgNode
+from torch import Tensor
+
+from support import ROOT, train
+
+KILLS = 20
+
+
+def live(cfg: CfgNode) -> None:
+    """The life of a process: it trains from the last checkpoint, if there is one, to the end."""
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115, as long as the process
+    torch.set_num_threads(1)
+    train(cfg, resume=True)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, datasets_root: Path):
+    """Starts processes that have imported everything, and nothing else: forks of one that did only that."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("FASTREID_DATASETS", str(datasets_root))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["test_killed"])
+    return context
+
+
+def result(cfg: CfgNode) -> tuple[dict[str, Tensor], dict[str, Tensor], list[tuple]]:
+    """The last and the best weights, and what metrics.json says of each step that has no memory of the steps before."""
+    folder = Path(cfg.OUTPUT_DIR)
+    last, best = (torch.load(folder / f"model_{name}.pth", weights_only=True)["model"] for name in ("final", "best"))
+    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    names = ("cluster/number", "cluster/churn", "lr", "mAP")
+    return last, best, [(line["iteration"], name, line[name]) for line in lines for name in names if name in line]
+
+
+def assert_equal(found: tuple, expected: tuple) -> None:
+    for weights, others in zip(found[:2], expected[:2], strict=True):
+        assert weights.keys() == others.keys()
+        assert all(torch.equal(value, others[name]) for name, value in weights.items())
+    assert found[2] == expected[2]
+
+
+@pytest.mark.slow
+def test_twenty_kills(cfg: CfgNode, tmp_path: Path, server) -> None:
+    """Each life gets a random share of the time that a whole run takes; runs that end before are started anew."""
+    cfg.SOLVER.MAX_EPOCH = 3
+    cfg.OUTPUT_DIR = str(tmp_path / "whole")
+    start = time.monotonic()
+    process = server.Process(target=live, args=(cfg,))
+    process.start()
+    process.join()
+    whole = time.monotonic() - start
+    assert process.exitcode == 0
+    expected = result(cfg)
+
+    moments = random.Random(0)
+    kills, runs, epochs = 0, 0, set()
+    cfg.OUTPUT_DIR = str(tmp_path / "run0")
+    while kills < KILLS or process.exitcode != 0:
+        process = server.Process(target=live, args=(cfg,))
+        process.start()
+        process.join(moments.uniform(0, whole) if kills < KILLS else None)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+        if process.exitcode == -signal.SIGKILL:
+            kills += 1
+            epochs.add(len(list(Path(cfg.OUTPUT_DIR).glob("model_[0-9]*.pth"))))
+            continue
+        assert process.exitcode == 0
+        assert_equal(result(cfg), expected)
+        runs += 1
+        cfg.OUTPUT_DIR = str(tmp_path / f"run{runs}")
+    assert kills == KILLS and runs >= 1
+    assert len(epochs) > 1, "killed in several epochs"
