@@ -60,7 +60,7 @@ def explaining_writes(path: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(
-            f"cannot write {path}: {error.strerror or error}; what was saved before stays, and once there is room "
+            f"cannot write {path}: {error.strerror or error}; what was saved before stays, and once this is mended "
             "the same command with --resume goes on from the last checkpoint"
         ) from error
 

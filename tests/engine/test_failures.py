@@ -137,8 +137,8 @@ def test_a_killed_process_ends_the_command_and_resume_goes_on(datasets_root: Pat
 
 
 def test_a_failed_process_ends_the_command(datasets_root: Path, tmp_path: Path) -> None:
-    """The first process cannot write its metrics, where there is a folder; the second waits for it."""
-    (tmp_path / "run" / "metrics.json").mkdir(parents=True)
+    """The first process cannot write its config, where there is a folder; the second waits for it."""
+    (tmp_path / "run" / "config.yaml").mkdir(parents=True)
     run = start_training(datasets_root, tmp_path / "run")
     try:
         _, errors = run.communicate(timeout=120)
