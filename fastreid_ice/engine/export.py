@@ -1,0 +1,189 @@
+"""A trained encoder for use elsewhere: as an ONNX file, and for fast-reid without this plugin."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import warnings
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+from fastreid.config import CfgNode, get_cfg
+from fastreid.data.transforms import build_transforms
+from fastreid.modeling import build_model
+from PIL import Image
+from torch import Tensor, nn
+
+from ..config import InputError
+from ..modeling import MomentumReID
+
+ONNX_FILE, WEIGHTS_FILE, CONFIG_FILE = "encoder.onnx", "fastreid.pth", "fastreid.yml"
+TOLERANCE = 1e-4
+OPSET = 17  # named, so that the graph does not hang on torch's default
+TRACED_BATCH, CHECKED_BATCHES = 2, (1, 5)
+
+
+class UnitFeatures(nn.Module):
+    """A fast-reid model in evaluation mode, its features (N, D) scaled to length 1."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) RGB images in [0, 255], which the model itself normalises."""
+        return F.normalize(self.model(images))
+
+
+def export_encoder(cfg: CfgNode, model: MomentumReID, folder: Path) -> float:
+    """Writes the encoder that ``TEST.ENCODER`` names to three files in ``folder``, which is made where it is missing.
+
+    ``encoder.onnx`` maps ``images``, float32 (N, 3, H, W), RGB in [0, 255], to ``features``, (N, D) of length 1.
+    ``fastreid.pth`` and ``fastreid.yml`` are checkpoint and config of fast-reid's Baseline, whose evaluation of them
+    gives the figures that ours gives. Both are compared with ``model`` before a file is put in place.
+
+    Args:
+        cfg: the config of ``model``.
+        model: with its weights, on any device; it is moved to the CPU and to evaluation mode.
+        folder: earlier exports in it are replaced.
+
+    Returns:
+        The largest difference found between a coordinate of ``model``'s features, of length 1, and of the exported.
+
+    Raises:
+        InputError: onnx or onnxruntime is not installed, the backbone has no ONNX graph, an exported encoder gives
+            other features than ``model``, or ``folder`` cannot be written. Earlier files in it are then as they were.
+    """
+    onnx, onnxruntime = _import("onnx"), _import("onnxruntime")
+    plain_cfg = plain_config(cfg, folder)
+    plain = UnitFeatures(_plain_model(plain_cfg, model))
+    examples = [_example_images(cfg, batch) for batch in CHECKED_BATCHES]
+    with torch.no_grad():
+        expected = [UnitFeatures(model.cpu())(images) for images in examples]
+        difference = _compare("fast-reid's Baseline", expected, [plain(images) for images in examples])
+    try:
+        graph = _trace(plain, _example_images(cfg, TRACED_BATCH))
+        onnx.checker.check_model(graph, full_check=True)
+        found = _run(onnxruntime, graph, examples)
+    except Exception as error:  # those of onnx, onnxruntime and torch's exporter have no other base in common
+        raise InputError(
+            f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} has no ONNX graph for batches of any size: "
+            f"{str(error).strip().partition(chr(10))[0]}"
+        ) from error
+    difference = max(difference, _compare("the ONNX graph", expected, found))
+    weights = io.BytesIO()
+    torch.save({"model": plain.model.state_dict()}, weights)
+    files = {ONNX_FILE: graph, WEIGHTS_FILE: weights.getvalue(), CONFIG_FILE: plain_cfg.dump().encode()}
+    try:
+        _write(folder, files)
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror}") from error
+    return difference
+
+
+def plain_config(cfg: CfgNode, folder: Path) -> CfgNode:
+    """fast-reid's own keys, as in ``cfg``, for its Baseline with the weights in ``folder``; none of this plugin's."""
+    plain, default = get_cfg(), get_cfg()
+    _take_over(plain, cfg)
+    plain.MODEL.META_ARCHITECTURE = "Baseline"
+    plain.MODEL.LOSSES = default.MODEL.LOSSES
+    plain.MODEL.HEADS.NUM_CLASSES = 0  # no classifier; fast-reid puts in the number of a training set
+    if cfg.MODEL.HEADS.NAME == "ProxyHead":
+        plain.MODEL.HEADS.NAME = "EmbeddingHead"
+    plain.MODEL.BACKBONE.PRETRAIN, plain.MODEL.BACKBONE.PRETRAIN_PATH = False, ""
+    plain.MODEL.WEIGHTS = str((folder / WEIGHTS_FILE).resolve())
+    plain.OUTPUT_DIR = default.OUTPUT_DIR  # not the run's, whose log and config it would write over
+    return plain
+
+
+def _take_over(plain: CfgNode, cfg: CfgNode) -> None:
+    for key, value in plain.items():
+        if isinstance(value, CfgNode):
+            _take_over(value, cfg[key])
+        else:
+            plain[key] = cfg[key]
+
+
+def _plain_model(plain_cfg: CfgNode, model: MomentumReID) -> nn.Module:
+    """Baseline with the weights of the encoder under test, on the CPU."""
+    plain_cfg = plain_cfg.clone()
+    plain_cfg.MODEL.DEVICE = "cpu"
+    plain = build_model(plain_cfg)
+    prefix = "momentum." if model.test_encoder == "momentum" else ""
+    state = {name.removeprefix(prefix): value for name, value in model.state_dict().items() if name.startswith(prefix)}
+    # What it lacks is the empty classifier; were it more, the features would tell.
+    plain.load_state_dict(state, strict=False)
+    return plain
+
+
+def _example_images(cfg: CfgNode, batch: int) -> Tensor:
+    """(batch, 3, H, W) noise in [0, 255], of the size that the test transform gives."""
+    size = build_transforms(cfg, is_train=False)(Image.new("RGB", (128, 256))).shape
+    return 255 * torch.rand(batch, *size, generator=torch.Generator().manual_seed(batch))
+
+
+def _trace(encoder: nn.Module, images: Tensor) -> bytes:
+    """The ONNX graph of ``encoder`` for any number of images of this size.
+
+    By the tracing exporter (``dynamo=False``), which needs no package but torch, and which torch 2.4 to 2.12 share. The
+    newer one needs onnxscript, and changes from version to version.
+    """
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+        # That there is a newer exporter, and that Python values become constants of the graph: whether one of them
+        # hangs on the number of images is found out by running it on others.
+        warnings.simplefilter("ignore")
+        path = Path(scratch, ONNX_FILE)
+        torch.onnx.export(
+            encoder,
+            (images,),
+            str(path),
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=["images"],
+            output_names=["features"],
+            dynamic_axes={"images": {0: "N"}, "features": {0: "N"}},
+        )
+        return path.read_bytes()
+
+
+def _run(onnxruntime: ModuleType, graph: bytes, batches: list[Tensor]) -> list[Tensor]:
+    """What the graph gives for each batch."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what it logs of an error it also raises
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    return [torch.from_numpy(session.run(None, {"images": images.numpy()})[0]) for images in batches]
+
+
+def _compare(what: str, expected: list[Tensor], found: list[Tensor]) -> float:
+    """The largest difference, which must be at most ``TOLERANCE``."""
+    if not all(features.isfinite().all() for features in expected):
+        raise InputError("the features of the encoder are not finite: its checkpoint holds NaN or infinity")
+    difference = float((torch.cat(expected) - torch.cat(found)).abs().max())
+    if not difference <= TOLERANCE:  # so that NaN counts as too much
+        raise InputError(
+            f"{what} gives features that differ by {difference:.1e} from the model's, more than {TOLERANCE:.0e}: this "
+            "network cannot be exported"
+        )
+    return difference
+
+
+def _write(folder: Path, files: dict[str, bytes]) -> None:
+    """Writes all under other names before the first is put in place."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as scratch:
+        for name, content in files.items():
+            Path(scratch, name).write_bytes(content)
+        for name in files:
+            Path(scratch, name).replace(folder / name)
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{error.name} is not installed, which the export needs: run `pip install onnx onnxruntime`"
+        ) from error
