@@ -1,0 +1,78 @@
+#!/usr/bin/env python
+"""Exports the encoder of a trained model: to ONNX, and to fast-reid without this plugin.
+
+python tools/export.py --config-file configs/ice_demo.yml --weights logs/demo/model_best.pth --output exported
+
+writes three files to the folder exported, after comparing what they give with the model:
+
+encoder.onnx   maps "images", float32 (N, 3, H, W), RGB in [0, 255], to "features", (N, D) of length 1. It holds the
+               encoder that is evaluated (TEST.ENCODER), and normalises the images by itself.
+fastreid.pth   the same encoder as a checkpoint of fast-reid's Baseline, and
+fastreid.yml   its config: fast-reid's own tools evaluate the two to the figures that train_net.py --eval-only gives.
+               DATASETS.TESTS is kept; where it names a dataset of this plugin, give fast-reid another.
+
+onnx and onnxruntime must be installed. ONNX files then need neither torch nor fast-reid. This ranks the images of a
+folder by their similarity to a query, and draws the query and the ten that are most similar:
+
+    from pathlib import Path
+    import numpy as np, onnxruntime
+    from PIL import Image
+    encoder = onnxruntime.InferenceSession("exported/encoder.onnx", providers=["CPUExecutionProvider"])
+    height, width = encoder.get_inputs()[0].shape[2:]
+    paths = [Path("query.jpg"), *sorted(Path("gallery").glob("*.jpg"))]
+    images = [Image.open(path).convert("RGB").resize((width, height), Image.Resampling.BICUBIC) for path in paths]
+    rows = np.vstack([encoder.run(None, {"images": np.float32([image]).transpose(0, 3, 1, 2)})[0] for image in images])
+    ranking = 1 + np.argsort(-rows[1:] @ rows[0])[:10]
+    Image.fromarray(np.hstack([images[i] for i in (0, *ranking)])).save("ranking.png")
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import train_net  # before fastreid, which cannot be imported without the plugin
+
+# isort: split
+from fastreid.engine import default_argument_parser
+from fastreid.modeling import build_model
+
+from fastreid_ice import InputError
+from fastreid_ice.engine import Checkpointer, stage_configs
+from fastreid_ice.engine.export import CONFIG_FILE, ONNX_FILE, WEIGHTS_FILE, export_encoder
+
+
+def run(args: argparse.Namespace) -> None:
+    """Raises InputError where the arguments cannot work; nothing is written then."""
+    weights = ["MODEL.WEIGHTS", args.weights] if args.weights else []
+    config = ["--config-file", args.config_file, *args.options, *weights]
+    cfg = train_net.setup(default_argument_parser().parse_args(config))
+    if cfg.MODEL.META_ARCHITECTURE != "MomentumReID":
+        raise InputError(f"{args.config_file}: MODEL.META_ARCHITECTURE must be MomentumReID")
+    if not cfg.MODEL.WEIGHTS:
+        raise InputError("no weights to export: give --weights, such as --weights logs/demo/model_best.pth")
+    last = stage_configs(cfg)[-1]
+    model = build_model(last)
+    Checkpointer(model).load(cfg.MODEL.WEIGHTS)
+    difference = export_encoder(last, model, args.output)
+    print(f"The {last.TEST.ENCODER} encoder of {cfg.MODEL.WEIGHTS}, features equal within {difference:.0e}:")
+    for name in (ONNX_FILE, WEIGHTS_FILE, CONFIG_FILE):
+        print(args.output / name)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", metavar="FILE", required=True, help="the config that the model was trained by")
+    parser.add_argument("--weights", metavar="FILE", help="the checkpoint; default: MODEL.WEIGHTS of the config")
+    parser.add_argument("--output", metavar="FOLDER", type=Path, required=True)
+    parser.add_argument("options", nargs=argparse.REMAINDER, help="config keys and values, as for the training")
+    args = parser.parse_args()
+    try:
+        run(args)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
