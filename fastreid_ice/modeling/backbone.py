@@ -20,6 +20,9 @@ def build_fitting_backbone(cfg: CfgNode) -> nn.Module:
     """
     node = cfg.MODEL.BACKBONE
     try:
+        # Read here first: torch < 2.6, as fast-reid calls it, would run code that the file holds.
+        own = node.PRETRAIN and node.PRETRAIN_PATH
+        weights = torch.load(node.PRETRAIN_PATH, map_location="cpu", weights_only=True) if own else {}
         backbone = build_backbone(cfg)
     except (ImportError, OSError, RuntimeError, pickle.UnpicklingError) as error:
         if not node.PRETRAIN:
@@ -34,13 +37,11 @@ def build_fitting_backbone(cfg: CfgNode) -> nn.Module:
             f"get them by other means and set MODEL.BACKBONE.PRETRAIN_PATH"
         ) from error
     # All but the vision transformer want bare weights, and train from random ones where these are wrapped.
-    if node.PRETRAIN and node.PRETRAIN_PATH and node.NAME != "build_vit_backbone":
-        weights = torch.load(node.PRETRAIN_PATH, map_location="cpu", weights_only=True)
-        if not set(weights) & set(backbone.state_dict()):
-            raise InputError(
-                f"MODEL.BACKBONE.PRETRAIN_PATH {node.PRETRAIN_PATH!r} holds no weights of {node.NAME}: none of its "
-                f"entries has a name of this backbone (a fast-reid checkpoint goes into MODEL.WEIGHTS)"
-            )
+    if own and node.NAME != "build_vit_backbone" and not set(weights) & set(backbone.state_dict()):
+        raise InputError(
+            f"MODEL.BACKBONE.PRETRAIN_PATH {node.PRETRAIN_PATH!r} holds no weights of {node.NAME}: none of its "
+            f"entries has a name of this backbone (a fast-reid checkpoint goes into MODEL.WEIGHTS)"
+        )
     with torch.no_grad():
         channels = backbone.eval()(torch.zeros(1, 3, *cfg.INPUT.SIZE_TRAIN)).shape[1]
     if channels != node.FEAT_DIM:

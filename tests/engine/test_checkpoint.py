@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import resource
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -13,8 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 from fastreid.config import CfgNode
 from fastreid.engine.train_loop import HookBase
+from fastreid.solver.lr_scheduler import WarmupLR
+from fastreid.utils.checkpoint import Checkpointer as FastReidCheckpointer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
@@ -40,6 +44,16 @@ class FillDisk(HookBase):
     def before_epoch(self) -> None:
         if self.trainer.epoch == 1:
             resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+class RunsCode:
+    """What a pickle may do to whoever loads it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
 
 
 def model_of(value: float) -> nn.Module:
@@ -167,6 +181,48 @@ def test_a_disk_that_fills_up_ends_the_run_with_a_sentence(cfg: CfgNode, monkeyp
     assert (Path(cfg.OUTPUT_DIR) / "last_checkpoint").read_text() == "model_0000.pth"
     train(cfg, resume=True)
     assert (Path(cfg.OUTPUT_DIR) / "model_final.pth").is_file()
+
+
+class TestLoading:
+    """Never runs code that a file holds, wherever a file of weights is named."""
+
+    @pytest.fixture
+    def trap(self, tmp_path: Path) -> Path:
+        path = tmp_path / "trap.pth"
+        torch.save({"model": model_of(1.0).state_dict(), "epoch": 0, "optimizer": RunsCode(tmp_path / "ran")}, path)
+        torch.load(path, weights_only=False)
+        (tmp_path / "ran").unlink()  # so it does what it is meant to
+        return path
+
+    @pytest.mark.parametrize("key", ["MODEL.WEIGHTS", "MODEL.BACKBONE.PRETRAIN_PATH", "last_checkpoint"])
+    def test_runs_no_code(self, cfg: CfgNode, trap: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # what torch < 2.6 does where nothing is said
+        if key == "last_checkpoint":
+            Path(cfg.OUTPUT_DIR).mkdir()
+            shutil.copy(trap, cfg.OUTPUT_DIR)
+            Path(cfg.OUTPUT_DIR, key).write_text(trap.name)
+        else:
+            cfg.merge_from_list([key, str(trap), "MODEL.BACKBONE.PRETRAIN", key != "MODEL.WEIGHTS"])
+        with pytest.raises(InputError, match="trap.pth"):
+            train(cfg, resume=key == "last_checkpoint")
+        assert not Path(trap.parent, "ran").exists()
+
+    def test_reads_what_fast_reid_saves(self, tmp_path: Path) -> None:
+        """Optimiser and schedules of every kind beside the weights."""
+        model = model_of(3.0)
+        optimizer = torch.optim.Adam(model.parameters())
+        model(torch.ones(1, 300)).sum().backward()
+        optimizer.step()
+        schedules = {
+            "warmup": WarmupLR(optimizer, 0.1, 10, "linear"),
+            "steps": torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 5]),
+            "cosine": torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10),
+        }
+        theirs = FastReidCheckpointer(model, str(tmp_path), optimizer=optimizer, **schedules)
+        theirs.save("model_best", epoch=4, metric=0.5)
+        found = read_checkpoint(str(tmp_path / "model_best.pth"))
+        torch.testing.assert_close(found["model"], model.state_dict())
+        assert found["epoch"] == 4 and {"optimizer", *schedules} < set(found)
 
 
 class TestScalars:
