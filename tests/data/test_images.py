@@ -13,8 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from fastreid_ice import InputError
-from fastreid_ice.data import ImageViews, build_weak_transform
+from fastreid_ice.data import ImageViews, build_weak_transform, inspect_images
 from fastreid_ice.data.views import LabelledViews
+from fastreid_ice.engine.sheets import thumbnail
 from support import small_config
 
 # Four patches, so that a wrong turn, a mirroring or swapped channels show; each of whole JPEG blocks.
@@ -119,11 +120,20 @@ def test_damaged_files_are_named_or_read(tmp_path: Path, kind: str) -> None:
 
 
 def test_an_image_of_too_many_pixels_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pillow refuses it before it fills the memory."""
-    Image.fromarray(PATCHES).save(tmp_path / "crop.png")
+    """Pillow refuses it before it fills the memory; it counts as unreadable, and no page shows it."""
+    paths = [str(tmp_path / f"{number}.png") for number in range(3)]
+    for path, size in zip(paths, [(32, 64), (8, 8), (8, 9)], strict=True):
+        Image.fromarray(PATCHES).resize(size).save(path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(InputError, match=r"crop.png: Image size \(2048 pixels\) exceeds"):
-        read(tmp_path / "crop.png")
+    sentence = r"0.png: Image size \(2048 pixels\) exceeds"
+    with pytest.raises(InputError, match=f"{sentence}.*; remove it, or skip .* DATALOADER.UNREADABLE skip"):
+        read(Path(paths[0]))
+    with pytest.raises(InputError, match="^1 of 3 training images cannot be read, the first: .*0.png"):
+        inspect_images(paths, unreadable="error")
+    inspect_images(paths, unreadable="skip")
+    item = ImageViews(paths, {"images": as_tensor}, {}, skip_unreadable=True)[0]
+    assert item["readable"] == 0 and not item["images"].any()
+    assert thumbnail(paths[0]) is None and thumbnail(paths[1])
 
 
 @pytest.mark.parametrize("name", ["two words.png", "é ü 人 🚶.png", "a'b\"c;$(d) %s {e}.png", "-n", "latin\udce9.png"])
