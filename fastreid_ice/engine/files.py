@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from fastreid.utils import comm
 
@@ -18,14 +18,15 @@ PART = ".part"  # ends the name of a file that is being written
 
 
 @contextmanager
-def replacing(path: str) -> Iterator[BinaryIO]:
+def replacing(path: str, mode: str = "wb", **options: str) -> Iterator[IO]:
     """A new file that takes the place of ``path``, whole and on the disk, once the block has ended well.
 
     Until then it lies beside it under another name; after an error it is removed, after a kill ``remove_parts`` does.
+    ``mode`` and ``options`` are those of ``open``.
     """
     part = path + PART
     try:
-        with open(part, "wb") as file:
+        with open(part, mode, **options) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -21,6 +21,7 @@ from ..clusterers import Clusterer, build_clusterer
 from ..config import InputError, lookup
 from ..core import Clusters, churn, label_quality
 from .features import extract_features
+from .files import explaining_writes
 from .labels import LABELS_FILE, save_labels
 
 HOOK_REGISTRY = Registry("HOOK")
@@ -97,7 +98,8 @@ class ReclusterHook(HookBase):
         if comm.is_main_process():
             self._report(found, readable, seconds | self.clusterer.seconds)
             paths, file = self.trainer.data_loader.training_set.paths, Path(self.trainer.cfg.OUTPUT_DIR, LABELS_FILE)
-            save_labels(file, paths, cameras, found, features)
+            with explaining_writes(str(file)):
+                save_labels(file, paths, cameras, found, features)
         self.labels = labels
 
     def after_train(self) -> None:

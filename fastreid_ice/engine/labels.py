@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 import torch
@@ -18,6 +16,7 @@ from torch import Tensor
 
 from ..config import InputError
 from ..core import centroids
+from .files import replacing
 
 COLUMNS = ("path", "camera", "label", "distance_to_centroid")
 LABELS_FILE = "labels.csv"
@@ -47,7 +46,7 @@ class PseudoLabels:
         Raises:
             OSError: it cannot be written.
         """
-        with replacing(path) as file:
+        with replacing(str(path), "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.writer(file)
             writer.writerow(COLUMNS)
             for name, camera, label, distance in zip(
@@ -126,15 +125,3 @@ def last_labels(stages: Sequence[CfgNode]) -> Path | None:
     """The file of the last clustering of a run with these configs, None where there was none."""
     files = [Path(stage.OUTPUT_DIR, LABELS_FILE) for stage in stages]
     return next((path for path in reversed(files) if path.is_file()), None)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[TextIO]:
-    """Opens a text file under another name beside ``path``, and renames it when all is written."""
-    scratch = path.with_name(f".{path.name}.part")
-    try:
-        with scratch.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            yield file
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)

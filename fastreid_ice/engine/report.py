@@ -12,17 +12,22 @@ import logging
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from html import escape
 from pathlib import Path
 from string import Template
 
 import numpy as np
 from fastreid.config import CfgNode
+from fastreid.engine.train_loop import HookBase
+from fastreid.utils import comm
 
 from ..config import InputError
 from ..progress import progress
-from .labels import PseudoLabels, last_labels, replacing
+from .files import replacing
+from .labels import PseudoLabels, last_labels
 from .sheets import Group, Sheet, contact_sheets, shown, thumbnail
 from .summary import first_test_set, metrics_file, read_epochs
 from .svg import Point, bar_chart, line_chart
@@ -80,12 +85,46 @@ def write_report(stages: Sequence[CfgNode], folder: Path) -> Path:
     )
     target = folder / REPORT_FILE
     try:
-        with replacing(target) as file:
-            file.write(page)
+        with replacing(str(target)) as file:
+            file.write(page.encode(errors="surrogateescape"))
     except OSError as error:
         raise InputError(f"{target}: {error.strerror}") from error
     logger.info("Report: %s", target)
     return target
+
+
+class WriteReport(HookBase):
+    """Writes the report when training ends, well or not, in the main process; nothing where no epoch was completed.
+
+    How the run ends does not hang on it: what goes wrong here is a warning in the log.
+
+    Args:
+        stages: the config of each stage.
+        folder: the run's.
+    """
+
+    def __init__(self, stages: Sequence[CfgNode], folder: Path) -> None:
+        self.stages = stages
+        self.folder = folder
+
+    def after_train(self) -> None:
+        if self.trainer.iter < self.trainer.iters_per_epoch:
+            return
+        with _unterminated() if comm.get_world_size() > 1 else nullcontext():
+            try:
+                write_report(self.stages, self.folder)
+            except Exception as error:
+                logger.warning("No report: %s", error)
+
+
+@contextmanager
+def _unterminated() -> Iterator[None]:
+    """Puts off the end of this process: when an error ends a run, the first process to go has the others terminated."""
+    handler = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _read_epochs(stages: Sequence[CfgNode]) -> tuple[dict[int, dict[str, float]], dict[float, str]]:

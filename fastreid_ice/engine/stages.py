@@ -21,8 +21,9 @@ from torch import Tensor
 
 from ..config import InputError, add_ice_config, value_of
 from .checkpoint import read_checkpoint, write_checkpoint
-from .report import write_report
-from .summary import AnnounceStage, stage_table
+from .labels import LABELS_FILE
+from .report import WriteReport
+from .summary import AnnounceStage, metrics_file, stage_table
 from .trainer import UnsupervisedTrainer
 
 # All stages train one network on one machine; where each reads and writes is decided here.
@@ -117,10 +118,11 @@ def encoder_weights(weights: dict[str, Tensor], encoder: str) -> dict[str, Tenso
 
 
 def train_stages(cfg: CfgNode, *, resume: bool = False) -> OrderedDict | None:
-    """Trains all stages of ``cfg``, one after the other, and writes a report; called in every process.
+    """Trains all stages of ``cfg``, one after the other; called in every process.
 
     Each stage after the first starts both encoders from the encoder that ``TEST.ENCODER`` evaluated, out of the best
-    checkpoint of the stage before, with a fresh optimiser and schedule.
+    checkpoint of the stage before, with a fresh optimiser and schedule. A report is written when a stage ends, also
+    where an error or an interrupt ends it after an epoch or more.
 
     Args:
         cfg: a config that passes ``check_config``.
@@ -133,17 +135,13 @@ def train_stages(cfg: CfgNode, *, resume: bool = False) -> OrderedDict | None:
         InputError: a checkpoint cannot be read.
     """
     stages = stage_configs(cfg)
-    results = _train(stages[0], resume) if len(stages) == 1 else _train_all(stages, resume)
-    if comm.is_main_process():
-        try:
-            write_report(stages, Path(cfg.OUTPUT_DIR))
-        except InputError as error:  # the run is complete all the same
-            logger.warning("No report: %s", error)
-        logger.info("The weights to use: %s", best_checkpoint(stages[-1]))
+    report = [WriteReport(stages, Path(cfg.OUTPUT_DIR))] if comm.is_main_process() else []
+    results = _train_all(stages, resume, report) if len(stages) > 1 else _train(cfg, resume, last_hooks=report)
+    logger.info("The weights to use: %s", best_checkpoint(stages[-1]))
     return results
 
 
-def _train_all(stages: list[CfgNode], resume: bool) -> OrderedDict | None:
+def _train_all(stages: list[CfgNode], resume: bool, last_hooks: Sequence[HookBase]) -> OrderedDict | None:
     done = 0
     while resume and done < len(stages) - 1 and is_complete(stages[done]):
         done += 1
@@ -154,15 +152,16 @@ def _train_all(stages: list[CfgNode], resume: bool) -> OrderedDict | None:
         if comm.is_main_process():
             _prepare(stages, index, resumes)
         comm.synchronize()
-        results = _train(stages[index], resumes, first_hooks=[AnnounceStage(index + 1, len(stages))])
+        announce = AnnounceStage(index + 1, len(stages))
+        results = _train(stages[index], resumes, first_hooks=[announce], last_hooks=last_hooks)
     if comm.is_main_process():
         logger.info("All stages:\n%s", stage_table(stages))
     return results
 
 
-def _train(cfg: CfgNode, resume: bool, first_hooks: Sequence[HookBase] = ()) -> OrderedDict | None:
+def _train(cfg: CfgNode, resume: bool, **hooks: Sequence[HookBase]) -> OrderedDict | None:
     seed_all_rng(cfg.SEED)
-    trainer = UnsupervisedTrainer(cfg, first_hooks=first_hooks)
+    trainer = UnsupervisedTrainer(cfg, **hooks)
     trainer.resume_or_load(resume=resume)
     return trainer.train()
 
@@ -174,7 +173,8 @@ def _prepare(stages: list[CfgNode], index: int, resumes: bool) -> None:
     Path(stage.OUTPUT_DIR, "config.yaml").write_text(stage.dump())
     # Later stages start anew, whatever an earlier run has left there.
     for later in stages[index + 1 :]:
-        _marker(later).unlink(missing_ok=True)
+        for path in (_marker(later), metrics_file(later), Path(later.OUTPUT_DIR, LABELS_FILE)):
+            Path(path).unlink(missing_ok=True)
     if index == 0 or (resumes and _marker(stage).is_file()):
         return
     before = stages[index - 1]

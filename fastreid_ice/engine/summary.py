@@ -88,13 +88,16 @@ def read_epochs(path: str, iters_per_epoch: int, dataset: str = "") -> dict[int,
     """The scalars of each epoch, from 0, out of a metrics.json.
 
     Args:
-        path: the file; where an epoch was run again after a resume, the later lines count.
+        path: the file; where an epoch was run again after a resume, the later lines count. A last line without an end,
+            as a kill in the middle of a write leaves it, counts as not written.
         iters_per_epoch: iterations from one clustering to the next.
         dataset: whose figures are called mAP, Rank-1 and so on, where several are evaluated.
     """
     epochs: dict[int, dict[str, float]] = defaultdict(dict)
     with open(path) as lines:
         for line in lines:
+            if not line.endswith("\n"):
+                continue
             scalars = {
                 name.replace(f"{dataset}/", "") if dataset else name: value for name, value in json.loads(line).items()
             }

@@ -37,10 +37,14 @@ class UnsupervisedTrainer(DefaultTrainer):
     Args:
         cfg: the config of one stage.
         first_hooks: hooks that run before all others.
+        last_hooks: hooks that run after all others.
     """
 
-    def __init__(self, cfg: CfgNode, *, first_hooks: Sequence[HookBase] = ()) -> None:
+    def __init__(
+        self, cfg: CfgNode, *, first_hooks: Sequence[HookBase] = (), last_hooks: Sequence[HookBase] = ()
+    ) -> None:
         self.first_hooks = first_hooks
+        self.last_hooks = last_hooks
         super().__init__(cfg)
         self.feature_loader = build_feature_loader(self.cfg, self.data_loader.training_set)
         self._trainer._write_metrics = self._write_metrics
@@ -108,7 +112,7 @@ class UnsupervisedTrainer(DefaultTrainer):
         theirs = super().build_hooks()
         if comm.is_main_process():
             theirs.insert(-2, ScalarWriter())  # before the checkpointer and fast-reid's writer
-        return [*self.first_hooks, *start, *own, *theirs, *end]
+        return [*self.first_hooks, *start, *own, *theirs, *end, *self.last_hooks]
 
     def build_writers(self) -> list[EventWriter]:
         """Further writers: ``ScalarWriter`` opens fast-reid's own once it is known where training goes on."""

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import train_net
 from fastreid.config import CfgNode
+from fastreid.engine import default_argument_parser
 from fastreid.engine.train_loop import HookBase
 from torch import Tensor
 
@@ -70,7 +72,7 @@ def test_interrupt_refuse_a_second_run_and_resume(
     settings = {"SOLVER.MAX_EPOCH": 6, "DATALOADER.NUM_WORKERS": 2}
     run = start(datasets_root, output, **settings)
     runs.append(run)
-    wait_for(output / "model_0000.pth", run)
+    wait_for(output / "last_checkpoint", run)
     os.killpg(run.pid, signal.SIGSTOP)
     log = (output / "log.txt").read_text()
     second = start(datasets_root, output, **settings)
@@ -88,6 +90,7 @@ def test_interrupt_refuse_a_second_run_and_resume(
     assert errors.splitlines()[-1] == "interrupted; the same command with --resume goes on from the last checkpoint"
     assert "Traceback" not in errors
     assert not list(output.glob("*.part")) and not (output / "model_final.pth").exists()
+    assert (output / "report.html").is_file()
 
     resumed = start(datasets_root, output, "--resume", **settings)
     runs.append(resumed)
@@ -112,6 +115,22 @@ def test_an_interrupt_of_the_first_of_several_processes(
     assert run.returncode == 130 and errors.splitlines()[-1].startswith("interrupted; the same command with --resume")
     with owned_folder(str(tmp_path / "run")):
         pass  # nobody holds it any more
+
+
+@pytest.mark.slow
+def test_several_processes_that_stop_leave_a_report(
+    datasets_root: Path, tmp_path: Path, runs: list[subprocess.Popen]
+) -> None:
+    """All raise the error at once, and the first to go has the others terminated, the one that reports included."""
+    run = start(
+        *(datasets_root, tmp_path / "run", "--num-gpus", "2"),
+        **{"SOLVER.MAX_EPOCH": 500, "CLUSTER.EPS": 1e-6, "CLUSTER.PATIENCE": 2},
+    )
+    runs.append(run)
+    _, errors = run.communicate(timeout=300)
+    assert run.returncode == 1
+    assert errors.splitlines()[-1].startswith("error: 2 epochs in a row found fewer than two clusters"), errors
+    assert "<dt>epochs</dt><dd>1</dd>" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_a_folder_is_free_when_its_process_is_dead(tmp_path: Path) -> None:
@@ -147,6 +166,18 @@ def test_a_file_in_place_of_the_folder(tmp_path: Path) -> None:
     sentence = r"OUTPUT_DIR '.*run' cannot be written to: .*; choose another OUTPUT_DIR"
     with pytest.raises(InputError, match=sentence), owned_folder(str(tmp_path / "run")):
         pass
+
+
+def test_the_command_refuses_a_folder_that_nobody_can_write(datasets_root: Path, monkeypatch) -> None:
+    """Not even root, before anything else is done."""
+    if not Path("/proc/self").is_dir():
+        pytest.skip("/proc is the one folder that root cannot write to on any machine, and there is none here")
+    monkeypatch.setenv("FASTREID_DATASETS", str(datasets_root))
+    settings = [str(part) for item in (SMALL | {"OUTPUT_DIR": "/proc/run"}).items() for part in item]
+    config = ["--config-file", str(ROOT / "configs" / "ice_market.yml")]
+    arguments = default_argument_parser().parse_args([*config, *settings])
+    with pytest.raises(InputError, match="OUTPUT_DIR '/proc/run' cannot be written to: .*; choose another OUTPUT_DIR"):
+        train_net.main(arguments, train_net.setup(arguments))
 
 
 def test_a_folder_without_permission(tmp_path: Path) -> None:

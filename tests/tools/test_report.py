@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import os
 import re
 import shutil
@@ -22,7 +23,9 @@ from fastreid_ice import InputError
 from fastreid_ice.engine import PseudoLabels, read_run, stage_configs, train_stages, write_report
 from fastreid_ice.engine.labels import centroid_distances
 from fastreid_ice.engine.sheets import contact_sheets, shown
+from fastreid_ice.engine.summary import read_epochs
 from fastreid_ice.engine.svg import ticks
+from fastreid_ice.losses import LOSS_REGISTRY
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome found")
@@ -135,6 +138,25 @@ class TestRun:
             assert seen["charts"] == 6 and seen["pictures"] == seen["loaded"] > 10 and not seen["overflow"]
             assert seen["start"]["sheets"] == SECTIONS
         assert not list(Path(cfg.OUTPUT_DIR).glob(".*")), "nothing half written is left"
+
+    def test_a_run_that_an_error_ends_has_its_page(self, cfg: CfgNode, monkeypatch) -> None:
+        """Where it completed an epoch; the error is told as it is."""
+        cls = LOSS_REGISTRY.get("HardInstanceLoss")
+        forward, steps = cls.forward, []
+
+        def broken(self, batch) -> torch.Tensor:
+            steps.append(batch)
+            return forward(self, batch) * (math.nan if len(steps) > broken_after else 1)
+
+        monkeypatch.setattr(cls, "forward", broken)
+        page = Path(cfg.OUTPUT_DIR, "report.html")
+        page.parent.mkdir()
+        for broken_after in (1, 2):
+            steps.clear()
+            with pytest.raises(InputError, match=f"loss_hard_instance is nan at iteration {broken_after} "):
+                train_stages(cfg)
+            assert page.exists() == (broken_after == 2), "one epoch has two iterations"
+        assert "<small>epoch 1</small>" in page.read_text() and "Largest clusters" in page.read_text()
 
     def test_a_folder_that_cannot_take_the_page_costs_nothing(self, cfg: CfgNode, caplog) -> None:
         cfg.SOLVER.MAX_EPOCH = 1
@@ -277,11 +299,31 @@ def test_bad_input_is_one_sentence(cfg: CfgNode, tmp_path: Path, monkeypatch) ->
     (folder / "labels.csv").write_text("path,camera,label,distance_to_centroid\na.jpg,,3,0.1\nb.jpg,,many,\n")
     assert "labels.csv, line 3 is not path,camera,label,distance_to_centroid: invalid literal" in message(folder)
     (folder / "labels.csv").unlink()
-    (folder / "metrics.json").write_text("nothing")
+    (folder / "metrics.json").write_text("nothing\n")
     assert "metrics.json is no file of scalars as a run writes it" in message(folder)
     (folder / "config.yaml").write_text("SOLVER: {SPEED: 3}\n")
     assert "config.yaml: 'Non-existent config key: SOLVER.SPEED'" in message(folder)
     assert not (folder / "report.html").exists()
+
+
+def test_scalars_cut_off_by_a_kill(cfg: CfgNode, monkeypatch, capsys) -> None:
+    """At any byte: the last line counts as not written. Anywhere else a line that is not whole is an error."""
+    folder = make_run(cfg, None)
+    path = folder / "metrics.json"
+    whole = path.read_bytes()
+    expected = list(read_epochs(str(path), cfg.SOLVER.ITERS_PER_EPOCH).values())
+    assert len(expected) == 3
+    last = len(whole) - len(whole.splitlines(keepends=True)[-1])
+    for end in range(last, len(whole)):
+        path.write_bytes(whole[:end])
+        found = list(read_epochs(str(path), cfg.SOLVER.ITERS_PER_EPOCH).values())
+        np.testing.assert_equal(found, expected[:2])
+    monkeypatch.setattr(sys, "argv", ["report.py", str(folder)])
+    report.main()
+    assert "<dt>epochs</dt><dd>2</dd>" in Path(capsys.readouterr().out.strip()).read_text()
+    path.write_bytes(whole[: last - 5] + b"\n" + whole[last:])
+    with pytest.raises(SystemExit, match="metrics.json is no file of scalars as a run writes it"):
+        report.main()
 
 
 def test_labels_survive_a_file(tmp_path: Path) -> None:
