@@ -49,6 +49,9 @@ def add_ice_config(cfg: CfgNode) -> None:
     # (DCMIP trains in two). In a file: a list of mappings with the keys that differ. Empty: one stage.
     cfg.STAGES = ()
 
+    # Python files to import first, with losses, clusterers or hooks of one's own. In a file: relative to that file.
+    cfg.IMPORTS = ()
+
     _add_model(cfg.MODEL)
 
     cfg.CLUSTER = CfgNode()

@@ -18,6 +18,7 @@ ALLOWED = {
     "engine": {"core", "config", "progress", "losses", "clusterers", "modeling", "data"},
     "compat": set(),
     "config": set(),
+    "config_files": {"config"},
     "progress": set(),
 }
 

@@ -1,10 +1,16 @@
 #!/usr/bin/env python
 """Trains, resumes or evaluates what a config file describes, with fast-reid's options.
 
-python tools/train_net.py --config-file configs/ice_market.yml
-python tools/train_net.py --config-file configs/ice_market.yml --num-gpus 4
-python tools/train_net.py --config-file configs/ice_market.yml --resume
-python tools/train_net.py --config-file configs/ice_market.yml --eval-only MODEL.WEIGHTS logs/ice_market/model_best.pth
+fastreid-ice train --config-file configs/ice_demo.yml SOLVER.MAX_EPOCH 3 OUTPUT_DIR logs/short
+fastreid-ice train --config-file configs/ice_folder.yml DATASETS.ROOT path/to/crops
+fastreid-ice train --config-file configs/ice_market.yml --num-gpus 4
+fastreid-ice train --config-file configs/ice_market.yml --resume
+fastreid-ice train --config-file configs/ice_market.yml --eval-only MODEL.WEIGHTS logs/ice_market/model_best.pth
+
+A config that is not found in the current folder is the one that comes with the package: configs/ice_market.yml is found
+anywhere. Data sets lie in the folder that the variable FASTREID_DATASETS names (default: datasets); those of the demo
+are drawn there. Log, metrics, checkpoints and report.html go to OUTPUT_DIR. Options come before keys and values. On a
+CPU --num-gpus is the number of processes.
 """
 
 import argparse
@@ -20,6 +26,7 @@ from fastreid.config import CfgNode, get_cfg
 from fastreid.engine import DefaultTrainer, default_argument_parser, default_setup
 from fastreid.utils.env import seed_all_rng
 
+from fastreid_ice.config_files import import_files, merge_config_file, shipped_file
 from fastreid_ice.data import existing_tests
 from fastreid_ice.engine import Checkpointer, UnsupervisedTrainer, check_config, launch, stage_configs, train_stages
 from fastreid_ice.engine.files import owned_folder
@@ -31,13 +38,16 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """The whole config, checked before anything is written."""
     cfg = get_cfg()
     add_ice_config(cfg)
+    args.config_file = shipped_file(args.config_file)  # fast-reid logs it
     try:
         if args.config_file:
-            cfg.merge_from_file(args.config_file)
+            merge_config_file(cfg, args.config_file)
         cfg.merge_from_list(args.opts)
         cfg.STAGES = without_keys(cfg.STAGES, args.opts[::2])
     except (AssertionError, KeyError, OSError, ValueError) as error:
         raise InputError(f"config {args.config_file or '(none)'}: {error}") from error
+    import_files(cfg.IMPORTS)
+    cfg.MODEL.WEIGHTS = shipped_file(cfg.MODEL.WEIGHTS)
     cfg.DATASETS.TESTS = existing_tests(cfg)
     if args.eval_only and not cfg.DATASETS.TESTS:
         raise InputError("--eval-only: nothing to evaluate; DATASETS.TESTS must name a dataset with a test set")
@@ -76,6 +86,7 @@ def main(args: argparse.Namespace, cfg: CfgNode) -> dict | None:
 def run(args: argparse.Namespace, cfg: CfgNode) -> dict | None:
     default_setup(cfg, args)
     seed_all_rng(cfg.SEED)
+    import_files(cfg.IMPORTS)  # in every process of the run
     # Labelled training, as for the weights of a source domain, is fast-reid's own.
     ours = cfg.MODEL.META_ARCHITECTURE == "MomentumReID"
     trainer_class = UnsupervisedTrainer if ours else DefaultTrainer
@@ -93,6 +104,7 @@ def run(args: argparse.Namespace, cfg: CfgNode) -> dict | None:
 
 if __name__ == "__main__":
     parser = default_argument_parser()
+    parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
     parser.set_defaults(dist_url="auto")  # fast-reid's default is one fixed port for all runs of a user
     arguments = parser.parse_args()
     try:

@@ -1,0 +1,90 @@
+"""Config files, those that come with the package among them, and the Python files that they import."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+import yaml
+from fastreid.config import CfgNode
+
+from .config import InputError
+
+# A wheel holds configs/ in the package; in a checkout it lies beside the package.
+_PACKAGE = Path(__file__).resolve().parent
+CONFIGS = next((folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir()), _PACKAGE)
+
+
+def shipped_file(path: str) -> str:
+    """``path``, or the file of ``CONFIGS`` that it names where there is no such file.
+
+    "configs/ice_demo.yml" and "ice_demo.yml" both name ``CONFIGS / "ice_demo.yml"``; other folders name nothing.
+    """
+    shipped = CONFIGS / os.path.basename(path)
+    named = os.path.dirname(path) in ("", CONFIGS.name) and shipped.is_file()
+    return str(shipped) if named and not os.path.exists(path) else path
+
+
+def merge_config_file(cfg: CfgNode, path: str) -> None:
+    """Merges a config file and its ``_BASE_`` into ``cfg``, in place, as fast-reid's ``merge_from_file`` does.
+
+    Unlike there a ``_BASE_`` that does not exist may be a file that comes with the package (see ``shipped_file``), and
+    the files of ``IMPORTS`` count from the file that names them.
+
+    Raises:
+        AssertionError, KeyError, OSError, ValueError: as ``merge_from_file``; no file, or keys that do not fit ``cfg``.
+        InputError: a file that is no mapping of keys.
+    """
+    cfg.merge_from_other_cfg(CfgNode(_read(path)))
+
+
+def _read(path: str) -> dict[str, Any]:
+    with open(path, encoding="utf-8") as file:
+        try:
+            own = yaml.safe_load(file)
+        except yaml.YAMLError as error:
+            raise InputError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(own, dict):
+        raise InputError(f"{path} is no mapping of config keys to values")
+    folder = os.path.dirname(path)
+    names = CfgNode._decode_cfg_value(own.get("IMPORTS"))  # a list, or a text such as ("method.py",)
+    if isinstance(names, (list, tuple)):
+        own["IMPORTS"] = [os.path.abspath(os.path.join(folder, name)) for name in names]
+    base = own.pop("_BASE_", None)
+    if base is None:
+        return own
+    beside = os.path.join(folder, os.path.expanduser(base))
+    return _overlaid(_read(beside if os.path.exists(beside) else shipped_file(base)), own)
+
+
+def _overlaid(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """``below`` with the values of ``above`` in it, mapping by mapping."""
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _overlaid(merged[key], value) if both else value
+    return merged
+
+
+def import_files(paths: Iterable[str]) -> None:
+    """Imports Python files, each once in a process, so that what they register can be named in a config.
+
+    Raises:
+        InputError: no such file, or one with the name of a module that is something else.
+    """
+    for path in map(os.path.abspath, paths):
+        name, suffix = os.path.splitext(os.path.basename(path))
+        if suffix != ".py" or not os.path.isfile(path):
+            raise InputError(f"IMPORTS: no Python file {path}")
+        known = sys.modules.get(name)
+        if getattr(known, "__file__", None) == path:
+            continue
+        if known is not None:
+            raise InputError(f"IMPORTS: {path} has the name of another module that is loaded already; rename it")
+        spec = spec_from_file_location(name, path)
+        sys.modules[name] = module = module_from_spec(spec)
+        spec.loader.exec_module(module)

@@ -1,0 +1,72 @@
+"""Where config files, their bases and what they import are found, and what is said where they are not."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from fastreid.config import CfgNode, get_cfg
+
+from fastreid_ice import InputError, add_ice_config
+from fastreid_ice.config_files import CONFIGS, import_files, merge_config_file, shipped_file
+
+
+def read(path: Path | str) -> CfgNode:
+    cfg = get_cfg()
+    add_ice_config(cfg)
+    merge_config_file(cfg, str(path))
+    return cfg
+
+
+def test_shipped_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shipped = str(CONFIGS / "ice_demo.yml")
+    assert shipped_file("ice_demo.yml") == shipped_file("configs/ice_demo.yml") == shipped
+    for path in ("", "configs", "configs/nothing.yml", "other/ice_demo.yml", "/configs/ice_demo.yml"):
+        assert shipped_file(path) == path
+    (tmp_path / "ice_demo.yml").touch()
+    assert shipped_file("ice_demo.yml") == "ice_demo.yml", "the user's own goes first"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yml")), ids=lambda path: path.stem)
+def test_every_config_is_read_as_fast_reid_reads_it(path: Path) -> None:
+    theirs = get_cfg()
+    add_ice_config(theirs)
+    theirs.merge_from_file(str(path))
+    assert read(path) == theirs
+
+
+def test_bases_and_imports_count_from_the_file(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "near.yml").write_text("_BASE_: ice_demo.yml\nSEED: 3\nMODEL: {LOSSES: {MINE: {SCALE: 2.0}}}\n")
+    (tmp_path / "deep" / "mine.yml").write_text(
+        '_BASE_: ../near.yml\nIMPORTS: ("a.py", "../b.py")\nMODEL: {LOSSES: {MINE: {MARGIN: 0.1}}}\n'
+    )
+    cfg = read(tmp_path / "deep" / "mine.yml")
+    assert (cfg.SEED, cfg.CLUSTER.K1) == (3, 15)
+    assert cfg.MODEL.LOSSES.MINE == {"SCALE": 2.0, "MARGIN": 0.1}
+    assert tuple(cfg.IMPORTS) == (str(tmp_path / "deep" / "a.py"), str(tmp_path / "b.py"))
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [("- SEED", "is no mapping"), ("SEED: [", "is no YAML"), ("_BASE_: nothing.yml", "nothing.yml")],
+)
+def test_a_file_that_is_no_config(tmp_path: Path, text: str, error: str) -> None:
+    (tmp_path / "mine.yml").write_text(text)
+    with pytest.raises((InputError, OSError), match=error):
+        read(tmp_path / "mine.yml")
+
+
+def test_a_file_is_imported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "imported_once.py"
+    path.write_text(f"with open({str(tmp_path / 'count')!r}, 'a') as file:\n    file.write('x')\n")
+    monkeypatch.delitem(sys.modules, path.stem, raising=False)
+    import_files([str(path), str(path)])
+    assert (tmp_path / "count").read_text() == "x"
+    with pytest.raises(InputError, match=r"IMPORTS: no Python file .*nothing\.py"):
+        import_files([str(tmp_path / "nothing.py")])
+    (tmp_path / "json.py").touch()
+    with pytest.raises(InputError, match="another module"):
+        import_files([str(tmp_path / "json.py")])
