@@ -85,14 +85,16 @@ def largest_products(queries: Tensor, rows: Tensor, count: int, own: Tensor | No
     Returns:
         (b, count) products float32, descending, and (b, count) int64 where they are.
     """
-    products, indices = [], []
+    products = torch.empty(len(queries), 0, device=queries.device)
+    indices = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
     for start in range(0, len(rows), _TILE):
         tile = queries @ rows[start : start + _TILE].T
         if own is not None:
             inside = ((own >= start) & (own < start + _TILE)).nonzero().squeeze(1)
             tile[inside, own[inside] - start] = torch.inf
         best = tile.topk(min(count, tile.shape[1]), sorted=False)
-        products.append(best.values.float())
-        indices.append(best.indices + start)
-    best = torch.cat(products, 1).topk(count)
-    return best.values, torch.cat(indices, 1).gather(1, best.indices)
+        # Keeping the best of all tiles up to the end would scatter what malloc holds over gigabytes.
+        indices = torch.cat([indices, best.indices + start], 1)
+        products, order = torch.cat([products, best.values.float()], 1).topk(min(count, indices.shape[1]))
+        indices = indices.gather(1, order)
+    return products, indices
