@@ -6,8 +6,8 @@ python tools/recluster.py --images path/to/crops --config-file configs/ice_folde
     MODEL.WEIGHTS logs/ice_folder/model_final.pth
 
 The file has the columns path, camera, label (0, 1, ..., or -1 for noise) and distance_to_centroid, 1 - cosine between
-the image's feature and the mean of its cluster's unit features, empty for noise. Clusters are those of the clusterer
-that the config names, with its CLUSTER.* keys, as in training; without a config file those of ICE.
+the image's feature and the mean of its cluster's unit features, for noise the nearest such mean. Clusters are those of
+the clusterer that the config names, with its CLUSTER.* keys, as in training; without a config file those of ICE.
 
 Features are a float16, float32 or float64 array (N, D) in a .npy file, which is not read into memory as a whole; their
 paths are row numbers unless --paths names a file with one per line. The images of a folder are those that it
@@ -18,9 +18,7 @@ features are those of the encoder that CLUSTER.FEATURES names. One that cannot b
 from __future__ import annotations
 
 import argparse
-import csv
 import logging
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -33,7 +31,6 @@ import train_net  # before fastreid, which cannot be imported without the plugin
 # isort: split
 import numpy as np
 import torch
-import torch.nn.functional as F
 from fastreid.config import CfgNode
 from fastreid.engine import default_argument_parser
 from fastreid.modeling import build_model
@@ -44,6 +41,7 @@ from fastreid_ice import InputError
 from fastreid_ice.clusterers import build_clusterer
 from fastreid_ice.data import TrainingSet, build_dataset, build_feature_loader, inspect_images
 from fastreid_ice.engine import Checkpointer, extract_features, stage_configs
+from fastreid_ice.engine.labels import PseudoLabels, centroid_distances
 from fastreid_ice.progress import progress
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "base-ice.yml"
@@ -152,45 +150,6 @@ def extract(cfg: CfgNode, weights: str) -> Images:
     return Images(features, usable, dataset.paths, [camera or "" for camera in dataset.cameras])
 
 
-def distances_to_centroids(features: Tensor, labels: Tensor) -> Tensor:
-    """(N,) 1 - cosine of each row with the mean of its cluster's unit rows, in [0, 2]; NaN for noise.
-
-    Args:
-        features: (N, D).
-        labels: (N,) int64, -1 for noise.
-
-    Memory beside the arguments: (C, D).
-    """
-    distances = torch.full(labels.shape, torch.nan)
-    parts = (labels >= 0).nonzero()[:, 0].split(BLOCK)
-    sums = torch.zeros(int(labels.max()) + 1, features.shape[1])
-    for part in parts:
-        sums.index_add_(0, labels[part], F.normalize(features[part].float()))
-    centroids = F.normalize(sums)
-    for part in progress(parts, "Measuring distances"):
-        cosines = (F.normalize(features[part].float()) * centroids[labels[part]]).sum(1)
-        distances[part] = 1 - cosines.clamp(-1, 1)
-    return distances
-
-
-def write_labels(path: Path, images: Images, labels: Tensor, distances: Tensor) -> None:
-    """Writes the CSV file under another name and renames it, so that it is whole or not there."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    rows = zip(images.paths, images.cameras, labels.tolist(), distances.tolist(), strict=True)
-    try:
-        with scratch.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            writer = csv.writer(file)
-            writer.writerow(["path", "camera", "label", "distance_to_centroid"])
-            writer.writerows(
-                (name, camera, label, "" if label < 0 else f"{distance:.6f}") for name, camera, label, distance in rows
-            )
-        scratch.replace(path)
-    except OSError as error:
-        raise InputError(f"--output {path}: {error.strerror}") from error
-    finally:
-        scratch.unlink(missing_ok=True)
-
-
 @contextmanager
 def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     start = time.perf_counter()
@@ -210,7 +169,7 @@ def recluster(cfg: CfgNode, images: Images, seconds: dict[str, float]) -> tuple[
     labels[usable] = clusterer(features, cameras=unknown, identities=unknown).labels.cpu()
     seconds |= clusterer.seconds
     with timed(seconds, "distances"):
-        distances[usable] = distances_to_centroids(features, labels[usable])
+        distances[usable] = centroid_distances(features, labels[usable])
     return labels, distances
 
 
@@ -243,7 +202,10 @@ def run(args: argparse.Namespace) -> None:
     with timed(seconds, "features"):
         images = read_features(args.features, args.paths) if args.features else extract(last, cfg.MODEL.WEIGHTS)
     labels, distances = recluster(last, images, seconds)
-    write_labels(args.output, images, labels, distances)
+    try:
+        PseudoLabels(images.paths, images.cameras, labels.numpy(), distances.numpy()).write(args.output)
+    except OSError as error:
+        raise InputError(f"--output {args.output}: {error.strerror}") from error
     sizes = torch.bincount(labels[labels >= 0])
     logger.info("Seconds: %s", ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items()))
     print(

@@ -82,8 +82,8 @@ def rerank_without_gpu() -> None:
 
 @patch
 def faiss_pointers() -> None:
-    """TEST.RERANK.ENABLED on a GPU: faiss.cast_integer_to_long_ptr is gone from faiss 1.15; and the pointers are taken
-    through torch's deprecated typed storages.
+    """TEST.RERANK.ENABLED on a GPU: today's faiss has no cast_integer_to_long_ptr; and the pointers are taken through
+    torch's deprecated typed storages.
 
     Until fastreid calls cast_integer_to_idx_t_ptr.
     """

@@ -15,7 +15,7 @@ from fastreid.config import CfgNode
 from torch import Tensor
 
 from ..config import InputError
-from ..core import centroids
+from ..progress import progress
 from .files import replacing
 
 COLUMNS = ("path", "camera", "label", "distance_to_centroid")
@@ -100,12 +100,12 @@ def save_labels(path: Path, paths: Sequence[str], cameras: Tensor, labels: Tenso
 
 
 def centroid_distances(features: Tensor, labels: Tensor) -> Tensor:
-    """(N,) 1 - cosine between each row and the centroid of its cluster, of noise the nearest centroid.
+    """(N,) 1 - cosine between each row and the centroid of its cluster, of noise the nearest centroid, in [0, 2].
 
-    The centroid is the mean of the cluster's rows. NaN for a zero row, and for all where there is no cluster.
+    The centroid is the mean of the cluster's unit rows. NaN for a zero row, and for all where there is no cluster.
 
     Args:
-        features: (N, D), unit rows or zero.
+        features: (N, D) floating point of any precision and norm.
         labels: (N,) int64, 0..C-1 without gaps, -1 for noise.
 
     Time is N D for the clustered rows and C D for each noise row; memory beside the arguments C D and a block of C.
@@ -113,11 +113,18 @@ def centroid_distances(features: Tensor, labels: Tensor) -> Tensor:
     distances = torch.full(labels.shape, torch.nan)
     if not (labels >= 0).any():
         return distances
-    means = F.normalize(centroids(features, labels))
-    for rows in (labels >= 0).nonzero()[:, 0].split(BLOCK):
-        distances[rows] = 1 - (features[rows] * means[labels[rows]]).sum(1).clamp(-1, 1)
-    for rows in ((labels < 0) & (features != 0).any(1)).nonzero()[:, 0].split(BLOCK):
-        distances[rows] = 1 - (features[rows] @ means.T).amax(1).clamp(-1, 1)
+    clustered, noise = (
+        [rows for rows in chosen.nonzero()[:, 0].split(BLOCK) if len(rows)]
+        for chosen in (labels >= 0, (labels < 0) & (features != 0).any(1))
+    )
+    means = torch.zeros(int(labels.max()) + 1, features.shape[1])
+    for rows in clustered:
+        means.index_add_(0, labels[rows], F.normalize(features[rows].float()))
+    means = F.normalize(means)
+    for rows in progress(clustered + noise, "Measuring distances to centroids"):
+        units, own = F.normalize(features[rows].float()), labels[rows]
+        cosines = (units @ means.T).amax(1) if own[0] < 0 else (units * means[own]).sum(1)
+        distances[rows] = 1 - cosines.clamp(-1, 1)
     return distances
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import resource
 import shutil
 import subprocess
@@ -15,7 +16,6 @@ import recluster
 import torch
 from sklearn.cluster import DBSCAN
 
-from fastreid_ice import InputError
 from fastreid_ice.core import jaccard_graph, k_nearest
 from support import ROOT, SMALL
 
@@ -63,12 +63,10 @@ def test_labels_and_distances_of_features(tmp_path: Path) -> None:
     labels = np.array(columns["label"], dtype=int)
     assert np.array_equal(labels, expected) and labels.max() > 5 and labels.min() == -1
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    for row, label, distance in zip(unit, labels, columns["distance_to_centroid"], strict=True):
-        if label < 0:
-            assert distance == ""
-        else:
-            centroid = unit[labels == label].mean(0)
-            assert float(distance) == pytest.approx(1 - row @ centroid / np.linalg.norm(centroid), abs=2e-6)
+    centroids = np.array([unit[labels == label].mean(0) for label in range(labels.max() + 1)])
+    cosines = unit @ (centroids / np.linalg.norm(centroids, axis=1, keepdims=True)).T
+    own = np.where(labels < 0, cosines.max(1), cosines[np.arange(103), labels])
+    assert np.array(columns["distance_to_centroid"], dtype=float) == pytest.approx(1 - own, abs=2e-6)
     for stage in ("features", "neighbors", "jaccard", "dbscan", "distances"):
         assert stage in done.stdout[done.stdout.index("Seconds:") :]
     noise, largest = (labels < 0).mean(), np.bincount(labels[labels >= 0]).max()
@@ -100,15 +98,6 @@ def test_unit_rows_are_not_copied(dtype: torch.dtype) -> None:
     scaled = recluster.unit_rows(rows * 5, "f.npy")
     assert scaled.dtype == torch.promote_types(dtype, torch.float32)
     torch.testing.assert_close(scaled, rows.to(scaled.dtype), rtol=0, atol=2e-3)
-
-
-def test_distances_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, labels = torch.from_numpy(blobs()), torch.arange(103) % 7 - 1
-    whole = recluster.distances_to_centroids(rows, labels)
-    monkeypatch.setattr(recluster, "BLOCK", 10)
-    torch.testing.assert_close(recluster.distances_to_centroids(rows, labels), whole, equal_nan=True)
-    assert whole.isnan().equal(labels < 0)
-    assert recluster.distances_to_centroids(rows, torch.full((103,), -1)).isnan().all()
 
 
 def test_images_of_a_folder(datasets_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,15 +201,19 @@ def test_bad_input_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not list(tmp_path.glob("**/*.csv*"))
 
 
-def test_what_does_not_fit_on_the_disk_leaves_the_file_of_before(tmp_path: Path) -> None:
-    path = tmp_path / "labels.csv"
-    path.write_text("of before")
-    images = recluster.Images(torch.ones(5000, 2), torch.ones(5000, dtype=torch.bool), range(5000), [""] * 5000)
+def test_what_does_not_fit_on_the_disk_leaves_the_file_of_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("features.npy", blobs())
+    run(monkeypatch, "--features", "features.npy", *OPTIONS)
+    before = Path("labels.csv").read_text()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (9000, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
-        with pytest.raises(InputError, match="--output .*labels.csv: File too large"):
-            recluster.write_labels(path, images, torch.zeros(5000, dtype=torch.int64), torch.zeros(5000))
+        with pytest.raises(SystemExit, match="^error: --output labels.csv: File too large$"):
+            run(monkeypatch, "--features", "features.npy", *OPTIONS)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert path.read_text() == "of before" and list(tmp_path.iterdir()) == [path]
+    assert len(before) > 1000 and Path("labels.csv").read_text() == before
+    assert sorted(os.listdir()) == ["features.npy", "labels.csv"]
