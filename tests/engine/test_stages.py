@@ -208,8 +208,11 @@ def test_checkpoints_of_an_earlier_run_are_not_resumed(cfg: CfgNode, monkeypatch
     """A run that starts over in the same folder, and is interrupted before its second stage has a checkpoint."""
     cfg.STAGES = TWO_STAGES
     train_stages(cfg)
+    assert "stage 2" in Path(cfg.OUTPUT_DIR, "report.html").read_text()
     cfg.SEED = 1
-    interrupt(monkeypatch, cfg, stage=1, epoch=0)
+    interrupt(monkeypatch, cfg, stage=0, epoch=1)
+    assert "stage 2" not in Path(cfg.OUTPUT_DIR, "report.html").read_text()
+    interrupt(monkeypatch, cfg, stage=1, epoch=0, resume=True)
     train_stages(cfg, resume=True)
     parts = weights(f"{stage_configs(cfg)[1].OUTPUT_DIR}/model_final.pth")
     cfg.OUTPUT_DIR += "_other"
