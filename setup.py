@@ -14,6 +14,11 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "fastreid_ice" / "__init__.py").read_text(), re.MULTILINE)[1]
 
+EXPORT = [
+    "onnx",  # fastreid-ice export: checks the graph
+    "onnxruntime",  # and compares its features with torch's
+]
+
 setup(
     name="fastreid-ice",
     version=VERSION,
@@ -21,8 +26,12 @@ setup(
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=find_packages(include=["fastreid_ice", "fastreid_ice.*"]),
-    package_data={"fastreid_ice.engine": ["report.html"]},
+    # In a wheel the tools and the configs lie in the package, so that they are found wherever it is installed.
+    packages=[*find_packages(include=["fastreid_ice", "fastreid_ice.*"]), "fastreid_ice.tools", "fastreid_ice.configs"],
+    package_dir={"fastreid_ice.tools": "tools", "fastreid_ice.configs": "configs"},
+    package_data={"fastreid_ice.engine": ["report.html"], "fastreid_ice.configs": ["*.yml", "*.pth"]},
+    py_modules=["fastreid_ice_cli"],
+    entry_points={"console_scripts": ["fastreid-ice=fastreid_ice_cli:main"]},
     python_requires=">=3.10,<3.14",
     install_requires=[
         "torch>=2.4",  # networks, losses, data loading
@@ -41,12 +50,17 @@ setup(
         "termcolor",  # fastreid: coloured log lines
     ],
     extras_require={
+        "export": EXPORT,
+        # torch and faiss-gpu bring CUDA libraries along; those of older builds of torch are too old for faiss-gpu.
+        "gpu": ["torch>=2.7"],
         "dev": [
+            *EXPORT,
             "hypothesis",  # tests on drawn graphs and features
             "mypy",  # types
             "pytest",  # tests
             "ruff",  # style
-        ]
+            "setuptools>=70.1",  # a test builds a wheel; older ones need the package wheel for that
+        ],
     },
     classifiers=[
         "Operating System :: POSIX :: Linux",

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
 """Measures reclustering on synthetic people.
 
-python tools/benchmark.py recluster
-python tools/benchmark.py recluster --images 32621 --dense
-python tools/benchmark.py scaling
-python tools/benchmark.py scaling --neighbors exact --images 1000000 --exact-limit 1000000 --device cuda
+fastreid-ice bench recluster
+fastreid-ice bench recluster --images 32621 --dense
+fastreid-ice bench scaling
+fastreid-ice bench scaling --neighbors exact --images 1000000 --exact-limit 1000000 --device cuda
 
 recluster: stages, total and peak memory, beside faiss's exact search alone, a plain matrix product with top-k alone,
 and, with --dense, the dense oracle of the tests; in turns, each in a process of its own. Tells whether the labels are
@@ -31,30 +31,52 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
 
     command = commands.add_parser("recluster", help="one reclustering beside its baselines")
-    command.add_argument("--images", type=int, default=12936, help="as in the training set of Market-1501")
-    command.add_argument("--dim", type=int, default=2048, help="as of ResNet-50")
-    command.add_argument("--repeats", type=int, default=5)
-    command.add_argument("--dense", action="store_true", help="with the oracle, which holds several N x N matrices")
+    command.add_argument("--images", type=int, default=12936, help="default: 12936, as in Market-1501's training set")
+    command.add_argument(
+        "--dim", type=int, default=2048, help="dimensions of a feature; default: 2048, as of ResNet-50"
+    )
+    command.add_argument("--repeats", type=int, default=5, help="how often each is measured; default: 5")
+    command.add_argument(
+        "--dense",
+        action="store_true",
+        help="with the oracle of the tests (a checkout), which holds several N x N matrices",
+    )
     command.set_defaults(run=benchmark_recluster.run)
 
     command = commands.add_parser("scaling", help="growth with the number of images")
     sizes = [10_000, 30_000, 100_000, 300_000, 1_000_000]
-    command.add_argument("--images", type=int, nargs="+", default=sizes)
-    command.add_argument("--dim", type=int, default=256)
-    command.add_argument("--neighbors", nargs="+", choices=benchmark_scaling.METHODS, default=benchmark_scaling.METHODS)
-    command.add_argument("--exact-limit", type=int, default=300_000, help="images above which exact is left out")
-    command.add_argument("--output", type=Path, default=Path("logs/scaling"))
+    command.add_argument("--images", type=int, nargs="+", default=sizes, help=f"default: {' '.join(map(str, sizes))}")
+    command.add_argument("--dim", type=int, default=256, help="dimensions of a feature; default: 256")
+    command.add_argument(
+        "--neighbors",
+        nargs="+",
+        choices=benchmark_scaling.METHODS,
+        default=benchmark_scaling.METHODS,
+        help="ways to search; default: all",
+    )
+    command.add_argument(
+        "--exact-limit", type=int, default=300_000, help="images above which exact is left out; default: 300000"
+    )
+    command.add_argument("--output", type=Path, default=Path("logs/scaling"), help="a folder; default: logs/scaling")
     command.set_defaults(run=benchmark_scaling.run)
 
     for command in commands.choices.values():
-        command.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
-        command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where neighbors are searched")
+        command.add_argument(
+            "--threads", type=int, default=torch.get_num_threads(), help="CPU threads; default: as many as torch takes"
+        )
+        command.add_argument(
+            "--device", choices=("cpu", "cuda"), default="cpu", help="where neighbors are searched; default: cpu"
+        )
     args = parser.parse_args()
     for name in ("images", "dim", "threads", "repeats"):
         least = benchmark_recluster.K1 if name == "images" else 1
         given = getattr(args, name, least)
         if min(given if isinstance(given, list) else [given]) < least:
             parser.error(f"--{name} must be at least {least}")
+    if getattr(args, "dense", False) and not benchmark_recluster.TESTS.is_dir():
+        parser.error(
+            f"--dense: the oracle is one of the tests, and {benchmark_recluster.TESTS} is not there; use a checkout"
+        )
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU here")
     try:

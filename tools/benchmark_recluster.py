@@ -26,7 +26,8 @@ from torch import Tensor
 
 EPS, K1, K2 = 0.55, 30, 6
 FLOAT64_LIMIT = 40_000  # images up to which the lists are searched in float64 as well
-sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))  # where the oracle is
+TESTS = Path(__file__).resolve().parent.parent / "tests"  # where the oracle is, in a checkout
+sys.path.append(str(TESTS))
 
 
 def recluster(features: Tensor, clock: Clock, device: str, method: str = "exact") -> np.ndarray:

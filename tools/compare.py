@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Trains several configs on the embedded data, from one start and with the same seeds, and puts them in a table.
 
-python tools/compare.py
-python tools/compare.py --seeds 5 --output logs/compare_mild DATASETS.SYNTHETIC.STRENGTH mild
-python tools/compare.py --config-file configs/ice_demo.yml --config-file my.yml SOLVER.MAX_EPOCH 20
+fastreid-ice compare
+fastreid-ice compare --seeds 5 --output logs/compare_mild DATASETS.SYNTHETIC.STRENGTH mild
+fastreid-ice compare --config-file configs/ice_demo.yml --config-file my.yml SOLVER.MAX_EPOCH 20
 
 Figures are those after the last epoch: mean and standard deviation over the seeds. Every run is a train_net.py of its
 own, in OUTPUT/CONFIG/seedN, with what it printed in output.txt. Called again with the same arguments, the command takes
@@ -29,11 +29,11 @@ from fastreid.engine import default_argument_parser
 from tabulate import tabulate
 
 from fastreid_ice import InputError
+from fastreid_ice.config_files import CONFIGS
 from fastreid_ice.engine import stage_configs
 from fastreid_ice.engine.stages import is_complete
 from fastreid_ice.engine.summary import first_test_set, metrics_file, read_epochs
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 DEFAULT = [
     "ice_agnostic_demo",
     "ice_demo",
@@ -186,10 +186,18 @@ def compare(configs: list[Path], seeds: int, output: Path, options: list[str]) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", action="append", type=Path, help="once per config; default: the demo configs")
-    parser.add_argument("--seeds", type=int, default=3, help="how many runs of each config, with seeds 0, 1, 2, ...")
-    parser.add_argument("--output", type=Path, default=Path("logs/compare"))
-    parser.add_argument("options", nargs=argparse.REMAINDER, help="config keys and values for all runs")
+    parser.add_argument(
+        "--config-file", metavar="FILE", action="append", type=Path, help="once per config; default: all demo configs"
+    )
+    parser.add_argument(
+        "--seeds", metavar="N", type=int, default=3, help="runs of each config, with seeds 0 to N - 1; default: 3"
+    )
+    parser.add_argument(
+        "--output", metavar="FOLDER", type=Path, default=Path("logs/compare"), help="default: logs/compare"
+    )
+    parser.add_argument(
+        "options", nargs=argparse.REMAINDER, help="config keys and values for all runs, such as SOLVER.MAX_EPOCH 20"
+    )
     args = parser.parse_args()
     if args.seeds < 1:
         parser.error("--seeds must be at least 1")

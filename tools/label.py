@@ -1,11 +1,11 @@
 #!/usr/bin/env python
 """Hands out pseudo labels: as a CSV file in the order of clusters, and as a folder of links to look through.
 
-python tools/label.py logs/ice_folder --links clusters
-python tools/label.py labels.csv --links clusters --output by_cluster.csv --write
+fastreid-ice label logs/ice_folder --links clusters
+fastreid-ice label labels.csv --links clusters --output by_cluster.csv --write
 
-The labels are those of a run's last clustering (its OUTPUT_DIR), or of a file that tools/recluster.py wrote. Without
---write nothing is made: the command says what it would make.
+The labels are those of a run's last clustering (its OUTPUT_DIR), or of a file that `fastreid-ice recluster` wrote.
+Without --write nothing is made: the command says what it would make.
 
 The folder has one sub-folder for each cluster, cluster_0000, cluster_0001 and so on with the numbers of the CSV file,
 and noise. In it are symbolic links, cam<camera>_<distance to the centroid>_<file name>, so that they sort by camera and
@@ -169,7 +169,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", metavar="LABELS", type=Path, help="a run's OUTPUT_DIR, or a CSV file of labels")
     parser.add_argument("--links", metavar="FOLDER", type=Path, help="a folder of links, one sub-folder per cluster")
-    parser.add_argument("--output", metavar="FILE", type=Path, help="a CSV file")
+    parser.add_argument(
+        "--output", metavar="FILE", type=Path, help="a CSV file of the labels, by cluster and then by distance"
+    )
     parser.add_argument("--write", action="store_true", help="make them; without it the command says what it would do")
     args = parser.parse_args()
     if not (args.links or args.output):

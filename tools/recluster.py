@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Clusters features, or the images of a folder by a trained model, and writes a label for each image to a CSV file.
 
-python tools/recluster.py --features features.npy CLUSTER.EPS 0.5 CLUSTER.K1 20
-python tools/recluster.py --images path/to/crops --config-file configs/ice_folder.yml \
+fastreid-ice recluster --features features.npy CLUSTER.EPS 0.5 CLUSTER.K1 20
+fastreid-ice recluster --images path/to/crops --config-file configs/ice_folder.yml \
     MODEL.WEIGHTS logs/ice_folder/model_final.pth
 
 The file has the columns path, camera, label (0, 1, ..., or -1 for noise) and distance_to_centroid, 1 - cosine between
@@ -39,12 +39,13 @@ from torch import Tensor
 
 from fastreid_ice import InputError
 from fastreid_ice.clusterers import build_clusterer
+from fastreid_ice.config_files import CONFIGS
 from fastreid_ice.data import TrainingSet, build_dataset, build_feature_loader, inspect_images
 from fastreid_ice.engine import Checkpointer, extract_features, stage_configs
 from fastreid_ice.engine.labels import PseudoLabels, centroid_distances
 from fastreid_ice.progress import progress
 
-DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "base-ice.yml"
+DEFAULT_CONFIG = CONFIGS / "base-ice.yml"
 BLOCK = 4096  # rows at a time
 
 logger = logging.getLogger("fastreid.recluster")
@@ -176,11 +177,19 @@ def recluster(cfg: CfgNode, images: Images, seconds: dict[str, float]) -> tuple[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--features", metavar="FILE", help="a .npy file")
+    source.add_argument("--features", metavar="FILE", help="features of N images, a .npy file (N, D)")
     source.add_argument("--images", metavar="FOLDER", help="a folder of images; needs --config-file and MODEL.WEIGHTS")
-    parser.add_argument("--config-file", metavar="FILE", help="the config of the model, or of the clusterer alone")
-    parser.add_argument("--paths", metavar="FILE", help="a line for each row of --features")
-    parser.add_argument("--output", metavar="FILE", type=Path, default=Path("labels.csv"), help="default: labels.csv")
+    parser.add_argument(
+        "--config-file",
+        metavar="FILE",
+        help="the config of the model, or of the clusterer alone; default: base-ice.yml",
+    )
+    parser.add_argument(
+        "--paths", metavar="FILE", help="a text file with the path of each row of --features, one per line"
+    )
+    parser.add_argument(
+        "--output", metavar="FILE", type=Path, default=Path("labels.csv"), help="where labels go; default: labels.csv"
+    )
     parser.add_argument("options", nargs=argparse.REMAINDER, help="config keys and values, such as CLUSTER.EPS 0.5")
     args = parser.parse_args()
     if args.images and (args.paths or not args.config_file):

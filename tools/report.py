@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Writes OUTPUT_DIR/report.html, one page about a run: curves, clusters to look at, and a search over all images.
 
-python tools/report.py logs/ice_folder
+fastreid-ice report logs/ice_folder
 
 Training writes the page at its end; this writes it anew, or for a run that is not done yet. It shows the last
 clustering, that of OUTPUT_DIR/labels.csv. All pictures are inside the page, which needs no network.
