@@ -1,14 +1,14 @@
 #!/usr/bin/env python
 """Exports the encoder of a trained model: to ONNX, and to fast-reid without this plugin.
 
-python tools/export.py --config-file configs/ice_demo.yml --weights logs/demo/model_best.pth --output exported
+fastreid-ice export --config-file configs/ice_demo.yml --weights logs/demo/model_best.pth --output exported
 
 writes three files to the folder exported, after comparing what they give with the model:
 
 encoder.onnx   maps "images", float32 (N, 3, H, W), RGB in [0, 255], to "features", (N, D) of length 1. It holds the
                encoder that is evaluated (TEST.ENCODER), and normalises the images by itself.
 fastreid.pth   the same encoder as a checkpoint of fast-reid's Baseline, and
-fastreid.yml   its config: fast-reid's own tools evaluate the two to the figures that train_net.py --eval-only gives.
+fastreid.yml   its config: fast-reid's own tools evaluate the two to the figures that train --eval-only gives.
                DATASETS.TESTS is kept; where it names a dataset of this plugin, give fast-reid another.
 
 onnx and onnxruntime must be installed. ONNX files then need neither torch nor fast-reid. This ranks the images of a
@@ -65,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", metavar="FILE", required=True, help="the config that the model was trained by")
     parser.add_argument("--weights", metavar="FILE", help="the checkpoint; default: MODEL.WEIGHTS of the config")
-    parser.add_argument("--output", metavar="FOLDER", type=Path, required=True)
+    parser.add_argument("--output", metavar="FOLDER", type=Path, required=True, help="made if missing")
     parser.add_argument("options", nargs=argparse.REMAINDER, help="config keys and values, as for the training")
     args = parser.parse_args()
     try:
