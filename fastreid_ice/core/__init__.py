@@ -14,7 +14,15 @@ from .functional import (
 from .jaccard import jaccard_graph
 from .momentum import update_momentum
 from .neighbors import k_nearest
-from .proxies import camera_centroids, centroids, draw_instances, update_each, update_hardest, update_mean
+from .proxies import (
+    camera_centroids,
+    centroids,
+    draw_batch_instances,
+    draw_instances,
+    update_each,
+    update_hardest,
+    update_mean,
+)
 from .quality import LabelQuality, churn, label_quality
 
 __all__ = [
@@ -27,6 +35,7 @@ __all__ = [
     "cross_camera_loss",
     "dbscan",
     "discrepant_proxy_loss",
+    "draw_batch_instances",
     "draw_instances",
     "hard_instance_loss",
     "jaccard_graph",

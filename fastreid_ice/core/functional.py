@@ -180,7 +180,8 @@ def discrepant_proxy_loss(
     losses = F.cross_entropy(logits.flatten(0, 1), labels.repeat(num_sets), reduction="none")
     losses = losses.unflatten(0, (num_sets, -1)).mean(1)
     if margins is not None:
-        losses = (losses - losses.new_tensor(margins)).clamp(min=0)
+        # One by one: a tensor of the margins would have to be copied to the device at every step.
+        losses = torch.stack([(loss - margin).clamp(min=0) for loss, margin in zip(losses, margins, strict=True)])
     return losses.mean()
 
 

@@ -94,6 +94,26 @@ def draw_instances(
     return clusters, order[(counts.cumsum(0) - counts)[:, None] + places]
 
 
+def draw_batch_instances(labels: Tensor, num_instances: int, *, generator: torch.Generator | None = None) -> Tensor:
+    """Draws as :func:`draw_instances` does, for each row of a batch, without the host waiting for the device.
+
+    Args:
+        labels: (B,) int64, cluster of each row.
+        num_instances: K, at least 1.
+        generator: on the device of ``labels``; by default torch's global one.
+
+    Returns:
+        (B, K) positions in ``labels``: K members of the row's cluster, the same for all rows of a cluster.
+    """
+    order = torch.randperm(len(labels), generator=generator, device=labels.device)
+    order = order[labels[order].argsort(stable=True)]  # by cluster, at random within it
+    clusters = labels[order]
+    first = torch.searchsorted(clusters, labels)
+    counts = torch.searchsorted(clusters, labels, right=True) - first
+    places = torch.arange(num_instances, device=labels.device) % counts[:, None]
+    return order[first[:, None] + places]
+
+
 @torch.no_grad()
 def update_hardest(proxies: Tensor, features: Tensor, labels: Tensor, *, momentum: float) -> Tensor:
     """Move each proxy towards the batch member least similar to it, the first such ([DCMIP], "hardest").
@@ -110,20 +130,24 @@ def update_hardest(proxies: Tensor, features: Tensor, labels: Tensor, *, momentu
     Raises:
         ValueError: for shapes that do not match or a momentum out of range.
     """
-    features, labels = _incoming(proxies, features, labels, momentum)
-    order = (features * proxies[labels]).sum(1).argsort(stable=True)
-    order = order[labels[order].argsort(stable=True)]  # by cluster, then similarity, then place in the batch
-    present, counts = labels.unique(return_counts=True)
-    hardest = order[counts.cumsum(0) - counts]
-    return proxies.index_copy(0, present, _blend(proxies[present], features[hardest], momentum))
+    features = _incoming(proxies, features, labels, momentum)
+    if len(labels) == 0:
+        return proxies.clone()
+    similarities = (features * proxies[labels]).sum(1)
+    hardest = similarities.where(_members(labels), torch.inf).argmin(1)  # (B,), the same in all rows of a cluster
+    return _write(proxies, labels, _blend(proxies[labels], features[hardest], momentum))
 
 
 @torch.no_grad()
 def update_mean(proxies: Tensor, features: Tensor, labels: Tensor, *, momentum: float) -> Tensor:
     """Move each proxy towards the mean of its normalised members ([DCMIP], "mean"). See :func:`update_hardest`."""
-    features, labels = _incoming(proxies, features, labels, momentum)
-    present, members = labels.unique(return_inverse=True)
-    return proxies.index_copy(0, present, _blend(proxies[present], centroids(features, members), momentum))
+    features = _incoming(proxies, features, labels, momentum)
+    if len(labels) == 0:
+        return proxies.clone()
+    members = _members(labels)
+    means = members.to(features.dtype) @ features / members.sum(1, keepdim=True)
+    first = members.int().argmax(1)  # one row stands for its cluster: others may differ in the last bit
+    return _write(proxies, labels, _blend(proxies[labels], means[first], momentum))
 
 
 @torch.no_grad()
@@ -131,41 +155,67 @@ def update_each(proxies: Tensor, features: Tensor, labels: Tensor, *, momentum: 
     """Move each proxy towards each of its batch members in turn, in batch order ([CC]; [DCMIP], "each").
 
     See :func:`update_hardest`. Sequential within a cluster by definition: one step for all clusters per member, as many
-    as the largest number of members. The last member weighs (1 - momentum), so batch order matters.
+    as the largest number of members, which the host reads off the device. The last member weighs (1 - momentum), so
+    batch order matters.
     """
-    features, labels = _incoming(proxies, features, labels, momentum)
-    _, counts = labels.unique(return_counts=True)
-    turns = torch.arange(len(labels), device=labels.device) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-    order = labels.argsort(stable=True)[turns.argsort(stable=True)]  # all first members, all second members, ...
-    proxies = proxies.clone()
-    for members in order.split(torch.bincount(turns).tolist()):
-        clusters = labels[members]
-        proxies[clusters] = _blend(proxies[clusters], features[members], momentum)
-    return proxies
+    features = _incoming(proxies, features, labels, momentum)
+    turns = _members(labels).tril(-1).sum(1)  # how many members of the same cluster come before
+    sizes = (turns[:, None] == torch.arange(len(labels), device=labels.device)).sum(0).tolist()
+    padded, slots = _padded(proxies, labels)
+    for rows in turns.argsort(stable=True).split(
+        [size for size in sizes if size]
+    ):  # all first members, all second, ...
+        clusters = slots[rows]
+        padded[clusters] = _blend(padded[clusters], features[rows], momentum)
+    return padded[:-1]
+
+
+def _members(labels: Tensor) -> Tensor:
+    """(B, B): whether two rows of a batch are of one cluster."""
+    return labels[:, None] == labels
+
+
+def _write(proxies: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
+    """A copy of ``proxies`` with ``rows`` (B, D), equal for equal ``labels`` (B,), at those labels that are not -1."""
+    padded, slots = _padded(proxies, labels)
+    return padded.index_copy_(0, slots, rows)[:-1]
+
+
+def _padded(proxies: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """A copy of ``proxies`` with one row more, and where in it each label is: -1 in the last row.
+
+    To select what is labelled, the host would have to wait for the device.
+    """
+    padded = torch.cat((proxies, proxies[:1]))
+    return padded, labels % len(padded)
 
 
 def _blend(proxies: Tensor, incoming: Tensor, momentum: float) -> Tensor:
     return F.normalize(momentum * proxies + (1 - momentum) * incoming)
 
 
-def _incoming(proxies: Tensor, features: Tensor, labels: Tensor, momentum: float) -> tuple[Tensor, Tensor]:
-    """The labelled part of a batch, normalised, in the precision of the proxies."""
+def _incoming(proxies: Tensor, features: Tensor, labels: Tensor, momentum: float) -> Tensor:
+    """The features of a batch, normalised, in the precision of the proxies."""
     if not 0 <= momentum <= 1:
         raise ValueError(f"momentum must lie in [0, 1], got {momentum}")
     if proxies.dim() != 2 or features.dim() != 2 or proxies.shape[1] != features.shape[1]:
         raise ValueError(
             f"proxies (C, D) and features (B, D) must share D, got {tuple(proxies.shape)} and {tuple(features.shape)}"
         )
-    features, labels = _clustered(features, labels)
-    return F.normalize(features.to(proxies.dtype)), labels
+    _check_labels(features, labels)
+    return F.normalize(features.to(proxies.dtype))
 
 
 def _clustered(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The rows that belong to a cluster, and their labels."""
+    _check_labels(features, labels)
+    clustered = labels >= 0
+    return features[clustered], labels[clustered]
+
+
+def _check_labels(features: Tensor, labels: Tensor) -> None:
     if features.dim() != 2 or labels.shape != features.shape[:1]:
         raise ValueError(
             f"labels must hold one entry per row of features (N, D), got shape {tuple(labels.shape)} "
             f"for features of shape {tuple(features.shape)}"
         )
-    clustered = labels >= 0
-    return features[clustered], labels[clustered]

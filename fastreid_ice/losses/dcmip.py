@@ -16,6 +16,7 @@ from ..core import (
     Clusters,
     centroids,
     discrepant_proxy_loss,
+    draw_batch_instances,
     draw_instances,
     multi_instance_loss,
     update_each,
@@ -146,6 +147,6 @@ class MultiInstanceLoss(LossTerm):
 
     @torch.no_grad()
     def after_step(self, step: Step) -> None:
-        present, members = draw_instances(step.labels, self.num_instances, generator=self.generator)
-        # In place: a copy of the bank at every step would double what it takes.
-        self.bank[present] = F.normalize(step.momentum.to(self.bank.dtype))[members]
+        members = draw_batch_instances(step.labels, self.num_instances, generator=self.generator)
+        # In place: a copy of the bank at every step would double what it takes. Rows of one cluster write the same.
+        self.bank[step.labels] = F.normalize(step.momentum.to(self.bank.dtype))[members]

@@ -7,7 +7,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastreid_ice.core import camera_centroids, centroids, draw_instances, update_each, update_hardest, update_mean
+from fastreid_ice.core import (
+    camera_centroids,
+    centroids,
+    draw_batch_instances,
+    draw_instances,
+    update_each,
+    update_hardest,
+    update_mean,
+)
 from golden import load_golden
 
 CLUSTERINGS = ["base", "mixed", "gaps", "emptycam", "onecluster"]
@@ -221,3 +229,11 @@ def test_draws_follow_the_generator_or_the_global_one():
 def test_nothing_is_drawn_from_noise():
     clusters, members = draw_instances(torch.full((4,), -1), 3)
     assert clusters.shape == (0,) and members.shape == (0, 3)
+
+
+@pytest.mark.parametrize("num_instances", [1, 3, 16])
+def test_a_batch_draws_what_its_clusters_draw(num_instances):
+    labels = torch.tensor([5] * 4 + [0] + [2] * 17 + [9] * 16)[torch.randperm(38)]
+    clusters, expected = draw_instances(labels, num_instances, generator=torch.Generator().manual_seed(1))
+    drawn = draw_batch_instances(labels, num_instances, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(drawn, expected[torch.searchsorted(clusters, labels)])
