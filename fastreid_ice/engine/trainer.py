@@ -19,8 +19,9 @@ from ..data import PseudoLabelLoader, build_feature_loader, build_test_loader, b
 from ..losses import check_cameras, required_views
 from .checkpoint import Checkpointer
 from .hooks import build_hooks, sync_buffers, unwrap
+from .loss_log import LossLog, NotFinite
 from .summary import EpochTable, EvaluateStart
-from .writers import ScalarWriter
+from .writers import LOG_PERIOD, ScalarWriter
 
 # What InputError says needs no traceback in the log.
 logging.getLogger("fastreid.engine.train_loop").addFilter(
@@ -47,6 +48,7 @@ class UnsupervisedTrainer(DefaultTrainer):
         self.last_hooks = last_hooks
         super().__init__(cfg)
         self.feature_loader = build_feature_loader(self.cfg, self.data_loader.training_set)
+        self._losses = LossLog()
         self._trainer._write_metrics = self._write_metrics
 
     def train(self) -> OrderedDict | None:
@@ -63,15 +65,24 @@ class UnsupervisedTrainer(DefaultTrainer):
             self.epoch -= 1  # the epoch was not completed: fast-reid evaluates after the last one
         super().after_train()
 
+    def after_step(self) -> None:
+        # A GPU is waited for once in a while only: where the losses are written, and before evaluation and checkpoint.
+        done = self.iter + 1
+        if done % LOG_PERIOD == 0 or done % self.iters_per_epoch == 0:
+            self._store_losses(wait=True)
+        super().after_step()
+
     def _write_metrics(self, losses: dict[str, Tensor], data_time: float) -> None:
-        """fast-reid's, which reads every loss off the device before the weights change, and stops where one is not
-        finite; here it says which."""
+        """In place of fast-reid's, between a step's gradients and its change of the weights."""
+        self._losses.add(self.iter, losses, data_time)
+        self._store_losses(wait=False)
+
+    def _store_losses(self, *, wait: bool) -> None:
         try:
-            type(self._trainer)._write_metrics(self._trainer, losses, data_time)
-        except FloatingPointError as error:
-            broken = [f"{name} is {loss.item()}" for name, loss in losses.items() if not loss.isfinite()]
+            self._losses.store(self.storage, wait=wait)
+        except NotFinite as error:
             raise InputError(
-                f"{' and '.join(broken) or 'a loss is not finite'} at iteration {self.iter} (epoch {self.epoch}): "
+                f"{error} (epoch {error.iteration // self.iters_per_epoch}): "
                 f"training stops; lower SOLVER.BASE_LR; {self.checkpointer.what_is_left()}"
             ) from error
 

@@ -11,6 +11,8 @@ from fastreid.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXW
 from .files import explaining_writes, replacing
 from .summary import metrics_file
 
+LOG_PERIOD = 200  # iterations, as in fast-reid
+
 
 class ScalarWriter(PeriodicWriter):
     """Writes to log, metrics.json and TensorBoard, from the iteration where training starts or goes on.
@@ -22,7 +24,7 @@ class ScalarWriter(PeriodicWriter):
         period: iterations between two lines; the end of an epoch writes one too.
     """
 
-    def __init__(self, period: int = 200) -> None:
+    def __init__(self, period: int = LOG_PERIOD) -> None:
         super().__init__([], period)
 
     def before_train(self) -> None:

@@ -1,0 +1,81 @@
+"""What the losses of each step were, without the host waiting for the device in any of them."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+
+import torch
+from fastreid.utils.events import EventStorage
+from torch import Tensor
+
+
+class LossLog:
+    """Keeps the losses of each step until they have come from the device, then puts them into fast-reid's storage.
+
+    fast-reid reads every loss in every step, which lets the device run dry, and gathers them over the processes. Here
+    they are copied while the device goes on, in one tensor. Losses are those of the batch of all processes already, so
+    each process keeps its own.
+    """
+
+    def __init__(self) -> None:
+        self._steps: deque[_StepLosses] = deque()
+
+    def add(self, iteration: int, losses: dict[str, Tensor], data_time: float) -> None:
+        """Takes the scalars of a step, each on the device where it was computed, and how long its batch took."""
+        values = torch.stack([loss.detach().float() for loss in losses.values()])
+        arrived = None
+        if values.is_cuda:
+            values = values.to("cpu", non_blocking=True)  # into pinned memory
+            arrived = torch.cuda.Event()
+            arrived.record()
+        self._steps.append(_StepLosses(iteration, tuple(losses), values, arrived, data_time))
+
+    def store(self, storage: EventStorage, *, wait: bool) -> None:
+        """Puts the losses that have arrived into ``storage``, each at its iteration; with ``wait`` all of them.
+
+        On the CPU all have arrived.
+
+        Raises:
+            FloatingPointError: a loss is not finite; says which, and at which iteration.
+        """
+        now = storage.iter
+        while self._steps and self._steps[0].has_arrived(wait):
+            step = self._steps.popleft()
+            losses = dict(zip(step.names, step.values.tolist(), strict=True))
+            broken = [f"{name} is {value}" for name, value in losses.items() if not math.isfinite(value)]
+            if broken:
+                raise NotFinite(" and ".join(broken), step.iteration)
+            storage.iter = step.iteration
+            storage.put_scalars(data_time=step.data_time, total_loss=sum(losses.values()), **losses)
+        storage.iter = now
+
+
+class NotFinite(FloatingPointError):
+    """A loss is infinite or NaN.
+
+    Args:
+        what: each such loss and its value.
+        iteration: at which they were.
+    """
+
+    def __init__(self, what: str, iteration: int) -> None:
+        super().__init__(f"{what} at iteration {iteration}")
+        self.iteration = iteration
+
+
+@dataclass(frozen=True)
+class _StepLosses:
+    iteration: int
+    names: tuple[str, ...]
+    values: Tensor  # on the host, from when ``arrived`` has happened
+    arrived: torch.cuda.Event | None
+    data_time: float
+
+    def has_arrived(self, wait: bool) -> bool:
+        if self.arrived is None:
+            return True
+        if wait:
+            self.arrived.synchronize()
+        return self.arrived.query()
