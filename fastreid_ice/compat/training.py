@@ -56,7 +56,8 @@ def amp_trainer() -> None:
     """SOLVER.AMP.ENABLED ends in an AssertionError without CUDA; with CUDA, AMPTrainer calls torch.cuda.amp, which
     torch >= 2.4 deprecates.
 
-    A model on the CPU trains in full precision. Until AMPTrainer uses torch.amp and goes by the model's device.
+    It goes by the device of the model: bfloat16 where that has it, else float16 on a GPU and full precision on a CPU.
+    Until AMPTrainer uses torch.amp and does so.
     """
     train_loop.AMPTrainer.__init__ = _init_amp_trainer
     train_loop.AMPTrainer.run_step = _run_amp_step
@@ -178,22 +179,33 @@ def _init_amp_trainer(
     self: Any, model: nn.Module, data_loader: Any, optimizer: Any, param_wrapper: Any, grad_scaler: Any = None
 ) -> None:
     train_loop.SimpleTrainer.__init__(self, model, data_loader, optimizer, param_wrapper)
-    if next(model.parameters()).device.type == "cuda":
-        self.grad_scaler = grad_scaler or torch.amp.GradScaler("cuda")
+    device = next(model.parameters()).device
+    self.amp_device, self.amp_type = device.type, mixed_precision(device)
+    # Small gradients vanish in float16 only: bfloat16 has the range of float32.
+    scales = self.amp_type == torch.float16
+    self.grad_scaler = grad_scaler or torch.amp.GradScaler(device.type, enabled=scales)
+    if self.amp_type is None:
+        logger.info("SOLVER.AMP.ENABLED has no effect on this CPU, which has no bfloat16: training in full precision")
     else:
-        logger.info("SOLVER.AMP.ENABLED has no effect on the CPU: training in full precision")
-        self.grad_scaler = None
+        logger.info("SOLVER.AMP.ENABLED: training in mixed precision with %s", self.amp_type)
+
+
+def mixed_precision(device: torch.device) -> torch.dtype | None:
+    """The type for autocast on ``device``, None where nothing is gained by it."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    # What an older torch does not tell counts as missing.
+    probes = (getattr(torch.cpu, name, bool) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return torch.bfloat16 if device.type == "cpu" and any(probe() for probe in probes) else None
 
 
 def _run_amp_step(self: Any) -> None:
-    if self.grad_scaler is None:
-        train_loop.SimpleTrainer.run_step(self)
-        return
     assert self.model.training, "[AMPTrainer] model was changed to eval mode!"
     start = time.perf_counter()
     data = next(self._data_loader_iter)
     data_time = time.perf_counter() - start
-    with torch.amp.autocast("cuda"):
+    with torch.autocast(self.amp_device, self.amp_type, enabled=self.amp_type is not None):
         loss_dict = self.model(data)
         losses = sum(loss_dict.values())
     self.optimizer.zero_grad()
