@@ -1,8 +1,11 @@
-"""fast-reid's backbones, with the ways in which a config can misfit them said in one sentence each."""
+"""fast-reid's backbones, with the ways in which a config or machine can misfit them said in one sentence each."""
 
 from __future__ import annotations
 
+import os
 import pickle
+import shutil
+import sys
 
 import torch
 from fastreid.config import CfgNode
@@ -50,3 +53,17 @@ def build_fitting_backbone(cfg: CfgNode) -> nn.Module:
             f"channels"
         )
     return backbone.train()
+
+
+def check_compiler() -> None:
+    """Looks whether there is what ``torch.compile`` needs at the first step.
+
+    Raises:
+        InputError: there is no C++ compiler.
+    """
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # as torch chooses it
+    if shutil.which(compiler) is None:
+        raise InputError(
+            f"MODEL.COMPILE needs a C++ compiler, and there is no {compiler}: install it, name another one in the "
+            "variable CXX, or leave MODEL.COMPILE False"
+        )
