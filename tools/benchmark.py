@@ -1,10 +1,12 @@
 #!/usr/bin/env python
-"""Measures reclustering on synthetic people.
+"""Measures reclustering on synthetic people, and a training step.
 
 fastreid-ice bench recluster
 fastreid-ice bench recluster --images 32621 --dense
 fastreid-ice bench scaling
 fastreid-ice bench scaling --neighbors exact --images 1000000 --exact-limit 1000000 --device cuda
+fastreid-ice bench step
+fastreid-ice bench step --batch 32 --compile --device cuda
 
 recluster: stages, total and peak memory, beside faiss's exact search alone, a plain matrix product with top-k alone,
 and, with --dense, the dense oracle of the tests; in turns, each in a process of its own. Tells whether the labels are
@@ -13,6 +15,10 @@ those of neighbors searched in float64, and of the oracle.
 scaling: time and peak memory over the number of images, for each way to search neighbors, with the adjusted Rand index
 to the truth and to the labels of the exact search. Each row is a process of its own and is kept in OUTPUT/rows.jsonl:
 called again, the command measures what is missing. Pictures go to scaling_seconds.png and scaling_memory.png.
+
+step: a step of camera-aware ICE beside one in the schedule of the published code, which runs the network five times and
+its losses sample by sample; with mixed precision and torch.compile, and what everything but the networks costs. Images
+are noise, weights are random.
 """
 
 from __future__ import annotations
@@ -23,7 +29,10 @@ from pathlib import Path
 
 import benchmark_recluster
 import benchmark_scaling
+import benchmark_step
 import torch
+
+from fastreid_ice import InputError
 
 
 def main() -> None:
@@ -60,18 +69,37 @@ def main() -> None:
     command.add_argument("--output", type=Path, default=Path("logs/scaling"), help="a folder; default: logs/scaling")
     command.set_defaults(run=benchmark_scaling.run)
 
+    command = commands.add_parser("step", help="a training step beside the published schedule")
+    command.add_argument(
+        "--network", choices=benchmark_step.NETWORKS, default="resnet50", help="the backbone; default: resnet50"
+    )
+    command.add_argument("--batch", type=int, default=16, help="images, four of each identity; default: 16")
+    command.add_argument(
+        "--size", type=int, nargs=2, default=(256, 128), metavar=("HEIGHT", "WIDTH"), help="pixels; default: 256 128"
+    )
+    command.add_argument(
+        "--clusters", type=int, default=700, help="proxies to learn from, times six cameras; default: 700"
+    )
+    precisions = benchmark_step.PRECISIONS
+    command.add_argument(
+        "--precision", nargs="+", choices=precisions, default=precisions, help="of our step; default: all"
+    )
+    command.add_argument("--compile", action="store_true", help="our step with torch.compile as well, in a few minutes")
+    command.add_argument("--repeats", type=int, default=5, help="how often each is measured; default: 5")
+    command.set_defaults(run=benchmark_step.run)
+
     for command in commands.choices.values():
         command.add_argument(
             "--threads", type=int, default=torch.get_num_threads(), help="CPU threads; default: as many as torch takes"
         )
         command.add_argument(
-            "--device", choices=("cpu", "cuda"), default="cpu", help="where neighbors are searched; default: cpu"
+            "--device", choices=("cpu", "cuda"), default="cpu", help="where it is computed; default: cpu"
         )
     args = parser.parse_args()
-    for name in ("images", "dim", "threads", "repeats"):
-        least = benchmark_recluster.K1 if name == "images" else 1
+    for name in ("images", "dim", "threads", "repeats", "batch", "size", "clusters"):
+        least = {"images": benchmark_recluster.K1, "batch": 8, "size": 32, "clusters": 2}.get(name, 1)
         given = getattr(args, name, least)
-        if min(given if isinstance(given, list) else [given]) < least:
+        if min([given] if isinstance(given, int) else given) < least:
             parser.error(f"--{name} must be at least {least}")
     if getattr(args, "dense", False) and not benchmark_recluster.TESTS.is_dir():
         parser.error(
@@ -81,7 +109,7 @@ def main() -> None:
         parser.error("--device cuda: torch sees no GPU here")
     try:
         args.run(args)
-    except ChildProcessError as error:
+    except (ChildProcessError, InputError) as error:
         sys.exit(f"error: {error}")
 
 
