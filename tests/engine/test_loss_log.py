@@ -10,10 +10,14 @@ import pytest
 import torch
 from fastreid.config import CfgNode
 from fastreid.utils.events import EventStorage
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastreid_ice import InputError
 from fastreid_ice.engine import UnsupervisedTrainer
 from fastreid_ice.engine.loss_log import LossLog, NotFinite
+from fastreid_ice.losses import HardInstanceLoss, Step
+from support import train
 
 METHODS = {
     "ICE": {},
@@ -172,3 +176,19 @@ def test_losses_of_a_gpu_are_stored_when_they_have_arrived() -> None:
         with pytest.raises(NotFinite, match="a is nan at iteration 1"):
             log.store(storage, wait=True)
         assert storage.history("a").values() == [(1.0, 0)]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_run_on_a_gpu_ends_before_the_next_checkpoint(cfg: CfgNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step or so after the loss was lost, and it names the right one."""
+    forward, calls = HardInstanceLoss.forward, []
+
+    def broken(self: HardInstanceLoss, step: Step) -> Tensor:
+        calls.append(step)
+        return forward(self, step) * (math.nan if len(calls) > 2 else 1)
+
+    monkeypatch.setattr(HardInstanceLoss, "forward", broken)
+    cfg.MODEL.DEVICE = "cuda"
+    with pytest.raises(InputError, match=r"loss_hard_instance is nan at iteration 2 \(epoch 1\).*model_0000.pth"):
+        train(cfg)
+    assert not Path(cfg.OUTPUT_DIR, "model_final.pth").exists()
