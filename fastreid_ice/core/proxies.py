@@ -161,10 +161,9 @@ def update_each(proxies: Tensor, features: Tensor, labels: Tensor, *, momentum: 
     features = _incoming(proxies, features, labels, momentum)
     turns = _members(labels).tril(-1).sum(1)  # how many members of the same cluster come before
     sizes = (turns[:, None] == torch.arange(len(labels), device=labels.device)).sum(0).tolist()
+    sizes = [size for size in sizes if size]  # of all first members, all second members, ...
     padded, slots = _padded(proxies, labels)
-    for rows in turns.argsort(stable=True).split(
-        [size for size in sizes if size]
-    ):  # all first members, all second, ...
+    for rows in turns.argsort(stable=True).split(sizes):
         clusters = slots[rows]
         padded[clusters] = _blend(padded[clusters], features[rows], momentum)
     return padded[:-1]
