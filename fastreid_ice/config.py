@@ -99,7 +99,7 @@ def add_ice_config(cfg: CfgNode) -> None:
 
 
 def _add_model(model: CfgNode) -> None:
-    # torch.compile for both encoders: minutes at the first step, faster ones from then on. Needs a C++ compiler.
+    # torch.compile for both encoders in training: the first step takes minutes. Needs a C++ compiler.
     model.COMPILE = False
     model.MOMENTUM = CfgNode()
     model.MOMENTUM.ALPHA = 0.999  # weight of the old value in the momentum encoder's update (ICE, MoCo)

@@ -35,7 +35,8 @@ class MomentumReID(nn.Module):
         alpha: weight of the old value in the momentum update.
         shuffle_bn: mix momentum batches over processes.
         test_encoder: the encoder that runs in evaluation mode, "online" or "momentum".
-        compiled: run both encoders through ``torch.compile``; parameters keep their names.
+        compiled: train both encoders through ``torch.compile``; parameters keep their names. Evaluation, with its last
+            batch of any size, would be compiled again and again, and runs as it is.
 
     Under autocast the encoders run in its precision; features and losses are float32 always.
 
@@ -72,6 +73,7 @@ class MomentumReID(nn.Module):
         self._step: Step | None = None
         # Convolution and batch norm take less time with the channels innermost, on CPUs as on GPUs.
         self.to(memory_format=torch.channels_last)
+        self.compiled = compiled
         if compiled:
             check_compiler()
             for module in (self.backbone, self.heads, *self.momentum.values()):
@@ -103,11 +105,9 @@ class MomentumReID(nn.Module):
         """(B, 3, H, W) images in [0, 255], left as they are, to (B, D) float32 features of "online" or "momentum"."""
         images = images.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
         images = (images - self.pixel_mean) / self.pixel_std
-        backbone, heads = (
-            (self.momentum["backbone"], self.momentum["heads"])
-            if encoder == "momentum"
-            else (self.backbone, self.heads)
-        )
+        backbone, heads = self.momentum.values() if encoder == "momentum" else (self.backbone, self.heads)
+        if self.compiled and not self.training:
+            return heads.forward(backbone.forward(images)).float()
         return heads(backbone(images)).float()
 
     def forward(self, batch: Mapping[str, Tensor] | Tensor) -> dict[str, Tensor] | Tensor:

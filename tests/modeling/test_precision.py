@@ -136,7 +136,7 @@ class TestCompile:
     @pytest.mark.slow
     @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
     def test_changes_neither_results_nor_names(self) -> None:
-        """On two layers: a step, then evaluation with a last batch of another size, for both encoders."""
+        """On two layers: a step, then evaluation, for which nothing is compiled."""
         torch._dynamo.reset()
         plain, compiled = two_layers(compiled=False), two_layers(compiled=True)
         assert compiled.state_dict().keys() == plain.state_dict().keys()
@@ -149,12 +149,13 @@ class TestCompile:
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(compiled_gradient, gradient, rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(compiled.state_dict(), plain.state_dict(), rtol=1e-4, atol=1e-5)
-        with torch.inference_mode():
-            for images in (batch["online"], batch["online"][:5], batch["online"][:3]):
-                for encoder in ("online", "momentum"):
-                    rows = compiled.eval().encode(images, encoder)
-                    torch.testing.assert_close(rows, plain.eval().encode(images, encoder), rtol=1e-4, atol=1e-4)
-        assert not torch._dynamo.utils.counters["unimplemented"] and not torch._dynamo.utils.counters["graph_break"]
+        assert not torch._dynamo.utils.counters["graph_break"]
+        graphs = stats["unique_graphs"]
+        images = batch["online"][:5]
+        for encoder in ("online", "momentum"):
+            rows = compiled.eval().encode(images, encoder)
+            torch.testing.assert_close(rows, plain.eval().encode(images, encoder), rtol=1e-4, atol=1e-4)
+        assert stats["unique_graphs"] == graphs
 
     def test_without_a_compiler(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("CXX", "no-such-compiler")
