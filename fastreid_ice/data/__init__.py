@@ -1,5 +1,7 @@
 """Images in: views, samplers, loaders, and datasets (registered with fast-reid)."""
 
+from .augment import RandomErasing, RandomFlipCrop, RandomGaussianBlur, build_augmentation
+from .crops import CropCache, Crops
 from .folder import UnlabeledFolder
 from .inspection import inspect_images
 from .loaders import (
@@ -13,23 +15,27 @@ from .loaders import (
 )
 from .sampler import IdentitySampler
 from .synthetic import SyntheticPeople, SyntheticSource
-from .views import ImageViews, RandomGaussianBlur, build_strong_transform, build_weak_transform
+from .views import build_transforms_of_views, build_views
 
 __all__ = [
+    "CropCache",
+    "Crops",
     "IdentitySampler",
-    "ImageViews",
     "PseudoLabelLoader",
+    "RandomErasing",
+    "RandomFlipCrop",
     "RandomGaussianBlur",
     "SyntheticPeople",
     "SyntheticSource",
     "TrainingSet",
     "UnlabeledFolder",
+    "build_augmentation",
     "build_dataset",
     "build_feature_loader",
-    "build_strong_transform",
     "build_test_loader",
     "build_training_set",
-    "build_weak_transform",
+    "build_transforms_of_views",
+    "build_views",
     "existing_tests",
     "inspect_images",
 ]

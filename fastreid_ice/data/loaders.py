@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from fastreid.config import CfgNode
 from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.data.datasets.bases import ImageDataset
 from fastreid.data.samplers import InferenceSampler
-from fastreid.data.transforms import build_transforms
 from fastreid.utils import comm
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import BatchSampler, DataLoader, Sampler
 
 from ..config import InputError, lookup
+from .augment import Augmentation
+from .crops import CropCache, Crops, LabelledCrops, Transform
 from .folder import is_labelled
-from .sampler import IdentitySampler
-from .views import ImageViews, LabelledViews, Transform, build_strong_transform, build_weak_transform
+from .sampler import CurrentBatches, IdentitySampler
+from .views import build_test_transform, build_transforms_of_views, build_views, crop_size
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,13 @@ class TrainingSet:
         cameras: (N,) int64 in 0..number of cameras - 1, -1 where a dataset does not know them.
         identities: (N,) int64, the truth, -1 where a dataset does not know it: for measuring pseudo labels and for the
             upper bound.
+        cache: of their crops at ``INPUT.SIZE_TRAIN``.
     """
 
     paths: list[str]
     cameras: Tensor
     identities: Tensor
+    cache: CropCache | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -61,7 +66,7 @@ def build_training_set(cfg: CfgNode) -> TrainingSet:
     """The images of ``DATASETS.NAMES``, one dataset after the other, each sorted by path.
 
     Raises:
-        InputError: as ``build_dataset``, or a dataset without a training image.
+        InputError: as ``build_dataset``, a dataset without a training image, or one too large for ``DATALOADER.CACHE``.
     """
     items = []
     for name in cfg.DATASETS.NAMES:
@@ -70,18 +75,25 @@ def build_training_set(cfg: CfgNode) -> TrainingSet:
         if comm.is_main_process():
             dataset.show_train()
     paths, identities, cameras = zip(*items, strict=True)
-    return TrainingSet(list(paths), cameras=_numbered(cameras), identities=_numbered(identities))
+    cache = None
+    if cfg.DATALOADER.CACHE == "ram":
+        cache = CropCache(len(paths), crop_size(cfg, "SIZE_TRAIN"), copies=comm.get_local_size())
+    return TrainingSet(list(paths), _numbered(cameras), _numbered(identities), cache)
 
 
 def build_feature_loader(cfg: CfgNode, training_set: TrainingSet) -> DataLoader:
-    """The training set in order, under the test transform; this process's contiguous part of it."""
-    dataset = ImageViews(
+    """The training set in order at ``INPUT.SIZE_TEST``; this process's contiguous part of it.
+
+    Crops come from the cache where that size is ``INPUT.SIZE_TRAIN`` too. The workers stay until the loader goes.
+    """
+    same_size = crop_size(cfg, "SIZE_TEST") == crop_size(cfg, "SIZE_TRAIN")
+    return _inference_loader(
+        cfg,
         training_set.paths,
-        {"images": build_transforms(cfg, is_train=False)},
         {},
+        cache=training_set.cache if same_size else None,
         skip_unreadable=cfg.DATALOADER.UNREADABLE == "skip",
     )
-    return _inference_loader(cfg, dataset)
 
 
 def existing_tests(cfg: CfgNode) -> tuple[str, ...]:
@@ -97,73 +109,97 @@ def build_test_loader(cfg: CfgNode, name: str) -> tuple[DataLoader, int]:
         data.show_test()
     paths, identities, cameras = zip(*query, *gallery, strict=True)
     columns = {"targets": torch.tensor(identities), "camids": torch.tensor(cameras)}
-    dataset = ImageViews(paths, {"images": build_transforms(cfg, is_train=False)}, columns)
-    return _inference_loader(cfg, dataset), len(query)
+    return _inference_loader(cfg, paths, columns), len(query)
 
 
 class PseudoLabelLoader:
     """The training loader, whose labels change every epoch: an endless iterator of batches, restarted by ``reset``.
+
+    Workers decode each image once and give crops; the views are made of whole batches in this process, on ``device``,
+    and follow from the seed of the epoch, whatever the number of workers. The workers outlive the epochs, except where
+    ``transforms`` draw from their generators. A batch holds a (B, 3, H, W) float32 tensor in [0, 255] per view, on
+    ``device``, and (B,) int64 ``targets``, ``camids``, ``indices`` and ``readable``.
 
     ``dataset`` answers what fast-reid's DefaultTrainer asks of a loader: its length sets the iterations per epoch, and
     0 classes say that no classifier is trained.
 
     Args:
         training_set: N images.
-        transforms: view -> transform; the views that the losses ask for.
+        size: (H, W) of the crops.
+        views: view -> what makes it of a batch of crops; those that the losses ask for.
+        transforms: view -> what makes it of a single crop, in place of ``views``.
         batch_size: images per process and step.
         num_instances: images of one pseudo identity in a batch.
         camera_balanced: spread these over the cameras.
         iters_per_epoch: steps from one reset to the next.
-        skip_unreadable: as for ``LabelledViews``.
+        skip_unreadable: as for ``LabelledCrops``.
         num_workers: decoding processes; 0 decodes in this one.
+        device: where views are made.
         rank, world_size: this process among those that share a batch.
     """
 
     def __init__(
         self,
         training_set: TrainingSet,
-        transforms: Mapping[str, Transform],
+        size: tuple[int, int],
+        views: Mapping[str, Augmentation],
         *,
         batch_size: int,
         num_instances: int,
         camera_balanced: bool,
         iters_per_epoch: int,
+        transforms: Mapping[str, Transform] | None = None,
         skip_unreadable: bool = False,
         num_workers: int = 0,
+        device: torch.device | str = "cpu",
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         self.training_set = training_set
-        self.transforms = transforms
+        self.views = views
         self.batch_size = batch_size
         self.num_instances = num_instances
         self.camera_balanced = camera_balanced
-        self.skip_unreadable = skip_unreadable
         self.num_workers = num_workers
+        self.device = torch.device(device)
         self.rank = rank
         self.world_size = world_size
         self.dataset = _Epoch(iters_per_epoch * batch_size * world_size)
+        # In shared memory, where workers that stay see the labels of a new epoch.
+        self._labels = torch.full((len(training_set),), -1).share_memory_()
+        self._crops = LabelledCrops(
+            training_set.paths,
+            size,
+            {"targets": self._labels, "camids": training_set.cameras},
+            cache=training_set.cache,
+            transforms=transforms,
+            skip_unreadable=skip_unreadable,
+        )
+        self._indices = CurrentBatches()
+        self._generator = torch.Generator()
+        self._loader: DataLoader | None = None
         self._batches: Iterator[dict[str, Tensor]] | None = None
 
     @classmethod
     def from_config(cls, cfg: CfgNode, training_set: TrainingSet, views: frozenset[str]) -> PseudoLabelLoader:
-        strong, weak = build_strong_transform(cfg), build_weak_transform(cfg)
         return cls(
             training_set,
-            {view: weak if view.endswith("weak") else strong for view in sorted(views)},
+            crop_size(cfg, "SIZE_TRAIN"),
+            build_views(cfg, sorted(views)),
+            transforms=build_transforms_of_views(cfg, sorted(views)),
             batch_size=cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(),
             num_instances=cfg.DATALOADER.NUM_INSTANCE,
             camera_balanced=cfg.DATALOADER.CAMERA_BALANCED,
             iters_per_epoch=cfg.SOLVER.ITERS_PER_EPOCH,
             skip_unreadable=cfg.DATALOADER.UNREADABLE == "skip",
             num_workers=cfg.DATALOADER.NUM_WORKERS,
+            device=cfg.MODEL.DEVICE,
             rank=comm.get_rank(),
             world_size=comm.get_world_size(),
         )
 
     def reset(self, labels: Tensor, seed: int | tuple[int, ...]) -> None:
         """Starts to draw batches for ``labels`` (N,), -1 for images that are left out."""
-        self.close()
         sampler = IdentitySampler(
             labels,
             self.training_set.cameras,
@@ -174,18 +210,19 @@ class PseudoLabelLoader:
             rank=self.rank,
             world_size=self.world_size,
         )
-        columns = {"targets": labels, "camids": self.training_set.cameras}
-        loader = DataLoader(
-            LabelledViews(self.training_set.paths, self.transforms, columns, skip_unreadable=self.skip_unreadable),
-            batch_sampler=BatchSampler(sampler, self.batch_size, drop_last=True),
-            num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
-        )
-        self._batches = iter(loader)
+        self._indices.batches = BatchSampler(sampler, self.batch_size, drop_last=True)
+        own_seed = np.random.SeedSequence([self.rank, *np.atleast_1d(seed).tolist()])
+        self._generator.manual_seed(int(own_seed.generate_state(1)[0]))
+        if self._crops.transforms:  # fast-reid's draw from generators that workers get when they start
+            self.close()
+        if self._loader is None:
+            self._loader = _loader(self._crops, self._indices, self.num_workers, fresh=bool(self._crops.transforms))
+        self._labels.copy_(labels)
+        self._batches = iter(self._loader)
 
     def close(self) -> None:
         """Ends the decoding processes."""
-        self._batches = None
+        self._batches = self._loader = None
 
     def __iter__(self) -> PseudoLabelLoader:
         return self
@@ -193,7 +230,11 @@ class PseudoLabelLoader:
     def __next__(self) -> dict[str, Tensor]:
         if self._batches is None:
             raise RuntimeError("PseudoLabelLoader has no labels yet; call reset(labels, seed) first")
-        return next(self._batches)
+        batch = next(self._batches)
+        if self._crops.transforms:
+            return batch
+        images = batch.pop("images").to(self.device, non_blocking=True)
+        return batch | {name: view(images, self._generator) for name, view in self.views.items()}
 
 
 @dataclass(frozen=True)
@@ -205,13 +246,28 @@ class _Epoch:
         return self.length
 
 
-def _inference_loader(cfg: CfgNode, dataset: ImageViews) -> DataLoader:
+def _inference_loader(cfg: CfgNode, paths: Sequence[str], columns: dict[str, Tensor], **options: Any) -> DataLoader:
+    transforms = {"images": build_test_transform(cfg, "SIZE_TEST")} if cfg.INPUT.CROP.ENABLED else {}
+    crops = Crops(paths, crop_size(cfg, "SIZE_TEST"), columns, transforms=transforms, **options)
     batch_size = max(1, cfg.TEST.IMS_PER_BATCH // comm.get_world_size())
+    batches = BatchSampler(InferenceSampler(len(crops)), batch_size, drop_last=False)
+    return _loader(crops, batches, cfg.DATALOADER.NUM_WORKERS)
+
+
+def _loader(crops: Crops, batches: Sampler[list[int]], num_workers: int, *, fresh: bool = False) -> DataLoader:
+    """Batches of crops by ``batches``, from workers that stay until the loader goes."""
     return DataLoader(
-        dataset,
-        batch_sampler=BatchSampler(InferenceSampler(len(dataset)), batch_size, drop_last=False),
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        crops,
+        sampler=batches,
+        batch_size=None,  # an item of the dataset is a batch
+        num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
+        persistent_workers=num_workers > 0,
+        # A cache is shared by fork alone, which is not the default everywhere.
+        multiprocessing_context="fork" if num_workers and crops.cache is not None else None,
+        # The seed of the workers comes from here and not from the process's generator, which goes on as if a resumed
+        # run, too, had started its workers long ago.
+        generator=None if fresh else torch.Generator(),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -138,3 +138,13 @@ class IdentitySampler(Sampler[int]):
         others = shuffle(np.delete(images, leaders))
         extra = np.resize(others if others.size else picks, self.num_instances - len(picks))
         return np.concatenate([picks, extra])
+
+
+class CurrentBatches(Sampler[list[int]]):
+    """Whichever ``batches`` are set when an iterator starts: a loader keeps its workers while they change."""
+
+    def __init__(self) -> None:
+        self.batches: Iterable[list[int]] = ()
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)

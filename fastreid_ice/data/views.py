@@ -1,121 +1,75 @@
-"""The views of an image, and the dataset that decodes an image once and returns those that are asked for.
+"""The views of an image that the losses ask for: strong ones, each augmented for itself, and weak ones, as it is.
 
-A batch is a dict: one (B, 3, H, W) float tensor in [0, 255] per view, and (B,) int64 tensors (labels, cameras, ...).
+They are made of whole batches on the device of the model. fast-reid's AUTOAUG, CJ, AFFINE, AUGMIX, RPT and CROP work on
+single images: with one of them on, all views are made by its own transforms, in the loader's workers, of resized crops.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable
 
 import torch
 from fastreid.config import CfgNode
-from fastreid.data.data_utils import read_image
 from fastreid.data.transforms import build_transforms
-from PIL import Image, ImageFilter
-from torch import Tensor
-from torch.utils.data import Dataset
-from torchvision import transforms as T
+from torch import Generator, Tensor
+from torchvision.transforms import Compose
 
 from ..config import InputError
+from .augment import Augmentation, RandomGaussianBlur, build_augmentation
+from .crops import Transform
 
-Transform = Callable[[Image.Image], Tensor]
-
-
-class RandomGaussianBlur:
-    """Blurs an image with probability ``prob``, by a radius drawn uniformly from ``sigma`` (pixels)."""
-
-    def __init__(self, prob: float, sigma: tuple[float, float]) -> None:
-        self.prob = prob
-        self.sigma = sigma
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        if torch.rand(()).item() >= self.prob:
-            return image
-        low, high = self.sigma
-        return image.filter(ImageFilter.GaussianBlur(low + (high - low) * torch.rand(()).item()))
+SINGLE_IMAGE_STEPS = ("AUTOAUG", "CJ", "AFFINE", "AUGMIX", "RPT", "CROP")
 
 
-def build_strong_transform(cfg: CfgNode) -> Transform:
-    """fast-reid's training transform (``INPUT.*``), with ``INPUT.BLUR`` between the geometric part and the erasing."""
+def crop_size(cfg: CfgNode, key: str) -> tuple[int, int]:
+    """(H, W) from ``INPUT.<key>``.
+
+    Raises:
+        InputError: it is not two positive numbers.
+    """
+    size = cfg.INPUT[key]
+    if len(size) != 2 or min(size) < 1:
+        raise InputError(f"INPUT.{key} {size} must be a height and a width, as all crops get the same size")
+    return tuple(size)
+
+
+def build_views(cfg: CfgNode, names: Iterable[str]) -> dict[str, Augmentation]:
+    """View name -> what makes it of a batch; empty where ``build_transforms_of_views`` makes them."""
+    if _needs_single_images(cfg):
+        return {}
+    strong = build_augmentation(cfg)
+    return {name: weak_view if name.endswith("weak") else strong for name in names}
+
+
+def build_transforms_of_views(cfg: CfgNode, names: Iterable[str]) -> dict[str, Transform]:
+    """View name -> what makes it of a single crop, where ``INPUT`` asks for that; otherwise empty."""
+    if not _needs_single_images(cfg):
+        return {}
     steps = list(build_transforms(cfg, is_train=True).transforms)
     if cfg.INPUT.BLUR.ENABLED:
-        to_tensor = next(i for i, step in enumerate(steps) if type(step).__name__ == "ToTensor")
-        steps.insert(to_tensor, RandomGaussianBlur(cfg.INPUT.BLUR.PROB, tuple(cfg.INPUT.BLUR.SIGMA)))
-    return T.Compose(steps)
+        after_to_tensor = 1 + next(i for i, step in enumerate(steps) if type(step).__name__ == "ToTensor")
+        steps.insert(after_to_tensor, _SingleImageBlur(cfg.INPUT.BLUR.PROB, tuple(cfg.INPUT.BLUR.SIGMA)))
+    strong, weak = Compose(steps), build_test_transform(cfg, "SIZE_TRAIN")
+    return {name: weak if name.endswith("weak") else strong for name in names}
 
 
-def build_weak_transform(cfg: CfgNode) -> Transform:
-    """Resizing alone, to the size of the strong views."""
+def build_test_transform(cfg: CfgNode, key: str) -> Transform:
+    """fast-reid's test transform, to the size ``INPUT.<key>``."""
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.INPUT.SIZE_TEST = cfg.INPUT.SIZE_TRAIN
+    cfg.INPUT.SIZE_TEST = cfg.INPUT[key]
     return build_transforms(cfg, is_train=False)
 
 
-class ImageViews(Dataset):
-    """Images by position, each decoded once and passed through every transform.
-
-    Every mode of Pillow becomes RGB of 8 bits, and an image is turned upright as its EXIF tag says, as in fast-reid.
-
-    Args:
-        paths: N image files.
-        transforms: view name -> transform.
-        columns: name -> (N,) int64 tensor; item i carries entry i of each.
-        skip_unreadable: give a black image and ``readable`` 0 in place of an error.
-    """
-
-    def __init__(
-        self,
-        paths: Sequence[str],
-        transforms: Mapping[str, Transform],
-        columns: Mapping[str, Tensor],
-        *,
-        skip_unreadable: bool = False,
-    ) -> None:
-        self.paths = paths
-        self.transforms = transforms
-        self.columns = columns
-        self.skip_unreadable = skip_unreadable
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor | int]:
-        item: dict[str, Tensor | int] = {name: int(column[index]) for name, column in self.columns.items()}
-        item["indices"] = int(index)
-        item["readable"] = 1
-        try:
-            image = read_image(self.paths[index])
-        except OSError as error:
-            if not self.skip_unreadable:
-                raise InputError(
-                    f"{error}; remove it, or skip such training images with DATALOADER.UNREADABLE skip"
-                ) from error
-            image = Image.new("RGB", (1, 1))
-            item["readable"] = 0
-        for view, transform in self.transforms.items():
-            item[view] = transform(image)
-        return item
+def weak_view(images: Tensor, generator: Generator) -> Tensor:
+    """The images alone, as float32."""
+    return images.float()
 
 
-class LabelledViews(ImageViews):
-    """ImageViews of one epoch, for training: ``columns["targets"]`` holds pseudo labels.
+def _needs_single_images(cfg: CfgNode) -> bool:
+    return any(cfg.INPUT[step].ENABLED for step in SINGLE_IMAGE_STEPS)
 
-    With ``skip_unreadable``, an image that was readable when its epoch was clustered and is not any more gives way to
-    the next one with its label; the next clustering leaves it out and counts it.
-    """
 
-    def __getitem__(self, index: int) -> dict[str, Tensor | int]:
-        item = super().__getitem__(index)
-        if item["readable"]:
-            return item
-        targets = self.columns["targets"]
-        same = (targets == targets[index]).nonzero().flatten()
-        for other in torch.cat([same[same > index], same[same < index]]).tolist():
-            item = super().__getitem__(other)
-            if item["readable"]:
-                return item
-        raise InputError(
-            f"none of the {len(same)} images of one cluster can be read any more, among them {self.paths[index]}; "
-            "is their folder still there?"
-        )
+class _SingleImageBlur(RandomGaussianBlur):
+    def __call__(self, image: Tensor) -> Tensor:
+        return super().__call__(image[None], torch.default_generator)[0]

@@ -36,6 +36,7 @@ RANGES = {
     "DATALOADER.NUM_INSTANCE": POSITIVE,
     "DATALOADER.NUM_WORKERS": ("must be at least 0", lambda value: value >= 0),
     "DATALOADER.UNREADABLE": ("must be 'error' or 'skip'", lambda value: value in ("error", "skip")),
+    "DATALOADER.CACHE": ("must be 'none' or 'ram'", lambda value: value in ("none", "ram")),
     "MODEL.MOMENTUM.ALPHA": SHARE,
     "INPUT.BLUR.PROB": SHARE,
     "INPUT.BLUR.SIGMA": (

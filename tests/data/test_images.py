@@ -13,10 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from fastreid_ice import InputError
-from fastreid_ice.data import ImageViews, build_weak_transform, inspect_images
-from fastreid_ice.data.views import LabelledViews
+from fastreid_ice.data import CropCache, Crops, inspect_images
+from fastreid_ice.data.crops import LabelledCrops
 from fastreid_ice.engine.sheets import thumbnail
-from support import small_config
 
 # Four patches, so that a wrong turn, a mirroring or swapped channels show; each of whole JPEG blocks.
 PATCHES = np.zeros((64, 32, 3), np.uint8)
@@ -34,7 +33,7 @@ def as_tensor(image: Image.Image) -> Tensor:
 
 
 def read(path: Path) -> Tensor:
-    return ImageViews([str(path)], {"images": as_tensor}, {})[0]["images"]
+    return Crops([str(path)], (64, 32), {})[[0]]["images"][0].float()
 
 
 def picture(mode: str) -> Image.Image:
@@ -105,7 +104,6 @@ def test_damaged_files_are_named_or_read(tmp_path: Path, kind: str) -> None:
             broken[draws.randrange(draws.choice([60, len(content)]))] = draws.randrange(256)
         damaged.append(bytes(broken))
     path = tmp_path / f"crop.{kind}"
-    transforms = {"images": build_weak_transform(small_config())}
     named = 0
     for content in damaged:
         path.write_bytes(content)
@@ -114,8 +112,8 @@ def test_damaged_files_are_named_or_read(tmp_path: Path, kind: str) -> None:
         except InputError as error:
             assert str(path) in str(error) and "DATALOADER.UNREADABLE skip" in str(error)
             named += 1
-        item = ImageViews([str(path)], transforms, {}, skip_unreadable=True)[0]
-        assert item["images"].shape == (3, 32, 16)
+        batch = Crops([str(path)], (32, 16), {}, skip_unreadable=True)[[0]]
+        assert batch["images"].shape == (1, 3, 32, 16)
     assert named >= 15
 
 
@@ -131,8 +129,8 @@ def test_an_image_of_too_many_pixels_is_named(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(InputError, match="^1 of 3 training images cannot be read, the first: .*0.png"):
         inspect_images(paths, unreadable="error")
     inspect_images(paths, unreadable="skip")
-    item = ImageViews(paths, {"images": as_tensor}, {}, skip_unreadable=True)[0]
-    assert item["readable"] == 0 and not item["images"].any()
+    batch = Crops(paths, (32, 16), {}, skip_unreadable=True)[[0]]
+    assert batch["readable"].item() == 0 and not batch["images"].any()
     assert thumbnail(paths[0]) is None and thumbnail(paths[1])
 
 
@@ -149,7 +147,8 @@ def test_names(tmp_path: Path, name: str) -> None:
     assert name in str(error.value)
 
 
-class TestLabelledViews:
+@pytest.mark.parametrize("cached", [False, True])
+class TestLabelledCrops:
     @pytest.fixture
     def paths(self, tmp_path: Path) -> list[Path]:
         paths = [tmp_path / f"{number}.png" for number in range(5)]
@@ -157,26 +156,29 @@ class TestLabelledViews:
             Image.fromarray(PATCHES).save(path)
         return paths
 
-    def views(self, paths: list[Path], skip: bool = True) -> LabelledViews:
+    def crops(self, paths: list[Path], cached: bool, *, skip: bool = True) -> LabelledCrops:
         columns = {"targets": torch.tensor([0, 1, 0, 1, 0]), "camids": torch.arange(5)}
-        return LabelledViews(list(map(str, paths)), {"online": as_tensor}, columns, skip_unreadable=skip)
+        cache = CropCache(5, (64, 32)) if cached else None
+        return LabelledCrops(list(map(str, paths)), (64, 32), columns, cache=cache, skip_unreadable=skip)
 
-    def test_the_next_of_its_cluster_stands_in(self, paths: list[Path]) -> None:
-        views = self.views(paths)
+    def test_the_next_of_its_cluster_stands_in(self, paths: list[Path], cached: bool) -> None:
         paths[2].unlink()
-        assert [views[i]["indices"] for i in range(5)] == [0, 1, 4, 3, 4]
-        item = views[2]
-        assert (item["targets"], item["camids"], item["readable"]) == (0, 4, 1)
+        batch = self.crops(paths, cached)[range(5)]
+        assert batch["indices"].tolist() == [0, 1, 4, 3, 4]
+        assert batch["targets"].tolist() == [0, 1, 0, 1, 0]
+        assert batch["camids"].tolist() == [0, 1, 4, 3, 4]
+        assert batch["readable"].all()
+        assert (batch["images"] == as_tensor(Image.fromarray(PATCHES))).all()
         paths[4].unlink()
-        assert [views[i]["indices"] for i in (2, 4)] == [0, 0]
+        assert self.crops(paths, cached)[[2, 4]]["indices"].tolist() == [0, 0]
 
-    def test_a_cluster_that_is_gone(self, paths: list[Path]) -> None:
+    def test_a_cluster_that_is_gone(self, paths: list[Path], cached: bool) -> None:
         for path in paths[1::2]:
             path.unlink()
         with pytest.raises(InputError, match=r"none of the 2 images of one cluster .*3.png; is their folder"):
-            self.views(paths)[3]
+            self.crops(paths, cached)[[3]]
 
-    def test_without_skip_it_is_named(self, paths: list[Path]) -> None:
+    def test_without_skip_it_is_named(self, paths: list[Path], cached: bool) -> None:
         paths[2].unlink()
         with pytest.raises(InputError, match=r"2.png.*DATALOADER.UNREADABLE skip"):
-            self.views(paths, skip=False)[2]
+            self.crops(paths, cached, skip=False)[[2]]

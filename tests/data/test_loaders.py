@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from fastreid.config import CfgNode
 from PIL import Image
+from torch import Tensor
 
 from fastreid_ice import InputError
 from fastreid_ice.data import (
@@ -89,6 +92,94 @@ def test_reset_changes_labels_and_seed_repeats(cfg: CfgNode) -> None:
         loader.reset(images.identities, seed=seed)
         drawn.append([next(loader)["indices"].tolist() for _ in range(3)])
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+def batches(loader: PseudoLabelLoader, labels: Tensor, seeds: tuple[int, ...]) -> list[dict[str, Tensor]]:
+    """Three batches of each of several epochs."""
+    drawn = []
+    for seed in seeds:
+        loader.reset(labels, seed=seed)
+        drawn += itertools.islice(loader, 3)
+    loader.close()
+    return drawn
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_batches_do_not_depend_on_workers_cache_or_earlier_epochs(cfg: CfgNode) -> None:
+    cfg.DATALOADER.CACHE = "ram"
+    state = torch.get_rng_state()
+    images = build_training_set(cfg)
+    views = frozenset({"online", "momentum", "momentum_weak"})
+    expected = batches(
+        PseudoLabelLoader.from_config(cfg, replace(images, cache=None), views), images.identities, (4, 5)
+    )
+    for num_workers, cache, seeds in ((4, None, (4, 5)), (0, images.cache, (4, 5)), (2, images.cache, (5,))):
+        cfg.DATALOADER.NUM_WORKERS = num_workers
+        loader = PseudoLabelLoader.from_config(cfg, replace(images, cache=cache), views)
+        found = batches(loader, images.identities, seeds)
+        for ours, theirs in zip(found, expected[-len(found) :], strict=True):
+            assert ours.keys() == theirs.keys()
+            assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert not torch.equal(expected[0]["online"], expected[3]["online"])
+    assert torch.equal(torch.get_rng_state(), state), "the generator of the process is left alone"
+
+
+def test_processes_draw_views_apart(cfg: CfgNode) -> None:
+    """Each process has other images of the batch, and augments them by numbers of its own."""
+    images = build_training_set(cfg)
+    drawn = []
+
+    def view(crops: Tensor, generator: torch.Generator) -> Tensor:
+        drawn.append(torch.rand(2, generator=generator).tolist())
+        return crops
+
+    for rank, seed in ((0, 0), (1, 0), (0, (0, 1))):
+        loader = PseudoLabelLoader(
+            images,
+            (32, 16),
+            {"online": view},
+            batch_size=4,
+            num_instances=2,
+            camera_balanced=True,
+            iters_per_epoch=1,
+            rank=rank,
+            world_size=2,
+        )
+        loader.reset(images.identities, seed)
+        next(loader)
+    assert len({tuple(numbers) for numbers in drawn}) == 3
+
+
+def test_workers_outlive_the_epochs(cfg: CfgNode) -> None:
+    cfg.DATALOADER.NUM_WORKERS = 2
+    images = build_training_set(cfg)
+    loader = PseudoLabelLoader.from_config(cfg, images, frozenset({"online"}))
+    others = {process.pid for process in multiprocessing.active_children()}
+
+    def workers() -> set[int]:
+        return {process.pid for process in multiprocessing.active_children()} - others
+
+    loader.reset(images.identities, seed=0)
+    next(loader)
+    before = workers()
+    assert len(before) == 2
+    flipped = images.identities.max() - images.identities
+    loader.reset(flipped, seed=1)
+    for batch in itertools.islice(loader, 8):  # more than the workers had fetched ahead
+        assert torch.equal(batch["targets"], flipped[batch["indices"]])
+    assert workers() == before
+    loader.close()
+    assert not workers()
+
+
+def test_extraction_and_training_share_the_cache(cfg: CfgNode) -> None:
+    cfg.DATALOADER.CACHE = "ram"
+    images = build_training_set(cfg)
+    list(build_feature_loader(cfg, images))
+    assert images.cache.filled.all()
+    cfg.INPUT.SIZE_TEST = [16, 8]
+    shapes = {batch["images"].shape[2:] for batch in build_feature_loader(cfg, images)}
+    assert shapes == {(16, 8)}, "another size is read from the files"
 
 
 def test_unknown_dataset_lists_the_known(cfg: CfgNode) -> None:

@@ -1,78 +1,66 @@
-"""Views: one decoding per image, the transforms asked for, and what an unreadable file leads to."""
+"""Which views are made of batches and which of single images, and what they are."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fastreid.config import CfgNode
 from PIL import Image
+from torch import Generator
 
 from fastreid_ice import InputError
-from fastreid_ice.data import ImageViews, RandomGaussianBlur, build_strong_transform, build_weak_transform
+from fastreid_ice.data import (
+    PseudoLabelLoader,
+    build_test_loader,
+    build_training_set,
+    build_transforms_of_views,
+    build_views,
+)
+from fastreid_ice.data.views import SINGLE_IMAGE_STEPS, crop_size
 from support import small_config
 
-
-@pytest.fixture
-def crop(tmp_path: Path) -> str:
-    path = tmp_path / "0001_c1s1_000001_00.png"
-    Image.fromarray(np.random.RandomState(0).randint(0, 256, (48, 20, 3), np.uint8)).save(path)
-    return str(path)
+VIEWS = ("momentum", "momentum_weak", "online")
 
 
-def test_views_differ_and_columns_come_along(crop: str) -> None:
+def test_strong_views_are_drawn_apart_and_weak_ones_not_at_all() -> None:
     cfg = small_config()
-    strong, weak = build_strong_transform(cfg), build_weak_transform(cfg)
-    columns = {"targets": torch.tensor([7]), "camids": torch.tensor([2])}
-    views = ImageViews([crop], {"online": strong, "momentum": strong, "momentum_weak": weak}, columns)
-    torch.manual_seed(0)
-    item = views[0]
-    assert (item["targets"], item["camids"], item["indices"], item["readable"]) == (7, 2, 0, 1)
-    assert item["online"].shape == item["momentum"].shape == item["momentum_weak"].shape == (3, 32, 16)
-    assert not torch.equal(item["online"], item["momentum"]), "two strong views are drawn apart"
-    assert torch.equal(item["momentum_weak"], views[0]["momentum_weak"]), "the weak view is the same each time"
+    views = build_views(cfg, VIEWS)
+    assert tuple(views) == VIEWS and not build_transforms_of_views(cfg, VIEWS)
+    generator = Generator().manual_seed(0)
+    images = torch.randint(256, (4, 3, 32, 16), dtype=torch.uint8)
+    made = {name: view(images, generator) for name, view in views.items()}
+    assert not torch.equal(made["online"], made["momentum"])
+    assert torch.equal(made["momentum_weak"], images.float())
 
 
-def test_decoded_once_for_all_views(crop: str) -> None:
-    seen = []
-    views = ImageViews([crop], {"a": seen.append, "b": seen.append, "c": seen.append}, {})
-    _ = views[0]
-    assert len(seen) == 3 and seen[0] is seen[1] is seen[2]
+@pytest.mark.parametrize("step", SINGLE_IMAGE_STEPS)
+def test_every_transform_of_fastreid_still_works(cfg: CfgNode, step: str) -> None:
+    cfg.INPUT[step].ENABLED = True
+    if "PROB" in cfg.INPUT[step]:
+        cfg.INPUT[step].PROB = 1.0
+    if step == "CROP":
+        cfg.INPUT.CROP.SIZE, cfg.INPUT.PADDING.ENABLED = [24, 12], False
+    images = build_training_set(cfg)
+    loader = PseudoLabelLoader.from_config(cfg, images, frozenset(VIEWS))
+    loader.reset(images.identities, seed=0)
+    batch = next(loader)
+    size = (24, 12) if step == "CROP" else (32, 16)
+    assert all(batch[view].shape == (8, 3, *size) and batch[view].dtype == torch.float32 for view in VIEWS)
+    assert not torch.equal(batch["online"], batch["momentum"])
+    test, _ = build_test_loader(cfg, "SyntheticPeople")
+    assert next(iter(test))["images"].shape[2:] == size
 
 
-def test_blur_is_part_of_the_strong_view_only_when_enabled() -> None:
-    for enabled in (True, False):
-        transform = build_strong_transform(small_config(**{"INPUT.BLUR.ENABLED": enabled}))
-        assert any(isinstance(step, RandomGaussianBlur) for step in transform.transforms) == enabled
+def test_blur_goes_with_transforms_of_single_images() -> None:
+    changes = {f"INPUT.{name}.ENABLED": False for name in ("FLIP", "PADDING", "REA")}
+    changes |= {"INPUT.CJ.ENABLED": True, "INPUT.CJ.PROB": 0.0, "INPUT.BLUR.SIGMA": (2.0, 2.0), "INPUT.BLUR.PROB": 1.0}
+    rough = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 16, 3), np.uint8))
+    transforms = build_transforms_of_views(small_config(**changes), VIEWS)
+    assert transforms["online"](rough).std() < 0.5 * transforms["momentum_weak"](rough).std()
 
 
-def test_blur_probability_and_strength(crop: str) -> None:
-    image = Image.open(crop)
-    torch.manual_seed(0)
-    half = RandomGaussianBlur(0.5, (0.5, 2.0))
-    kept = sum(half(image) is image for _ in range(400))
-    assert 150 < kept < 250
-    rough = np.asarray(image, float).std()
-    assert np.asarray(RandomGaussianBlur(1.0, (2.0, 2.0))(image), float).std() < 0.5 * rough
-    assert np.array_equal(RandomGaussianBlur(1.0, (0.0, 0.0))(image), image)
-
-
-@pytest.mark.parametrize("content", [b"", b"no image at all"])
-def test_unreadable_file_is_named_or_skipped(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "broken.jpg"
-    path.write_bytes(content)
-    transforms = {"images": build_weak_transform(small_config())}
-    with pytest.raises(InputError, match="broken.jpg.*DATALOADER.UNREADABLE skip"):
-        ImageViews([str(path)], transforms, {})[0]
-    item = ImageViews([str(path)], transforms, {}, skip_unreadable=True)[0]
-    assert item["readable"] == 0 and item["images"].shape == (3, 32, 16)
-
-
-def test_truncated_file_is_named(crop: str, tmp_path: Path) -> None:
-    whole = tmp_path / "whole.jpg"
-    Image.open(crop).resize((64, 128)).save(whole)
-    cut = tmp_path / "cut.jpg"
-    cut.write_bytes(whole.read_bytes()[:-200])
-    with pytest.raises(InputError, match="cut.jpg"):
-        ImageViews([str(cut)], {}, {})[0]
+@pytest.mark.parametrize("size", [[128], [-1, -1], [32, 16, 3]])
+def test_sizes_that_make_no_batch_are_refused(size: list[int]) -> None:
+    with pytest.raises(InputError, match=r"INPUT.SIZE_TRAIN \[.*\] must be a height and a width"):
+        crop_size(small_config(**{"INPUT.SIZE_TRAIN": size}), "SIZE_TRAIN")

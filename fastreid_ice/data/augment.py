@@ -1,0 +1,144 @@
+"""Augmentations of whole batches, on the device where the batch is, with the distributions of fast-reid's transforms.
+
+Every image gets parameters of its own. They are drawn on the CPU, so that equal seeds give equal views on every device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from fastreid.config import CfgNode
+from torch import Generator, Tensor
+from torchvision.transforms.v2.functional import pad
+
+# (B, 3, H, W) images in [0, 255] and a CPU generator to images of the same shape.
+Augmentation = Callable[[Tensor, Generator], Tensor]
+
+
+def build_augmentation(cfg: CfgNode) -> Augmentation:
+    """fast-reid's training transform after resizing (``INPUT.*``), with ``INPUT.BLUR`` before the erasing."""
+    flip, padding, blur, erasing = cfg.INPUT.FLIP, cfg.INPUT.PADDING, cfg.INPUT.BLUR, cfg.INPUT.REA
+    steps: list[Augmentation] = []
+    if flip.ENABLED or padding.ENABLED:
+        steps.append(RandomFlipCrop(flip.PROB * flip.ENABLED, padding.SIZE * padding.ENABLED, padding.MODE))
+    if blur.ENABLED:
+        steps.append(RandomGaussianBlur(blur.PROB, tuple(blur.SIGMA)))
+    if erasing.ENABLED:
+        steps.append(RandomErasing(erasing.PROB, erasing.VALUE))
+    return Augment(steps)
+
+
+class Augment:
+    """Several augmentations one after the other; gives float32."""
+
+    def __init__(self, steps: Sequence[Augmentation]) -> None:
+        self.steps = steps
+
+    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
+        for step in self.steps:
+            images = step(images, generator)
+        return images.float()
+
+
+class RandomFlipCrop:
+    """Mirrors images left to right with probability ``prob``, and cuts them out of a padded copy at a random place.
+
+    Args:
+        prob: of each image.
+        padding: pixels on each side; offsets are uniform in 0..2 * padding.
+        mode: what is padded: "constant" (black), "edge", "reflect" or "symmetric".
+    """
+
+    def __init__(self, prob: float, padding: int, mode: str = "constant") -> None:
+        self.prob = prob
+        self.padding = padding
+        self.mode = mode
+
+    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
+        batch, channels, height, width = images.shape
+        tops, lefts = torch.randint(2 * self.padding + 1, (2, batch, 1), generator=generator)
+        mirrored = torch.rand(batch, 1, generator=generator) < self.prob
+        rows, columns = tops + torch.arange(height), lefts + torch.arange(width)
+        columns = torch.where(mirrored, columns.flip(1), columns)
+
+        padded = pad(images, [self.padding], padding_mode=self.mode)
+        rows, columns = rows.to(images.device), columns.to(images.device)
+        pixels = (rows[:, :, None] * padded.shape[3] + columns[:, None, :]).view(batch, 1, -1)
+        return padded.flatten(2).gather(2, pixels.expand(-1, channels, -1)).view_as(images)
+
+
+class RandomGaussianBlur:
+    """Blurs an image with probability ``prob``, by a deviation drawn uniformly from ``sigma`` (pixels).
+
+    A true Gaussian up to three deviations; the pixels at the border are repeated beyond it.
+    """
+
+    def __init__(self, prob: float, sigma: tuple[float, float]) -> None:
+        self.prob = prob
+        self.sigma = sigma
+
+    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
+        images = images.float()
+        chosen = (torch.rand(len(images), generator=generator) < self.prob).nonzero().flatten()
+        sigma = torch.empty(len(chosen), 1).uniform_(*self.sigma, generator=generator)
+        if not len(chosen):
+            return images
+        radius = math.ceil(3 * self.sigma[1])
+        distance = torch.arange(-radius, radius + 1)
+        kernels = torch.exp(-(distance**2) / (2 * sigma.clamp(min=1e-3) ** 2))
+        chosen, kernels = chosen.to(images.device), kernels / kernels.sum(1, keepdim=True)
+
+        sharp = images[chosen]
+        planes = F.pad(sharp, [radius] * 4, mode="replicate").flatten(0, 1)[None]
+        kernels = kernels.repeat_interleave(images.shape[1], 0).to(images.device)
+        planes = F.conv2d(planes, kernels[:, None, None, :], groups=len(kernels))
+        planes = F.conv2d(planes, kernels[:, None, :, None], groups=len(kernels))
+        return images.index_copy(0, chosen, planes.view_as(sharp))
+
+
+class RandomErasing:
+    """Paints a random rectangle over an image with probability ``prob`` (Zhong et al., AAAI 2020), as torchvision does.
+
+    Its share of the area is uniform in ``scale``, its height over width log-uniform in ``ratio``. Of ``ATTEMPTS``
+    rectangles the first that is lower and narrower than the image is taken, in a place drawn uniformly; where none is,
+    the image stays whole.
+
+    Args:
+        prob: of each image.
+        value: colour of the rectangle, one number or one per channel.
+    """
+
+    ATTEMPTS = 10
+    scale = (0.02, 0.33)
+    ratio = (0.3, 3.3)
+
+    def __init__(self, prob: float, value: Sequence[float]) -> None:
+        self.prob = prob
+        self.value = torch.tensor(value).view(-1, 1, 1)
+
+    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
+        batch, _, height, width = images.shape
+        shape = (batch, self.ATTEMPTS)
+        areas = height * width * torch.empty(shape).uniform_(*self.scale, generator=generator)
+        ratios = torch.empty(shape).uniform_(*map(math.log, self.ratio), generator=generator).exp()
+        heights, widths = (areas * ratios).sqrt().round(), (areas / ratios).sqrt().round()
+        fits = (heights < height) & (widths < width)
+        first = fits.int().argmax(1, keepdim=True)
+        painted = (torch.rand(batch, 1, generator=generator) < self.prob) & fits.gather(1, first)
+        heights, widths = heights.gather(1, first) * painted, widths.gather(1, first) * painted
+        places = torch.rand(2, batch, 1, generator=generator)
+        rows = _between(places[0], heights, height).to(images.device)
+        columns = _between(places[1], widths, width).to(images.device)
+
+        mask = rows[:, None, :, None] & columns[:, None, None, :]
+        return images.float().lerp(self.value.to(images.device), mask.float())  # exact at 0 and 1, faster than where
+
+
+def _between(place: Tensor, length: Tensor, total: int) -> Tensor:
+    """(B, total) bool, True on ``length`` (B, 1) pixels that start ``place`` (B, 1), in [0, 1), of the way."""
+    start = (place * (total - length + 1)).floor()
+    pixels = torch.arange(total)
+    return (pixels >= start) & (pixels < start + length)
