@@ -51,14 +51,25 @@ class ReclusterHook(HookBase):
         encoder: the encoder whose features are clustered, "online" or "momentum".
         patience: see above.
         seed: everything random in an epoch follows from this and the number of the epoch.
+        amp, flip: how features are extracted, see ``extract_features``.
     """
 
     @configurable
-    def __init__(self, *, clusterer: Clusterer, encoder: str, patience: int, seed: int) -> None:
+    def __init__(
+        self,
+        *,
+        clusterer: Clusterer,
+        encoder: str,
+        patience: int,
+        seed: int,
+        amp: bool = False,
+        flip: bool = False,
+    ) -> None:
         self.clusterer = clusterer
         self.encoder = encoder
         self.patience = patience
         self.seed = seed
+        self.options = {"amp": amp, "flip": flip}
         self.labels: Tensor | None = None
         self.failures = 0
 
@@ -69,6 +80,8 @@ class ReclusterHook(HookBase):
             "encoder": cfg.CLUSTER.FEATURES,
             "patience": cfg.CLUSTER.PATIENCE,
             "seed": cfg.SEED,
+            "amp": cfg.SOLVER.AMP.ENABLED,
+            "flip": cfg.TEST.FLIP.ENABLED,
         }
 
     def state_dict(self) -> dict:
@@ -83,10 +96,10 @@ class ReclusterHook(HookBase):
         model = unwrap(self.trainer.model)
         sync_buffers(model)
         start = time.perf_counter()
-        features, readable = extract_features(model, self.trainer.feature_loader, self.encoder)
+        features, readable = extract_features(model, self.trainer.feature_loader, self.encoder, **self.options)
         momentum_features = None
         if self.encoder == "online" and any(term.needs_momentum_features for term in model.terms):
-            momentum_features, _ = extract_features(model, self.trainer.feature_loader, "momentum")
+            momentum_features, _ = extract_features(model, self.trainer.feature_loader, "momentum", **self.options)
         seconds = {"features": time.perf_counter() - start}
 
         found = self._cluster(features, readable)
