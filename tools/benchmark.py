@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measures reclustering on synthetic people, and a training step.
+"""Measures reclustering on synthetic people, a training step, and the input pipeline.
 
 fastreid-ice bench recluster
 fastreid-ice bench recluster --images 32621 --dense
@@ -7,6 +7,7 @@ fastreid-ice bench scaling
 fastreid-ice bench scaling --neighbors exact --images 1000000 --exact-limit 1000000 --device cuda
 fastreid-ice bench step
 fastreid-ice bench step --batch 32 --compile --device cuda
+fastreid-ice bench input --config-file configs/ice_market.yml
 
 recluster: stages, total and peak memory, beside faiss's exact search alone, a plain matrix product with top-k alone,
 and, with --dense, the dense oracle of the tests; in turns, each in a process of its own. Tells whether the labels are
@@ -19,6 +20,10 @@ called again, the command measures what is missing. Pictures go to scaling_secon
 step: a step of camera-aware ICE beside one in the schedule of the published code, which runs the network five times and
 its losses sample by sample; with mixed precision and torch.compile, and what everything but the networks costs. Images
 are noise, weights are random.
+
+input: images per second of each stage from the file to the network, of the whole training loader with and without
+workers and cache, and of the network: a training step, and features. Tells whether the loader is ahead of the step, and
+what extraction takes beside the network's own time.
 """
 
 from __future__ import annotations
@@ -27,6 +32,7 @@ import argparse
 import sys
 from pathlib import Path
 
+import benchmark_input
 import benchmark_recluster
 import benchmark_scaling
 import benchmark_step
@@ -88,6 +94,23 @@ def main() -> None:
     command.add_argument("--repeats", type=int, default=5, help="how often each is measured; default: 5")
     command.set_defaults(run=benchmark_step.run)
 
+    command = commands.add_parser("input", help="images per second from the file to the network")
+    command.add_argument(
+        "--config-file",
+        metavar="FILE",
+        default="configs/ice_market.yml",
+        help="network, size, batch and transforms; default: configs/ice_market.yml",
+    )
+    command.add_argument("--images", type=int, default=768, help="crops of the embedded data; default: 768")
+    command.add_argument(
+        "--steps", type=int, default=20, help="batches drawn from a loader for one measurement; default: 20"
+    )
+    workers = benchmark_input.default_workers()
+    command.add_argument("--workers", type=int, default=workers, help="of the loaders; default: one for each core")
+    command.add_argument("--repeats", type=int, default=5, help="how often each is measured; default: 5")
+    command.add_argument("opts", nargs="*", metavar="KEY VALUE", help="changes to the config")
+    command.set_defaults(run=benchmark_input.run)
+
     for command in commands.choices.values():
         command.add_argument(
             "--threads", type=int, default=torch.get_num_threads(), help="CPU threads; default: as many as torch takes"
@@ -96,7 +119,7 @@ def main() -> None:
             "--device", choices=("cpu", "cuda"), default="cpu", help="where it is computed; default: cpu"
         )
     args = parser.parse_args()
-    for name in ("images", "dim", "threads", "repeats", "batch", "size", "clusters"):
+    for name in ("images", "dim", "threads", "repeats", "batch", "size", "clusters", "steps", "workers"):
         least = {"images": benchmark_recluster.K1, "batch": 8, "size": 32, "clusters": 2}.get(name, 1)
         given = getattr(args, name, least)
         if min([given] if isinstance(given, int) else given) < least:

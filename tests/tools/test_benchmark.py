@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import torch
 from benchmark_recluster import table
 from measuring import Clock, Measurement, Worker, draw_people
 from PIL import Image
+
+from support import ROOT, SMALL
 
 
 def run(*arguments: str) -> str:
@@ -78,6 +81,32 @@ def test_scaling_measures_what_is_missing(
         "scaling_seconds.png",
     ]
     assert Image.open(folder / "scaling_seconds.png").size == (960, 540)
+
+
+@pytest.mark.slow
+def test_input_beside_the_network(datasets_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTREID_DATASETS", str(datasets_root))
+    changes = [str(part) for item in SMALL.items() for part in item]
+    sizes = ["--images", "54", "--steps", "2", "--workers", "1", "--repeats", "2"]
+    config = str(ROOT / "configs" / "ice_market.yml")
+    printed = run("input", "--config-file", config, *sizes, *changes, "DATASETS.NAMES", "('SyntheticPeople',)")
+    rows = {row[0]: [float(cell) for cell in row[1:]] for row in cells(printed)}
+    assert list(rows)[:7] == [
+        "decode",
+        "resize",
+        "decode and resize into batches",
+        "batches from the cache",
+        "augmentation of batches",
+        "fast-reid's transforms",
+        "fast-reid's collation",
+    ]
+    assert [name for name in rows if name.startswith("training loader")] == [
+        f"training loader, cache {cache}, {workers} workers" for workers in (0, 1) for cache in ("none", "ram")
+    ]
+    assert list(rows)[-4:-2] == ["network, training step", "network, features"]
+    for rate, slowest, fastest in rows.values():
+        assert 0 < slowest <= rate <= fastest
+    assert len(re.findall(r"loader brings [0-9.]+ times .* extraction takes [0-9.]+ times the network", printed)) == 2
 
 
 @pytest.mark.parametrize(
