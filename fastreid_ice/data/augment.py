@@ -65,7 +65,7 @@ class RandomFlipCrop:
         columns = torch.where(mirrored, columns.flip(1), columns)
 
         padded = pad(images, [self.padding], padding_mode=self.mode)
-        rows, columns = rows.to(images.device), columns.to(images.device)
+        rows, columns = rows.to(images.device, non_blocking=True), columns.to(images.device, non_blocking=True)
         pixels = (rows[:, :, None] * padded.shape[3] + columns[:, None, :]).view(batch, 1, -1)
         return padded.flatten(2).gather(2, pixels.expand(-1, channels, -1)).view_as(images)
 
@@ -89,11 +89,11 @@ class RandomGaussianBlur:
         radius = math.ceil(3 * self.sigma[1])
         distance = torch.arange(-radius, radius + 1)
         kernels = torch.exp(-(distance**2) / (2 * sigma.clamp(min=1e-3) ** 2))
-        chosen, kernels = chosen.to(images.device), kernels / kernels.sum(1, keepdim=True)
+        chosen, kernels = chosen.to(images.device, non_blocking=True), kernels / kernels.sum(1, keepdim=True)
 
         sharp = images[chosen]
         planes = F.pad(sharp, [radius] * 4, mode="replicate").flatten(0, 1)[None]
-        kernels = kernels.repeat_interleave(images.shape[1], 0).to(images.device)
+        kernels = kernels.repeat_interleave(images.shape[1], 0).to(images.device, non_blocking=True)
         planes = F.conv2d(planes, kernels[:, None, None, :], groups=len(kernels))
         planes = F.conv2d(planes, kernels[:, None, :, None], groups=len(kernels))
         return images.index_copy(0, chosen, planes.view_as(sharp))
@@ -130,11 +130,12 @@ class RandomErasing:
         painted = (torch.rand(batch, 1, generator=generator) < self.prob) & fits.gather(1, first)
         heights, widths = heights.gather(1, first) * painted, widths.gather(1, first) * painted
         places = torch.rand(2, batch, 1, generator=generator)
-        rows = _between(places[0], heights, height).to(images.device)
-        columns = _between(places[1], widths, width).to(images.device)
+        rows = _between(places[0], heights, height).to(images.device, non_blocking=True)
+        columns = _between(places[1], widths, width).to(images.device, non_blocking=True)
 
         mask = rows[:, None, :, None] & columns[:, None, None, :]
-        return images.float().lerp(self.value.to(images.device), mask.float())  # exact at 0 and 1, faster than where
+        value = self.value.to(images.device, non_blocking=True)
+        return images.float().lerp(value, mask.float())  # exact at 0 and 1, faster than where
 
 
 def _between(place: Tensor, length: Tensor, total: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +90,7 @@ def test_memory_is_taken_as_images_come() -> None:
     """A gigabyte for nothing: only the pages of the images that are there are resident."""
 
     def resident() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     if not Path("/proc/self/statm").exists():
         pytest.skip("the system does not tell")
