@@ -102,7 +102,10 @@ def existing_tests(cfg: CfgNode) -> tuple[str, ...]:
 
 
 def build_test_loader(cfg: CfgNode, name: str) -> tuple[DataLoader, int]:
-    """Query, then gallery of a dataset, and the number of query images, as fast-reid's evaluator expects them."""
+    """Query, then gallery of a dataset, and the number of query images, as fast-reid's evaluator expects them.
+
+    ``images`` are uint8: networks convert them on their device.
+    """
     data = build_dataset(cfg, name)
     query, gallery = (_listing(cfg, data, name, part) for part in ("query", "gallery"))
     if comm.is_main_process():
@@ -213,10 +216,11 @@ class PseudoLabelLoader:
         self._indices.batches = BatchSampler(sampler, self.batch_size, drop_last=True)
         own_seed = np.random.SeedSequence([self.rank, *np.atleast_1d(seed).tolist()])
         self._generator.manual_seed(int(own_seed.generate_state(1)[0]))
-        if self._crops.transforms:  # fast-reid's draw from generators that workers get when they start
+        fresh = bool(self._crops.transforms)  # fast-reid's draw from generators that workers get when they start
+        if fresh:
             self.close()
         if self._loader is None:
-            self._loader = _loader(self._crops, self._indices, self.num_workers, fresh=bool(self._crops.transforms))
+            self._loader = _loader(self._crops, self._indices, self.num_workers, fresh=fresh)
         self._labels.copy_(labels)
         self._batches = iter(self._loader)
 
@@ -255,7 +259,11 @@ def _inference_loader(cfg: CfgNode, paths: Sequence[str], columns: dict[str, Ten
 
 
 def _loader(crops: Crops, batches: Sampler[list[int]], num_workers: int, *, fresh: bool = False) -> DataLoader:
-    """Batches of crops by ``batches``, from workers that stay until the loader goes."""
+    """Batches of crops by ``batches``, from workers that stay until the loader goes.
+
+    Args:
+        fresh: what workers draw follows from the generator of this process, as it is when they start.
+    """
     return DataLoader(
         crops,
         sampler=batches,
@@ -265,8 +273,8 @@ def _loader(crops: Crops, batches: Sampler[list[int]], num_workers: int, *, fres
         persistent_workers=num_workers > 0,
         # A cache is shared by fork alone, which is not the default everywhere.
         multiprocessing_context="fork" if num_workers and crops.cache is not None else None,
-        # The seed of the workers comes from here and not from the process's generator, which goes on as if a resumed
-        # run, too, had started its workers long ago.
+        # Otherwise the start of the workers would draw a seed from the generator of this process, and a resumed run,
+        # which starts them in a later epoch, would go on from another state.
         generator=None if fresh else torch.Generator(),
     )
 

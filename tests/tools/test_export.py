@@ -173,7 +173,7 @@ def crops(people: Path) -> torch.Tensor:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FASTREID_DATASETS", str(people))
         loader, num_query = build_test_loader(demo_config(), "SyntheticPeople")
-        return torch.cat([batch["images"] for batch in loader])[num_query:]
+        return torch.cat([batch["images"] for batch in loader])[num_query:].float()
 
 
 def test_the_example_of_the_help_as_it_stands(
