@@ -15,7 +15,7 @@ ALLOWED = {
     "clusterers": {"core", "config", "progress"},
     "modeling": {"core", "config", "losses"},
     "data": {"core", "config", "progress"},
-    "engine": {"core", "config", "progress", "losses", "clusterers", "modeling", "data"},
+    "engine": {"core", "compat", "config", "progress", "losses", "clusterers", "modeling", "data"},
     "compat": set(),
     "config": set(),
     "config_files": {"config"},

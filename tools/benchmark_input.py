@@ -27,6 +27,7 @@ from torch import nn
 from torchvision.transforms import Compose, RandomApply
 
 from fastreid_ice.compat.data import fast_batch_collator
+from fastreid_ice.config_files import merge_config_file, shipped_file
 from fastreid_ice.core import Clusters
 from fastreid_ice.data import (
     CropCache,
@@ -72,7 +73,7 @@ def build_config(args: argparse.Namespace) -> CfgNode:
     """The config file, on the embedded data and with random weights: neither changes what an image costs."""
     cfg = get_cfg()
     add_ice_config(cfg)
-    cfg.merge_from_file(args.config_file)
+    merge_config_file(cfg, shipped_file(args.config_file))
     cfg.merge_from_list(["DATASETS.NAMES", ("SyntheticPeople",), "MODEL.DEVICE", args.device, "MODEL.WEIGHTS", ""])
     cfg.merge_from_list(["MODEL.BACKBONE.PRETRAIN", False, "DATALOADER.NUM_WORKERS", 0])
     cfg.INPUT.SIZE_TEST = cfg.INPUT.SIZE_TRAIN

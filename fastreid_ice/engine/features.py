@@ -9,6 +9,7 @@ from fastreid.utils import comm
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ..compat.training import mixed_precision
 from ..progress import progress
 
 
@@ -24,7 +25,7 @@ def extract_features(
         model: a ``MomentumReID``; run in evaluation mode and left as it was.
         loader: this process's contiguous part of the dataset, as ``build_feature_loader`` gives it.
         encoder: "online" or "momentum".
-        amp: run the network under autocast on a GPU, in bfloat16 where it has that, else in float16.
+        amp: run the network under autocast, where the device gains by it.
         flip: average the features of each image and its mirror image, as fast-reid's TEST.FLIP does; twice the time.
 
     Returns:
@@ -32,8 +33,10 @@ def extract_features(
         that could not be read (its row is zero).
     """
     device = model.device
+    precision = mixed_precision(device) if amp else None
+    autocast = torch.autocast(device.type, precision, enabled=precision is not None)
     features, readable = [], []
-    with inference_context(model), torch.inference_mode(), _autocast(device, amp):
+    with inference_context(model), torch.inference_mode(), autocast:
         for batch in progress(loader, f"Extracting {encoder} features"):
             images = batch["images"].to(device, non_blocking=True)
             rows = model.encode(images, encoder).float()
@@ -47,8 +50,3 @@ def extract_features(
     parts = [part for part in comm.all_gather(mine) if part is not None]
     usable = torch.cat([flags for _, flags in parts])
     return torch.cat([rows for rows, _ in parts]).mul_(usable[:, None]), usable
-
-
-def _autocast(device: torch.device, amp: bool) -> torch.autocast:
-    kind = torch.bfloat16 if device.type != "cuda" or torch.cuda.is_bf16_supported() else torch.float16
-    return torch.autocast(device.type, kind, enabled=amp and device.type == "cuda")

@@ -11,6 +11,7 @@ from fastreid.config import CfgNode
 from fastreid.data.data_utils import read_image
 from torch import Tensor, nn
 
+from fastreid_ice.compat.training import mixed_precision
 from fastreid_ice.data import TrainingSet, build_feature_loader, build_training_set
 from fastreid_ice.data.views import build_test_transform
 from fastreid_ice.engine import UnsupervisedTrainer, extract_features
@@ -76,8 +77,12 @@ def test_workers_and_cache_change_nothing(cfg: CfgNode, model: nn.Module) -> Non
     assert images.cache.filled.all()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_mixed_precision_is_close(cfg: CfgNode, images: TrainingSet, model: nn.Module) -> None:
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_mixed_precision_is_close(device: str, cfg: CfgNode, images: TrainingSet, model: nn.Module) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    lower = mixed_precision(torch.device(device)) is not None
     loader = build_feature_loader(cfg, images)
-    full, half = (extract_features(model.cuda(), loader, "online", amp=amp)[0] for amp in (False, True))
-    assert (full * half).sum(1).min() > 0.99
+    full, half = (extract_features(model.to(device), loader, "online", amp=amp)[0] for amp in (False, True))
+    assert half.dtype == torch.float32 and (full * half).sum(1).min() > 0.99
+    assert torch.equal(full, half) != lower
