@@ -104,6 +104,9 @@ def add_ice_config(cfg: CfgNode) -> None:
 def _add_model(model: CfgNode) -> None:
     # torch.compile for both encoders in training: the first step takes minutes. Needs a C++ compiler.
     model.COMPILE = False
+    # In training batch norm takes its statistics over each of so many contiguous parts of the whole batch: 4 trains a
+    # recipe for four GPUs on one, two or four of them. 1: over the share of each process.
+    model.BN_SPLITS = 1
     model.MOMENTUM = CfgNode()
     model.MOMENTUM.ALPHA = 0.999  # weight of the old value in the momentum encoder's update (ICE, MoCo)
     model.MOMENTUM.SHUFFLE_BN = (

@@ -14,6 +14,7 @@ from ..clusterers import CLUSTERER_REGISTRY
 from ..config import InputError, lookup, value_of
 from ..core.neighbors import METHODS
 from ..losses import build_losses
+from ..modeling.batch_norm import splits_per_process
 from .stages import stage_configs
 
 POSITIVE = "must be at least 1", lambda value: value >= 1
@@ -100,6 +101,7 @@ def _check_stage(cfg: CfgNode, num_processes: int) -> None:
         if not holds(value):
             raise InputError(f"{key} {value!r} {rule}")
     _check_batch(cfg, num_processes)
+    splits_per_process(cfg, num_processes)
     build_losses(cfg)
     backbone = cfg.MODEL.BACKBONE
     if backbone.PRETRAIN and backbone.PRETRAIN_PATH and not os.path.isfile(backbone.PRETRAIN_PATH):

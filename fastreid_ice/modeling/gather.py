@@ -1,4 +1,6 @@
-"""Batches that are spread over processes, seen as one. With one process everything here is the identity."""
+"""Batches that are spread over processes, seen as one.
+
+With one process that does not split its batch everything here is the identity."""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ def gather_batch(tensor: Tensor) -> Tensor:
     return _Gather.apply(tensor) if comm.get_world_size() > 1 else tensor
 
 
-def encode_shuffled(encode: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+def encode_shuffled(encode: Callable[[Tensor], Tensor], images: Tensor, bn_splits: int = 1) -> Tensor:
     """``encode`` on the images of all processes, mixed over them, without gradient; features in the original order.
 
     Batch norm then sees other images beside an image than the loss does, so that its statistics do not give away which
@@ -28,16 +30,19 @@ def encode_shuffled(encode: Callable[[Tensor], Tensor], images: Tensor) -> Tenso
     Args:
         encode: (B, ...) images to (B, D) features.
         images: (B, ...) images of this process, equally many in each.
+        bn_splits: parts into which batch norm splits the batch of a process: with several, one process mixes as well.
 
     Returns:
         (W * B, D) features of all processes' images.
     """
-    if comm.get_world_size() == 1:
+    processes = comm.get_world_size()
+    if processes == bn_splits == 1:
         return encode(images)
     everything = gather_batch(images)
     order = torch.randperm(len(everything), device=images.device)
-    dist.broadcast(order, src=0)
-    mine = order.chunk(comm.get_world_size())[comm.get_rank()]
+    if processes > 1:
+        dist.broadcast(order, src=0)
+    mine = order.chunk(processes)[comm.get_rank()]
     features = gather_batch(encode(everything[mine]))
     return torch.empty_like(features).index_copy_(0, order, features)
 

@@ -9,11 +9,13 @@ import torch
 from fastreid.config import CfgNode, configurable
 from fastreid.modeling.heads import build_heads
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
+from fastreid.utils import comm
 from torch import Tensor, nn
 
 from ..core import Clusters, update_momentum
 from ..losses import LossTerm, Step, build_losses
 from .backbone import build_fitting_backbone, check_compiler
+from .batch_norm import split_batch_norms, splits_per_process
 from .gather import encode_shuffled, gather_batch
 
 ENCODERS = ("online", "momentum")
@@ -33,10 +35,11 @@ class MomentumReID(nn.Module):
         losses: log name -> loss term.
         pixel_mean, pixel_std: 3 values each, on the scale 0..255.
         alpha: weight of the old value in the momentum update.
-        shuffle_bn: mix momentum batches over processes.
+        shuffle_bn: mix momentum batches over processes, and over the parts of a batch.
         test_encoder: the encoder that runs in evaluation mode, "online" or "momentum".
         compiled: train both encoders through ``torch.compile``; parameters keep their names. Evaluation, with its last
             batch of any size, would be compiled again and again, and runs as it is.
+        bn_splits: parts of this process's batch that have batch-norm statistics of their own.
 
     Under autocast the encoders run in its precision; features and losses are float32 always.
 
@@ -57,8 +60,11 @@ class MomentumReID(nn.Module):
         shuffle_bn: bool = True,
         test_encoder: str = "momentum",
         compiled: bool = False,
+        bn_splits: int = 1,
     ) -> None:
         super().__init__()
+        for part in (backbone, heads):
+            split_batch_norms(part, bn_splits)
         self.backbone = backbone
         self.heads = heads
         self.momentum = nn.ModuleDict({"backbone": copy.deepcopy(backbone), "heads": copy.deepcopy(heads)})
@@ -67,6 +73,7 @@ class MomentumReID(nn.Module):
         self.views = frozenset().union(*(term.views for term in self.terms))
         self.alpha = alpha
         self.shuffle_bn = shuffle_bn
+        self.bn_splits = bn_splits
         self.test_encoder = test_encoder
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(1, -1, 1, 1), persistent=False)
@@ -91,6 +98,7 @@ class MomentumReID(nn.Module):
             "shuffle_bn": cfg.MODEL.MOMENTUM.SHUFFLE_BN,
             "test_encoder": cfg.TEST.ENCODER,
             "compiled": cfg.MODEL.COMPILE,
+            "bn_splits": splits_per_process(cfg, comm.get_world_size()),
         }
 
     @property
@@ -161,4 +169,6 @@ class MomentumReID(nn.Module):
             return self.encode(images, "momentum")
 
         images = images.to(self.device, non_blocking=True)
-        return encode_shuffled(encode, images) if self.shuffle_bn else gather_batch(encode(images))
+        if not self.shuffle_bn:
+            return gather_batch(encode(images))
+        return encode_shuffled(encode, images, self.bn_splits)
