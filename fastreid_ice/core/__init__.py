@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .clustering import Clusters, dbscan
+from .evaluation import RankMetrics, rank_metrics
 from .functional import (
     cluster_proxy_loss,
     cross_camera_loss,
@@ -28,6 +29,7 @@ from .quality import LabelQuality, churn, label_quality
 __all__ = [
     "Clusters",
     "LabelQuality",
+    "RankMetrics",
     "camera_centroids",
     "centroids",
     "churn",
@@ -42,6 +44,7 @@ __all__ = [
     "k_nearest",
     "label_quality",
     "multi_instance_loss",
+    "rank_metrics",
     "soft_consistency_loss",
     "update_each",
     "update_hardest",

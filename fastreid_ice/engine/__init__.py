@@ -2,6 +2,7 @@
 
 from .checkpoint import Checkpointer
 from .checks import check_config
+from .evaluation import BlockedReidEvaluator
 from .features import extract_features
 from .hooks import HOOK_REGISTRY, MomentumHook, ReclusterHook
 from .labels import PseudoLabels, last_labels
@@ -12,6 +13,7 @@ from .trainer import UnsupervisedTrainer
 
 __all__ = [
     "HOOK_REGISTRY",
+    "BlockedReidEvaluator",
     "Checkpointer",
     "MomentumHook",
     "PseudoLabels",

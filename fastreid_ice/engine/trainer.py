@@ -18,6 +18,7 @@ from ..config import InputError
 from ..data import PseudoLabelLoader, build_feature_loader, build_test_loader, build_training_set, inspect_images
 from ..losses import check_cameras, required_views
 from .checkpoint import Checkpointer
+from .evaluation import BlockedReidEvaluator
 from .hooks import build_hooks, sync_buffers, unwrap
 from .loss_log import LossLog, NotFinite
 from .summary import EpochTable, EvaluateStart
@@ -97,6 +98,13 @@ class UnsupervisedTrainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> tuple[DataLoader, int]:
         return build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_dir: str | None = None
+    ) -> tuple[DataLoader, BlockedReidEvaluator]:
+        loader, num_query = cls.build_test_loader(cfg, dataset_name)
+        return loader, BlockedReidEvaluator(cfg, num_query, output_dir)
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:

@@ -1,0 +1,68 @@
+"""BlockedReidEvaluator beside fast-reid's own evaluator, on the same predictions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fastreid.config import CfgNode
+from fastreid.evaluation import ReidEvaluator
+
+from fastreid_ice import InputError
+from fastreid_ice.engine import BlockedReidEvaluator, UnsupervisedTrainer
+from support import small_config
+
+NUM_QUERY = 300  # more than one block
+
+SETTINGS = {
+    "cosine": {},
+    "euclidean": {"TEST__METRIC": "euclidean"},
+    "AQE": {"TEST__AQE__ENABLED": True},
+    "ROC": {"TEST__ROC__ENABLED": True},
+    "RERANK": {"TEST__RERANK__ENABLED": True},
+    "RERANK, euclidean": {"TEST__RERANK__ENABLED": True, "TEST__METRIC": "euclidean"},
+    "RERANK, no expansion": {"TEST__RERANK__ENABLED": True, "TEST__RERANK__K2": 1, "TEST__RERANK__LAMBDA": 0.01},
+    "all": {
+        "TEST__AQE__ENABLED": True,
+        "TEST__ROC__ENABLED": True,
+        "TEST__RERANK__ENABLED": True,
+        "TEST__RERANK__K1": 15,
+        "TEST__RERANK__LAMBDA": 0.7,
+    },
+}
+
+
+def fed(kind: type[ReidEvaluator], cfg: CfgNode) -> ReidEvaluator:
+    """An evaluator that has seen 800 images of 40 persons in batches; features are of any length."""
+    evaluator = kind(cfg, NUM_QUERY)
+    generator = torch.Generator().manual_seed(0)
+    people = torch.randint(0, 40, (800,), generator=generator)
+    cameras = torch.randint(0, 4, (800,), generator=generator)
+    features = torch.randn(40, 24, generator=generator)[people] + torch.randn(800, 24, generator=generator)
+    features *= 0.05 + 0.05 * torch.rand(800, 1, generator=generator)
+    for rows in torch.arange(800).split(128):
+        evaluator.process({"targets": people[rows], "camids": cameras[rows]}, features[rows])
+    return evaluator
+
+
+@pytest.mark.parametrize("name", list(SETTINGS))
+def test_the_figures_are_those_of_fastreid(name: str) -> None:
+    cfg = small_config(**SETTINGS[name])
+    expected = fed(ReidEvaluator, cfg).evaluate()
+    found = fed(BlockedReidEvaluator, cfg).evaluate()
+    assert list(found) == list(expected)
+    assert 10 < expected["mAP"] < 95 and expected["mINP"] < expected["mAP"]
+    for key, value in expected.items():
+        assert found[key] == pytest.approx(value, abs=1e-4), key
+    if name == "RERANK":
+        assert found["mAP"] > fed(BlockedReidEvaluator, small_config()).evaluate()["mAP"] + 1
+
+
+def test_neighbors_that_are_not_there() -> None:
+    cfg = small_config(TEST__RERANK__ENABLED=True, TEST__RERANK__K1=801)
+    with pytest.raises(InputError, match="TEST.RERANK, with K1 801, K2 6 and a test set of 800 images: k must lie in"):
+        fed(BlockedReidEvaluator, cfg).evaluate()
+
+
+def test_the_trainer_uses_it(cfg: CfgNode) -> None:
+    _, evaluator = UnsupervisedTrainer.build_evaluator(cfg, "SyntheticPeople")
+    assert type(evaluator) is BlockedReidEvaluator
