@@ -28,7 +28,7 @@ WARM_UP = 1000  # feature rows that compile the kernels and start the libraries
 
 
 def draw_people(
-    path: Path, images: int, dim: int, *, per_person: int, strays: float = 0.0, seed: int = 0
+    path: Path, images: int, dim: int, *, per_person: int, strays: float = 0.0, noise: float = 1.0, seed: int = 0
 ) -> np.ndarray:
     """Save unit rows (images, dim) in float32 as ``path`` (.npy), block by block; returns who they are.
 
@@ -38,6 +38,7 @@ def draw_people(
     Args:
         per_person: images of each person.
         strays: share of images, in [0, 1), that belong to nobody.
+        noise: how strong the noise is, relative to the usual.
 
     Returns:
         (images,) int64 identities in random order; every stray has one of its own.
@@ -52,8 +53,8 @@ def draw_people(
     features = np.lib.format.open_memmap(path, "w+", np.float32, (images, dim))
     for start in range(0, images, BLOCK):
         block = identities[start : start + BLOCK]
-        noise = dim**0.25 / 4 * rng.uniform(0.5, 1.5, (len(block), 1)).astype(np.float32)
-        rows = noise * rng.standard_normal((len(block), dim), np.float32)
+        strength = noise * dim**0.25 / 4 * rng.uniform(0.5, 1.5, (len(block), 1)).astype(np.float32)
+        rows = strength * rng.standard_normal((len(block), dim), np.float32)
         rows += centres[block] + cameras[rng.integers(6, size=len(block))]
         features[start : start + BLOCK] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     features.flush()

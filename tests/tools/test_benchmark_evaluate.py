@@ -1,0 +1,45 @@
+"""The benchmark of evaluation as a user runs it, on a size whose times mean nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import benchmark
+import pytest
+from benchmark_evaluate import table
+from measuring import Measurement
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["--rerank"]], ids=["ranking", "re-ranking"])
+def test_evaluate_beside_fastreid(options: list[str]) -> None:
+    sizes = ["--queries", "60", "--gallery", "240", "--dim", "16", "--repeats", "1", "--threads", "1"]
+    command = [sys.executable, benchmark.__file__, "evaluate", *sizes, *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line.split("|")[1].strip() for line in done.stdout.splitlines() if line.startswith("|")][2:]
+    stages = ["- Jaccard graph"] if options else []
+    assert rows[: 2 * len(stages) + 2] == ["ours", *stages, "fast-reid, Python", *stages]
+    assert "figures equal to those of fast-reid, Python: yes" in done.stdout
+
+
+def test_the_table_holds_medians_and_ratios() -> None:
+    def measured(total: float) -> Measurement:
+        return Measurement(None, {"total": total, "Jaccard graph": total / 2}, 900, 300, 0)
+
+    runs = {"ours": [measured(4), measured(1), measured(2)], "theirs": [measured(4), measured(5), measured(40)]}
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table(runs).splitlines()[2:]]
+    assert rows == [
+        ["ours", "2.000", "1.00", "300", "0"],
+        ["- Jaccard graph", "1.000", "1.00", "", ""],
+        ["theirs", "5.000", "2.50", "300", "0"],
+        ["- Jaccard graph", "2.500", "2.50", "", ""],
+    ]
+
+
+def test_bad_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "evaluate", "--gallery", "99"])
+    with pytest.raises(SystemExit):
+        benchmark.main()
+    assert "--gallery must be at least 100" in capsys.readouterr().err
