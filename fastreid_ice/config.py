@@ -109,9 +109,8 @@ def _add_model(model: CfgNode) -> None:
     model.BN_SPLITS = 1
     model.MOMENTUM = CfgNode()
     model.MOMENTUM.ALPHA = 0.999  # weight of the old value in the momentum encoder's update (ICE, MoCo)
-    model.MOMENTUM.SHUFFLE_BN = (
-        True  # several processes: mix the momentum batches, so that batch norm tells nothing (MoCo)
-    )
+    # Several processes, or parts (BN_SPLITS): mix the momentum batches, so that batch norm tells nothing (MoCo).
+    model.MOMENTUM.SHUFFLE_BN = True
 
     # A loss not listed here brings its own node in its config file; its keys are the loss's keyword arguments.
     losses = model.LOSSES

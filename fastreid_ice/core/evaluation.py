@@ -3,7 +3,7 @@
 Distances exist for a block of queries at a time. Of these only the ranks of the right images matter, and a rank is a
 count: how many gallery images are closer.
 
-Letters: Q queries, G gallery images, D dimensions, b queries of a block, m right images of a query.
+Letters: Q queries, G gallery images, D dimensions, m right images of a query.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def rank_metrics(
             no query has a right image.
 
     Images at the same distance are ranked by ascending index. Time O(Q G (D + m)); memory beside a copy of the
-    features 4 x ``chunk_size`` x G bytes.
+    features two blocks of ``chunk_size`` x G float32.
     """
     blocks = distance_blocks(query_features, gallery_features, metric=metric, chunk_size=chunk_size, device=device)
     return rank_blocks(blocks, query_ids, gallery_ids, query_cameras, gallery_cameras, max_rank=max_rank)
@@ -112,8 +112,13 @@ def distance_blocks(
                 f"{len(features)} are not; check the network that produced them"
             )
     if metric == "cosine":
-        return _cosine_blocks(F.normalize(queries), F.normalize(gallery), chunk_size, progress)
-    return _euclidean_blocks(queries, gallery, chunk_size, progress)
+        queries, gallery = F.normalize(queries), F.normalize(gallery)
+        return ((block @ gallery.T).neg_().add_(1) for block in progress(queries.split(chunk_size)))
+    squares = gallery.square().sum(1)
+    return (
+        (block.square().sum(1, keepdim=True) + squares).addmm_(block, gallery.T, alpha=-2)
+        for block in progress(queries.split(chunk_size))
+    )
 
 
 def reranked_blocks(
@@ -166,7 +171,13 @@ def rank_blocks(
                 f"there are ids of {len(query_ids)} queries and {len(gallery_ids)} gallery images, and distances of "
                 f"at least {start} to {block.shape[1]}"
             )
-        arrays = (to_numpy(block.float()), query_ids[rows], query_cameras[rows], gallery_ids, gallery_cameras)
+        arrays = (
+            to_numpy(block.float().contiguous()),
+            query_ids[rows],
+            query_cameras[rows],
+            gallery_ids,
+            gallery_cameras,
+        )
         found += map_blocks(_rank_rows, len(block), *arrays, block=_AT_ONCE)
     if start < len(query_ids):
         raise ValueError(f"there are ids of {len(query_ids)} queries, and distances of {start}")
@@ -186,21 +197,6 @@ def _paired(side: str, ids: Any, cameras: Any) -> tuple[np.ndarray, np.ndarray]:
             f"{cameras.shape}"
         )
     return ids.astype(np.int64, copy=False), cameras.astype(np.int64, copy=False)
-
-
-def _cosine_blocks(
-    queries: Tensor, gallery: Tensor, chunk_size: int, progress: Callable[[Sequence[Tensor]], Iterable[Tensor]]
-) -> Iterator[Tensor]:
-    for block in progress(queries.split(chunk_size)):
-        yield (block @ gallery.T).neg_().add_(1)
-
-
-def _euclidean_blocks(
-    queries: Tensor, gallery: Tensor, chunk_size: int, progress: Callable[[Sequence[Tensor]], Iterable[Tensor]]
-) -> Iterator[Tensor]:
-    squares = gallery.square().sum(1)
-    for block in progress(queries.split(chunk_size)):
-        yield (block.square().sum(1, keepdim=True) + squares).addmm_(block, gallery.T, alpha=-2)
 
 
 @njit(nogil=True, cache=True)

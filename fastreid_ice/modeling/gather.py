@@ -1,6 +1,7 @@
 """Batches that are spread over processes, seen as one.
 
-With one process that does not split its batch everything here is the identity."""
+With one process that does not split its batch everything here is the identity.
+"""
 
 from __future__ import annotations
 
