@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measures reclustering and evaluation on synthetic people, a training step, and the input pipeline.
+"""Measures reclustering, a training step, the input pipeline, evaluation, and what a whole recipe takes.
 
 fastreid-ice bench recluster
 fastreid-ice bench recluster --images 32621 --dense
@@ -10,6 +10,9 @@ fastreid-ice bench step --batch 32 --compile --device cuda
 fastreid-ice bench input --config-file configs/ice_market.yml
 fastreid-ice bench evaluate
 fastreid-ice bench evaluate --queries 11659 --gallery 82161 --repeats 1
+fastreid-ice bench recipe --config-file configs/ice_market.yml --synthetic --images 300 --steps 5
+fastreid-ice bench recipe --config-file configs/dcmip_market.yml --synthetic --device cuda --steps 100 --profile \
+    MODEL.COMPILE True DATALOADER.CACHE ram
 
 recluster: stages, total and peak memory, beside faiss's exact search alone, a plain matrix product with top-k alone,
 and, with --dense, the dense oracle of the tests; in turns, each in a process of its own. Tells whether the labels are
@@ -30,6 +33,11 @@ what extraction takes beside the network's own time.
 evaluate: seconds and peak memory of ranking a gallery, with --rerank after re-ranking, beside fast-reid's own in Python
 and, where it is compiled, in Cython; in turns, each in a process of its own. Tells whether the figures are equal. The
 second example has the size of MSMT17, where fast-reid's distances and their order alone are 11.5 GB.
+
+recipe: reclustering, training and evaluation of one epoch of the real trainer, in each stage of the recipe, and what
+all of its epochs take at that pace. With --synthetic the images are drawn, as many as Market-1501 has, once, in the
+folder of data sets; without, they are those of the config. Weights are random, and steps learn true identities where
+they are known, since such weights find no clusters to speak of.
 """
 
 from __future__ import annotations
@@ -40,6 +48,7 @@ from pathlib import Path
 
 import benchmark_evaluate
 import benchmark_input
+import benchmark_recipe
 import benchmark_recluster
 import benchmark_scaling
 import benchmark_step
@@ -127,6 +136,25 @@ def main() -> None:
     command.add_argument("--repeats", type=int, default=5, help="how often each is measured; default: 5")
     command.add_argument("--rerank", action="store_true", help="with re-ranking, for which fast-reid needs N x N")
     command.set_defaults(run=benchmark_evaluate.run)
+
+    command = commands.add_parser("recipe", help="an epoch, part by part, and the whole recipe")
+    command.add_argument(
+        "--config-file",
+        metavar="FILE",
+        default="configs/ice_market.yml",
+        help="the recipe; default: configs/ice_market.yml",
+    )
+    command.add_argument("--synthetic", action="store_true", help="draw people in place of the config's data sets")
+    command.add_argument(
+        "--images",
+        type=int,
+        default=benchmark_recipe.MARKET_IMAGES,
+        help="training crops to draw, with as many for query and gallery as in Market-1501; default: 12936, as there",
+    )
+    command.add_argument("--steps", type=int, default=20, help="training steps measured; default: 20")
+    command.add_argument("--profile", action="store_true", help="with the three largest costs of a training step")
+    command.add_argument("opts", nargs="*", metavar="KEY VALUE", help="changes to the config")
+    command.set_defaults(run=benchmark_recipe.run)
 
     for command in commands.choices.values():
         command.add_argument(

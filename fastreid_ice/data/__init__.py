@@ -14,7 +14,7 @@ from .loaders import (
     existing_tests,
 )
 from .sampler import IdentitySampler
-from .synthetic import SyntheticPeople, SyntheticSource
+from .synthetic import SyntheticMarket, SyntheticPeople, SyntheticSource
 from .views import build_transforms_of_views, build_views
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "RandomErasing",
     "RandomFlipCrop",
     "RandomGaussianBlur",
+    "SyntheticMarket",
     "SyntheticPeople",
     "SyntheticSource",
     "TrainingSet",

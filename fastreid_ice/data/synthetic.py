@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
@@ -74,8 +75,7 @@ class SyntheticPeople(ImageDataset):
             TRAIN: range(1, train_identities + 1),
             GALLERY: range(FIRST_TEST_PERSON, FIRST_TEST_PERSON + test_identities),
         }
-        settings = f"{strength}-{train_identities}x{test_identities}-{cameras}cam-{images_per_camera}img-seed{seed}"
-        self.folder = Path(root) / "synthetic-people" / f"{settings}-v{DRAWING}"
+        self.folder = Path(root) / "synthetic-people" / f"{self._settings()}-v{DRAWING}"
         if not self.folder.is_dir():
             self._draw()
         missing = [name for name, *_ in self._shots() if not (self.folder / name).is_file()]
@@ -99,8 +99,13 @@ class SyntheticPeople(ImageDataset):
             "seed": node.SEED,
         }
 
+    def _settings(self) -> str:
+        """All that the pictures depend on, as a name."""
+        people = "x".join(str(len(numbers)) for numbers in self.people.values())
+        return f"{self.strength}-{people}-{self.num_cameras}cam-{self.images_per_camera}img-seed{self.seed}"
+
     def _shots(self) -> Iterator[tuple[str, int, int, int]]:
-        """(file below the folder, person, camera from 0, shot from 0) of every image, in the order of the names."""
+        """(file below the folder, person, camera from 0, shot from 0) of every image."""
         for split, people in self.people.items():
             for pid in people:
                 for camera in range(self.num_cameras):
@@ -158,6 +163,49 @@ class SyntheticSource(SyntheticPeople):
     @classmethod
     def from_config(cls, cfg) -> dict:
         return {}
+
+
+@DATASET_REGISTRY.register()
+class SyntheticMarket(SyntheticPeople):
+    """As many people, cameras and images as Market-1501 has, for measuring times.
+
+    751 people in 12,936 training images, 750 others in 3,368 queries and a gallery of 15,913, and six cameras. A person
+    has almost as many images as any other, unlike there.
+
+    Args:
+        root: the folder of data sets; the pictures go to ``root/synthetic-people``.
+        images: of the training set, in [30, 86000]; people, queries and gallery are fewer or more in proportion.
+
+    Raises:
+        ValueError, OSError: as SyntheticPeople.
+    """
+
+    dataset_name = "syntheticmarket"
+
+    def __init__(self, root: str = "datasets", *, images: int = 12936, **kwargs) -> None:
+        if not 30 <= images <= 86000:
+            raise ValueError(f"DATASETS.SYNTHETIC.IMAGES is {images}; it must lie in [30, 86000].")
+        share = images / 12936
+        self.sizes = {TRAIN: images, QUERY: round(3368 * share), GALLERY: round(15913 * share)}
+        people = {"train_identities": math.ceil(751 * share), "test_identities": math.ceil(750 * share)}
+        # Five shots are enough for every part: a query and four of the gallery, of each person by each camera.
+        super().__init__(root, strength="mild", cameras=6, images_per_camera=5, **people, **kwargs)
+
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        return {"images": cfg.DATASETS.SYNTHETIC.IMAGES}
+
+    def _settings(self) -> str:
+        return f"market-{self.sizes[TRAIN]}"
+
+    def _shots(self) -> Iterator[tuple[str, int, int, int]]:
+        """Of each part the first, such that nobody is seen a second time before everyone has been seen once."""
+        left = self.sizes.copy()
+        for name, pid, camera, shot in sorted(super()._shots(), key=lambda item: (item[3], item[2], item[1])):
+            part = name.partition("/")[0]
+            if left[part] > 0:
+                left[part] -= 1
+                yield name, pid, camera, shot
 
 
 def contact_sheet(datasets: Sequence[SyntheticPeople], *, people: int = 8, shots: int = 2) -> Image.Image:

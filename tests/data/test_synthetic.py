@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from PIL import Image
 
 from fastreid_ice.data.cameras import STRENGTHS, Camera, looks_of
 from fastreid_ice.data.canvas import FINE, HEIGHT, WIDTH, Canvas
-from fastreid_ice.data.synthetic import FIRST_TEST_PERSON, SyntheticPeople, contact_sheet
+from fastreid_ice.data.synthetic import FIRST_TEST_PERSON, SyntheticMarket, SyntheticPeople, contact_sheet
 from fastreid_ice.data.walkers import Looks, Pose, Walker
 
 SMALL = {"train_identities": 2, "test_identities": 1, "cameras": 2, "images_per_camera": 2}
@@ -171,6 +172,20 @@ def test_settings_come_from_the_config(tmp_path):
     )
     settings = SyntheticPeople.from_config(SimpleNamespace(DATASETS=SimpleNamespace(SYNTHETIC=node)))
     assert SyntheticPeople(str(tmp_path), **settings).folder.name.startswith("mild-2x1-2cam-2img-seed7-v")
+
+
+def test_market_has_the_proportions_of_market_1501(tmp_path):
+    data = SyntheticMarket(str(tmp_path), images=60)
+    parts = data.train, data.query, data.gallery
+    assert [len({path for path, *_ in part}) for part in parts] == [60, 16, 74]
+    assert [data.get_num_pids(part) for part in parts] == [4, 4, 4]
+    assert data.get_num_cams(data.train) == data.get_num_cams(data.gallery) == 6
+    counts = Counter(pid for _, pid, _ in data.train)
+    assert max(counts.values()) - min(counts.values()) <= 1
+    seen = {(pid, camera) for _, pid, camera in data.gallery}
+    assert all(any((pid, other) in seen for other in range(6) if other != camera) for _, pid, camera in data.query)
+    with pytest.raises(ValueError, match=r"DATASETS.SYNTHETIC.IMAGES is 3; it must lie in \[30, 86000\]"):
+        SyntheticMarket(str(tmp_path), images=3)
 
 
 def test_contact_sheet_shows_people_by_camera_and_shot(default):

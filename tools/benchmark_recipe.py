@@ -1,0 +1,260 @@
+"""One epoch of a recipe by the real trainer, part by part, and what the whole recipe takes at that pace."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date
+
+import train_net  # before fastreid, which cannot be imported without the plugin
+
+# isort: split
+import torch
+import torch.nn.functional as F
+from fastreid.config import CfgNode
+from fastreid.engine import default_argument_parser
+from fastreid.utils.env import seed_all_rng
+from fastreid.utils.events import EventStorage
+from measuring import Clock, machine
+from tabulate import tabulate
+from torch import Tensor
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity
+
+from fastreid_ice import InputError
+from fastreid_ice.clusterers import build_clusterer
+from fastreid_ice.core import Clusters
+from fastreid_ice.data.views import crop_size
+from fastreid_ice.engine import UnsupervisedTrainer, extract_features, stage_configs
+from fastreid_ice.progress import progress
+
+MARKET_IMAGES = 12936  # of Market-1501's training set
+FIRST_STEPS = {"cpu": 2, "cuda": 20}  # not measured: a GPU first uses up what workers prepared while it compiled
+PROFILED_STEPS = 3
+SMALL_SET = 1000  # images that start a clusterer's libraries
+USER_SCOPE = 7  # at::RecordScope of record_function
+
+
+@dataclass(frozen=True)
+class Part:
+    """What was measured of a recipe.
+
+    Attributes:
+        name: for the table.
+        seconds: measured.
+        times: how often what was measured is in the whole stage; not always a whole number.
+        detail: a part of the part before, which counts already.
+    """
+
+    name: str
+    seconds: float
+    times: float
+    detail: bool = False
+
+    @property
+    def whole(self) -> float:
+        """Seconds in the whole stage."""
+        return self.seconds * self.times
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of a recipe: its schedule and its parts."""
+
+    epochs: int
+    steps: int
+    parts: Sequence[Part]
+
+    @property
+    def whole(self) -> float:
+        """Seconds."""
+        return sum(part.whole for part in self.parts if not part.detail)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure one stage after the other, and print the table."""
+    if args.images != MARKET_IMAGES and not args.synthetic:
+        raise InputError("--images is the number of crops to draw: it needs --synthetic")
+    torch.set_num_threads(args.threads)
+    log_to_stderr()
+    with tempfile.TemporaryDirectory() as folder:
+        cfg = build_config(args, folder)
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+        height, width = crop_size(cfg, "SIZE_TRAIN")
+        data = f"{args.images} drawn crops" if args.synthetic else ", ".join(cfg.DATASETS.NAMES)
+        precision = "mixed precision" if cfg.SOLVER.AMP.ENABLED else "float32"
+        print(
+            f"\n{args.config_file}: {data} at {height} x {width}, {cfg.SOLVER.IMS_PER_BATCH} in a batch, {precision}, "
+            f"{'compiled' if cfg.MODEL.COMPILE else 'not compiled'}, cache {cfg.DATALOADER.CACHE}"
+        )
+        print(f"{date.today()}, {machine(args.threads, args.device)}\n", flush=True)
+        stages = [measure(stage, args) for stage in stage_configs(cfg)]
+    print(table(stages) + "\n")
+    print(f"the whole recipe: {sum(stage.whole for stage in stages) / 60:.1f} minutes, without checkpoints and report")
+    if args.synthetic and args.images != MARKET_IMAGES:
+        print(
+            f"extrapolated from {args.images} to {MARKET_IMAGES} training crops in proportion, which fits "
+            "features; searching neighbors and ranking grow faster and take longer than the table says"
+        )
+
+
+def log_to_stderr() -> None:
+    """What fast-reid and the plugin log, progress above all, apart from the tables; without the network's layers."""
+    logger = logging.getLogger("fastreid")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(logging.StreamHandler())
+    logging.getLogger("fastreid.engine.defaults").setLevel(logging.WARNING)
+
+
+def build_config(args: argparse.Namespace, folder: str) -> CfgNode:
+    """The recipe as train_net.py reads it, with random weights, writing to ``folder``."""
+    fixed = ["MODEL.DEVICE", args.device, "MODEL.WEIGHTS", "", "MODEL.BACKBONE.PRETRAIN", "False", "OUTPUT_DIR", folder]
+    if args.synthetic:
+        fixed += ["DATASETS.NAMES", "('SyntheticMarket',)", "DATASETS.TESTS", "('SyntheticMarket',)"]
+        fixed += ["DATASETS.SYNTHETIC.IMAGES", str(args.images)]
+    config = ["--config-file", args.config_file]
+    cfg = train_net.setup(default_argument_parser().parse_args([*config, *args.opts, *fixed]))
+    if cfg.MODEL.META_ARCHITECTURE != "MomentumReID":
+        raise InputError(f"{args.config_file}: MODEL.META_ARCHITECTURE must be MomentumReID")
+    return cfg
+
+
+def measure(cfg: CfgNode, args: argparse.Namespace) -> Stage:
+    """The second epoch of a stage, as far as ``args.steps``."""
+    os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+    seed_all_rng(cfg.SEED)
+    trainer = UnsupervisedTrainer(cfg)
+    clock, first = Clock(args.device), FIRST_STEPS[args.device]
+    trainer.epoch = 1
+    trainer.iter = trainer.start_iter = trainer.iters_per_epoch
+    with EventStorage(trainer.iter) as trainer.storage:
+        trainer.before_train()
+        with clock.stage("read"):
+            batch = read_images(trainer)
+        start_clustering(trainer, batch)
+        with clock.stage("recluster"):
+            trainer.before_epoch()
+        details = {
+            name.removeprefix("seconds/"): history.latest()
+            for name, history in trainer.storage.histories().items()
+            if name.startswith("seconds/")
+        }
+        learn_identities(trainer)
+        with clock.stage("first steps"):
+            train(trainer, first, "Taking the first steps")
+        with clock.stage("train"):
+            train(trainer, args.steps, "Training")
+        if args.profile:
+            print(profile(lambda: train(trainer, PROFILED_STEPS, "Profiling"), args.device) + "\n", flush=True)
+        number = evaluations(cfg)
+        if number:
+            with clock.stage("evaluate"):
+                trainer.test(trainer.cfg, trainer.model)
+    trainer.data_loader.close()
+
+    seconds, epochs, steps = clock.seconds, cfg.SOLVER.MAX_EPOCH, cfg.SOLVER.ITERS_PER_EPOCH
+    scale = MARKET_IMAGES / args.images if args.synthetic else 1.0
+    beyond = max(seconds["first steps"] - first * seconds["train"] / args.steps, 0.0)
+    parts = [
+        *([Part("fill the cache", seconds["read"], scale)] if cfg.DATALOADER.CACHE == "ram" else []),
+        Part("recluster", seconds["recluster"], scale * epochs),
+        *(Part(name, value, scale * epochs, detail=True) for name, value in details.items()),
+        Part(f"first {first} steps, beyond the others", beyond, 1),
+        Part(f"train, {args.steps} steps", seconds["train"], epochs * steps / args.steps),
+        *([Part("evaluate", seconds["evaluate"], scale * number)] if number else []),
+    ]
+    return Stage(epochs, steps, parts)
+
+
+def read_images(trainer: UnsupervisedTrainer) -> dict[str, Tensor]:
+    """Read each image once, as the first epoch does for the others: workers start, a cache fills; a batch of them."""
+    batches = iter(progress(trainer.feature_loader, "Reading the images"))
+    first = next(batches)
+    for _ in batches:
+        pass
+    return first
+
+
+def start_clustering(trainer: UnsupervisedTrainer, batch: dict[str, Tensor]) -> None:
+    """Have the libraries of extraction and clustering start and compile, on one batch and on noise."""
+    cfg, images = trainer.cfg, trainer.data_loader.training_set
+    extract_features(trainer.model, [batch], cfg.CLUSTER.FEATURES, amp=cfg.SOLVER.AMP.ENABLED)
+    cameras, identities = images.cameras[:SMALL_SET], images.identities[:SMALL_SET]
+    build_clusterer(cfg)(F.normalize(torch.randn(len(cameras), 128)), cameras, identities)
+
+
+def learn_identities(trainer: UnsupervisedTrainer) -> None:
+    """Put true identities in place of the clusters, where they are known: random weights find too many or too few."""
+    images = trainer.data_loader.training_set
+    if (images.identities < 0).any():
+        return
+    features = F.normalize(torch.randn(len(images), trainer.cfg.MODEL.BACKBONE.FEAT_DIM))
+    columns = (images.identities, features, images.cameras, features)
+    trainer.model.begin_epoch(Clusters(*(column.to(trainer.model.device) for column in columns)))
+    trainer.data_loader.reset(images.identities, seed=0)
+
+
+def train(trainer: UnsupervisedTrainer, steps: int, title: str) -> None:
+    """The inner loop of fast-reid's trainer, with all hooks."""
+    for _ in progress(range(steps), title):
+        trainer.before_step()
+        trainer.run_step()
+        trainer.after_step()
+        trainer.iter += 1
+
+
+def evaluations(cfg: CfgNode) -> int:
+    """How often a stage evaluates: at its start, every TEST.EVAL_PERIOD epochs, and at its end."""
+    if not cfg.DATASETS.TESTS or cfg.TEST.EVAL_PERIOD < 0:
+        return 0
+    period = cfg.TEST.EVAL_PERIOD or cfg.SOLVER.MAX_EPOCH
+    return cfg.TEST.BEFORE_TRAINING - (-cfg.SOLVER.MAX_EPOCH // period)
+
+
+def profile(steps: Callable[[], None], device: str) -> str:
+    """The three largest costs of ``PROFILED_STEPS`` steps, by operator on their device and by named range.
+
+    The time of an operator is without the operators that it calls. Ranges are those of ``record_function``, by the
+    host's time with all that they call: torch has some around the optimiser and around a loader that is waited for.
+    """
+    on_gpu = device == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    clock = Clock(device)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*Profiler clears events")  # those of cycles before, of which there are none
+        with torch.profiler.profile(activities=activities) as profiler, clock.stage("steps"):
+            steps()
+    # Kernels are events of their own as well, which the operators that launch them count already.
+    events = [event for event in profiler.key_averages() if event.device_type == DeviceType.CPU]
+    microseconds = 1e6 * clock.seconds["steps"]
+    operators = {event.key: event.self_device_time_total if on_gpu else event.self_cpu_time_total for event in events}
+    ranges = {event.key: event.cpu_time_total for event in events if event.scope == USER_SCOPE}
+    rows = [
+        [name, cost / PROFILED_STEPS / 1000, f"{cost / microseconds:.1%}"]
+        for costs in (operators, ranges)
+        for name, cost in sorted(costs.items(), key=lambda item: -item[1])[:3]
+    ]
+    headers = ["largest costs: operators, then ranges", "ms per step", "share of the time"]
+    busy = f"\nthe GPU is busy for {sum(operators.values()) / microseconds:.1%} of the time" if on_gpu else ""
+    return tabulate(rows, headers, tablefmt="pipe", floatfmt=".2f") + busy
+
+
+def table(stages: Sequence[Stage]) -> str:
+    """A row per stage and part, in Markdown; shares are those of the whole recipe."""
+    recipe = sum(stage.whole for stage in stages)
+    rows = []
+    for number, stage in enumerate(stages, 1):
+        title = f"stage {number}: " if len(stages) > 1 else ""
+        title += f"{stage.epochs} epochs of {stage.steps} steps"
+        rows.append([title, None, stage.whole / stage.epochs, stage.whole / 60, f"{stage.whole / recipe:.1%}"])
+        for part in stage.parts:
+            name = f"- {part.name}" if part.detail else part.name
+            whole = part.whole
+            rows.append([name, part.seconds, whole / stage.epochs, whole / 60, f"{whole / recipe:.1%}"])
+    headers = ["", "seconds measured", "seconds per epoch", "minutes of the recipe", "share"]
+    return tabulate(rows, headers, tablefmt="pipe", floatfmt=["", ".3f", ".3f", ".2f", ""])
