@@ -11,8 +11,7 @@ fastreid-ice bench input --config-file configs/ice_market.yml
 fastreid-ice bench evaluate
 fastreid-ice bench evaluate --queries 11659 --gallery 82161 --repeats 1
 fastreid-ice bench recipe --config-file configs/ice_market.yml --synthetic --images 300 --steps 5
-fastreid-ice bench recipe --config-file configs/dcmip_market.yml --synthetic --device cuda --steps 100 --profile \
-    MODEL.COMPILE True DATALOADER.CACHE ram
+fastreid-ice bench recipe --synthetic --device cuda --steps 100 --profile MODEL.COMPILE True DATALOADER.CACHE ram
 
 recluster: stages, total and peak memory, beside faiss's exact search alone, a plain matrix product with top-k alone,
 and, with --dense, the dense oracle of the tests; in turns, each in a process of its own. Tells whether the labels are
@@ -36,8 +35,8 @@ second example has the size of MSMT17, where fast-reid's distances and their ord
 
 recipe: reclustering, training and evaluation of one epoch of the real trainer, in each stage of the recipe, and what
 all of its epochs take at that pace. With --synthetic the images are drawn, as many as Market-1501 has, once, in the
-folder of data sets; without, they are those of the config. Weights are random, and steps learn true identities where
-they are known, since such weights find no clusters to speak of.
+folder of data sets; without, they are those of the config. Weights are random; steps learn true identities where they
+are known, since such weights find no clusters to speak of.
 """
 
 from __future__ import annotations

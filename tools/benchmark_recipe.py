@@ -24,6 +24,7 @@ from measuring import Clock, machine
 from tabulate import tabulate
 from torch import Tensor
 from torch.autograd import DeviceType
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.profiler import ProfilerActivity
 
 from fastreid_ice import InputError
@@ -31,6 +32,7 @@ from fastreid_ice.clusterers import build_clusterer
 from fastreid_ice.core import Clusters
 from fastreid_ice.data.views import crop_size
 from fastreid_ice.engine import UnsupervisedTrainer, extract_features, stage_configs
+from fastreid_ice.modeling import MomentumReID
 from fastreid_ice.progress import progress
 
 MARKET_IMAGES = 12936  # of Market-1501's training set
@@ -136,6 +138,7 @@ def measure(cfg: CfgNode, args: argparse.Namespace) -> Stage:
         trainer.before_train()
         with clock.stage("read"):
             batch = read_images(trainer)
+        settle_statistics(trainer.model, batch["images"])
         start_clustering(trainer, batch)
         with clock.stage("recluster"):
             trainer.before_epoch()
@@ -178,6 +181,26 @@ def read_images(trainer: UnsupervisedTrainer) -> dict[str, Tensor]:
     for _ in batches:
         pass
     return first
+
+
+def settle_statistics(model: MomentumReID, images: Tensor) -> None:
+    """Give all batch norms the statistics of these images.
+
+    With those that they start with, random weights make all features nearly the same, and neighbors are only told apart
+    by a search in float64, which a training run does not need.
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    model.eval()  # in training the networks may be compiled, for batches of another size
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0
+    with torch.no_grad():
+        for encoder in ("online", "momentum"):
+            model.encode(images, encoder)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.train()
 
 
 def start_clustering(trainer: UnsupervisedTrainer, batch: dict[str, Tensor]) -> None:

@@ -11,8 +11,12 @@ from pathlib import Path
 import benchmark
 import pytest
 import torch
-from benchmark_recipe import PROFILED_STEPS, Part, Stage, evaluations, profile, table
+import torch.nn.functional as F
+from benchmark_recipe import PROFILED_STEPS, Part, Stage, evaluations, profile, settle_statistics, table
+from fastreid.config import CfgNode
+from fastreid.modeling import build_model
 
+from fastreid_ice.data import build_test_loader
 from support import ROOT, SMALL, small_config
 
 
@@ -85,6 +89,27 @@ def test_the_profile_names_what_costs_most() -> None:
     for _, _, share in rows:
         assert 0 <= float(share.rstrip("%")) <= 100
     assert float(rows[3][1]) > float(rows[0][1]) > float(rows[1][1])
+
+
+@pytest.mark.parametrize("encoder", ["online", "momentum"])
+def test_settled_statistics_tell_images_apart(cfg: CfgNode, encoder: str) -> None:
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    images = build_test_loader(cfg, "SyntheticPeople")[0].dataset[torch.arange(27)]["images"]
+
+    def similarity() -> float:
+        model.eval()
+        with torch.no_grad():
+            features = F.normalize(model.encode(images, encoder))
+        return (features @ features.T).mean().item()
+
+    assert similarity() > 0.9
+    momenta = [norm.momentum for norm in model.modules() if isinstance(norm, torch.nn.BatchNorm2d)]
+    model.train()
+    settle_statistics(model, images)
+    assert all(module.training for module in model.modules())
+    assert similarity() < 0.3
+    assert momenta == [norm.momentum for norm in model.modules() if isinstance(norm, torch.nn.BatchNorm2d)]
 
 
 @pytest.mark.usefixtures("own_logging")
