@@ -18,7 +18,7 @@ COMMANDS = {
     "label": ("label.py", "hand out pseudo labels as a CSV file or a folder of links per cluster"),
     "export": ("export.py", "export a trained encoder to ONNX and to fast-reid without this plugin"),
     "compare": ("compare.py", "train several configs with the same seeds and put them in a table and a picture"),
-    "bench": ("benchmark.py", "measure time and memory of a reclustering"),
+    "bench": ("benchmark.py", "measure reclustering, steps, input, evaluation and whole recipes"),
 }
 
 
