@@ -44,6 +44,7 @@ def config(network: str, size: tuple[int, int], device: str) -> CfgNode:
     cfg.merge_from_file(str(CONFIG))
     depth, dim = NETWORKS[network]
     cfg.MODEL.BACKBONE.DEPTH, cfg.MODEL.BACKBONE.FEAT_DIM, cfg.MODEL.BACKBONE.PRETRAIN = depth, dim, False
+    cfg.MODEL.BN_SPLITS = 1  # the share of one process, in both schedules
     cfg.MODEL.DEVICE = device
     cfg.INPUT.SIZE_TRAIN = list(size)
     return cfg
