@@ -19,6 +19,8 @@ from .screen import Screen, precisions
 
 METHODS = ("exact", "ivf", "hnsw")
 
+_NORMED = 256  # rows whose norms are taken at a time
+
 
 @torch.no_grad()
 def k_nearest(
@@ -97,7 +99,9 @@ def checked_rows(features: Tensor | np.ndarray, device: torch.device | str | Non
         raise ValueError(f"features must be a floating point (N, D) matrix, got {tensor.dtype} {tuple(tensor.shape)}")
     dtype = torch.float64 if tensor.dtype == torch.float64 else torch.float32
     rows = tensor.to(device=device, dtype=dtype).contiguous()
-    norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    norms = rows.new_empty(len(rows), dtype=torch.float64)
+    for block, out in zip(rows.split(_NORMED), norms.split(_NORMED), strict=True):
+        torch.linalg.vector_norm(block, dim=1, dtype=torch.float64, out=out)  # copies the block to float64
     unusable = ~(norms.isfinite() & (norms > 0))
     if unusable.any():
         raise ValueError(

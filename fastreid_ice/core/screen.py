@@ -20,14 +20,14 @@ def precisions(device: torch.device) -> tuple[torch.dtype, ...]:
 
     def seconds(dtype: torch.dtype) -> float:
         matrix = torch.ones(512, 1024, dtype=dtype, device=device)
-        times = []
-        for _ in range(4):  # of which the first warms up
-            start = time.perf_counter()
-            (matrix @ matrix.T).sum().item()
-            times.append(time.perf_counter() - start)
-        return min(times)
+        start = time.perf_counter()
+        (matrix @ matrix.T).sum().item()
+        return time.perf_counter() - start
 
-    fast = seconds(torch.bfloat16) < 0.8 * seconds(torch.float32)
+    # In turns, since other processes may take the cores for a while; the first ones warm up.
+    times = [(seconds(torch.bfloat16), seconds(torch.float32)) for _ in range(10)]
+    half, single = map(min, zip(*times, strict=True))
+    fast = half < 0.8 * single
     return (torch.bfloat16, torch.float32) if fast else (torch.float32,)
 
 
