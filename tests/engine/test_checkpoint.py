@@ -71,6 +71,7 @@ def in_a_child(work: Callable[[], None]) -> int:
     """Runs ``work`` in a forked process, which ends hard after it; the signal that ended it, or 0."""
     child = os.fork()
     if child == 0:
+        torch.set_num_threads(1)  # the other threads were not forked, and would be waited for
         try:
             work()
         finally:
