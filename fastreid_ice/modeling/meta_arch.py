@@ -41,7 +41,7 @@ class MomentumReID(nn.Module):
             batch of any size, would be compiled again and again, and runs as it is.
         bn_splits: parts of this process's batch that have batch-norm statistics of their own.
 
-    Under autocast the encoders run in its precision; features and losses are float32 always.
+    Under autocast the encoders run in its precision; features and losses have at least float32.
 
     Raises:
         InputError: ``compiled`` without a C++ compiler.
@@ -110,13 +110,13 @@ class MomentumReID(nn.Module):
         return list(self.losses.values())
 
     def encode(self, images: Tensor, encoder: str) -> Tensor:
-        """(B, 3, H, W) images in [0, 255], left as they are, to (B, D) float32 features of "online" or "momentum"."""
+        """(B, 3, H, W) images in [0, 255], left as they are, to (B, D) features of "online" or "momentum"."""
         images = images.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
         images = (images - self.pixel_mean) / self.pixel_std
         backbone, heads = self.momentum.values() if encoder == "momentum" else (self.backbone, self.heads)
-        if self.compiled and not self.training:
-            return heads.forward(backbone.forward(images)).float()
-        return heads(backbone(images)).float()
+        uncompiled = self.compiled and not self.training
+        features = heads.forward(backbone.forward(images)) if uncompiled else heads(backbone(images))
+        return features.to(torch.promote_types(features.dtype, torch.float32))
 
     def forward(self, batch: Mapping[str, Tensor] | Tensor) -> dict[str, Tensor] | Tensor:
         """In training a scalar per loss; in evaluation the (B, D) features of the encoder under test.

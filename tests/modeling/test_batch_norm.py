@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -59,12 +60,22 @@ def train_steps() -> dict[str, object]:
 
 
 def save_steps(folder: Path) -> None:
+    torch.set_num_threads(1)
     torch.save(train_steps(), folder / f"{comm.get_world_size()}-{comm.get_rank()}.pt")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As in every process started here: how many add up changes the last digit, and a step makes that 1e-9."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4])
-def test_one_process_equals_several(processes: int, tmp_path: Path) -> None:
+def test_one_process_equals_several(processes: int, tmp_path: Path, one_thread: None) -> None:
     """Losses, features of every view, gradients, and the checkpoint with its running statistics."""
     launch(save_steps, processes, args=(tmp_path,), backend="gloo")
     expected = torch.load(tmp_path / f"{processes}-0.pt", weights_only=False)
