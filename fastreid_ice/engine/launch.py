@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import socket
 from collections.abc import Callable
@@ -105,23 +106,28 @@ def _wait(context: mp.ProcessContext, first_rank: int, world_size: int) -> None:
     try:
         while not context.join():
             pass
-    except mp.ProcessRaisedException as error:
+    except mp.ProcessRaisedException:
         # The others fail too when they wait for one that was killed: name that one. SIGTERM came from here, and one
         # that left word of its error may crash on the way out, when threads of its libraries lose what they use.
+        words = {index: word for index, word in enumerate(context.error_files) if os.path.exists(word)}
         exit_codes = [process.exitcode for process in context.processes]
         killed = [
             index
-            for index, (code, word) in enumerate(zip(exit_codes, context.error_files, strict=True))
-            if code < 0 and code != -signal.SIGTERM and not os.path.exists(word)
+            for index, code in enumerate(exit_codes)
+            if code < 0 and code != -signal.SIGTERM and index not in words
         ]
         if killed:
             raise _killed(first_rank + killed[0], world_size, exit_codes[killed[0]]) from None
-        if "InputError: " in error.msg:
-            raise InputError(error.msg.rpartition("InputError: ")[2].strip()) from None
-        lines = error.msg.rpartition("Traceback (most recent call last):")[2].splitlines()
+        # Not the first to be gone, which may have failed for want of another, but the first that had an error.
+        first = min(words, key=lambda index: os.stat(words[index]).st_mtime_ns)
+        with open(words[first], "rb") as file:
+            traceback = pickle.load(file)
+        if "InputError: " in traceback:
+            raise InputError(traceback.rpartition("InputError: ")[2].strip()) from None
+        lines = traceback.rpartition("Traceback (most recent call last):")[2].splitlines()
         reason = next(line for line in lines if line and not line[0].isspace())
         raise ProcessFailed(
-            f"the process with rank {first_rank + error.error_index} of {world_size} failed: {reason}", error.msg
+            f"the process with rank {first_rank + first} of {world_size} failed: {reason}", traceback
         ) from None
     except mp.ProcessExitedException as error:
         raise _killed(first_rank + error.error_index, world_size, error.exit_code) from None
