@@ -66,12 +66,13 @@ def _mutual_reachability(graph: sparse.csr_array, min_samples: int) -> sparse.cs
 
     scikit-learn has this too, but refuses rows of fewer than ``min_samples`` entries, whose core distance is 1 here.
     """
-    rows = np.repeat(np.arange(graph.shape[0], dtype=graph.indices.dtype), np.diff(graph.indptr))
+    rows = np.repeat(np.arange(graph.shape[0], dtype=np.int32), np.diff(graph.indptr))
     core = _core_distances(graph.indptr, graph.data.astype(np.float64), min_samples)
     distances = np.maximum(graph.data, np.maximum(core[rows], core[graph.indices]))
     near = distances < 1
     distances = distances[near].clip(np.finfo(np.float32).eps)  # 0 would be an absent edge
-    return sparse.csr_array((distances, (rows[near], graph.indices[near])), shape=graph.shape)
+    columns = graph.indices[near].astype(np.int32, copy=False)  # SciPy 1.15 spans trees over 32-bit indices only
+    return sparse.csr_array((distances, (rows[near], columns)), shape=graph.shape)
 
 
 def _connect(graph: sparse.csr_array, min_cluster_size: int) -> sparse.csr_array:
@@ -81,6 +82,7 @@ def _connect(graph: sparse.csr_array, min_cluster_size: int) -> sparse.csr_array
     """
     _, component = csgraph.connected_components(graph, directed=False)
     _, members, sizes = np.unique(component, return_index=True, return_counts=True)
+    members = members.astype(graph.indices.dtype)
     hub = members[sizes.argmax()]
     others = members != hub
     lengths = np.where(sizes[others] < min_cluster_size, 2.0, 1.0)
