@@ -151,21 +151,25 @@ def update_mean(proxies: Tensor, features: Tensor, labels: Tensor, *, momentum: 
 
 
 @torch.no_grad()
-def update_each(proxies: Tensor, features: Tensor, labels: Tensor, *, momentum: float) -> Tensor:
+def update_each(
+    proxies: Tensor, features: Tensor, labels: Tensor, *, momentum: float, turns: int | None = None
+) -> Tensor:
     """Move each proxy towards each of its batch members in turn, in batch order ([CC]; [DCMIP], "each").
 
-    See :func:`update_hardest`. Sequential within a cluster by definition: one step for all clusters per member, as many
-    as the largest number of members, which the host reads off the device. The last member weighs (1 - momentum), so
-    batch order matters.
+    See :func:`update_hardest`. Sequential within a cluster by definition: one step for all clusters per turn. The last
+    member weighs (1 - momentum), so batch order matters.
+
+    Args:
+        turns: at least the largest number of members of one cluster; by default the host reads it off the device.
     """
     features = _incoming(proxies, features, labels, momentum)
-    turns = _members(labels).tril(-1).sum(1)  # how many members of the same cluster come before
-    sizes = (turns[:, None] == torch.arange(len(labels), device=labels.device)).sum(0).tolist()
-    sizes = [size for size in sizes if size]  # of all first members, all second members, ...
+    turn = _members(labels).tril(-1).sum(1)  # how many members of the same cluster come before
+    if turns is None:
+        turns = int(turn.max()) + 1 if len(turn) else 0
     padded, slots = _padded(proxies, labels)
-    for rows in turns.argsort(stable=True).split(sizes):
-        clusters = slots[rows]
-        padded[clusters] = _blend(padded[clusters], features[rows], momentum)
+    for now in range(turns):
+        moved = _blend(padded[slots], features, momentum)
+        padded.index_copy_(0, slots.where(turn == now, len(proxies)), moved)
     return padded[:-1]
 
 

@@ -17,7 +17,8 @@ class IdentitySampler(Sampler[int]):
     pass starts with identities that the batch does not hold yet. Fewer than G identities recur within a batch as evenly
     as possible, with images that the batch does not hold yet where the identity has such.
 
-    Every process draws the same global stream and yields its own share of each batch: whole groups, no group twice.
+    Every process draws the same global stream and yields its own share of each batch: whole groups, no group twice. An
+    identity that recurs is dealt out evenly: if it has n groups, each process holds n / world_size of some identity.
 
     The K images of an identity, which has n images in C cameras, are drawn in one of two ways:
 

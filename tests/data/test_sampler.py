@@ -216,6 +216,20 @@ def test_processes_share_one_stream_disjointly(num_identities, world_size):
             assert {len(identities) for identities in held} == {2}
 
 
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+@pytest.mark.parametrize("num_identities", range(1, 12))
+def test_a_process_holds_its_share_of_the_identity_that_recurs_most(num_identities, world_size):
+    """So each process knows by itself how many images of one identity all of them hold at most."""
+    labels, cameras = people(num_identities)
+    shares = []
+    for rank in range(world_size):
+        options = {"batch_size": 6, "num_instances": 2, "seed": 1, "rank": rank, "world_size": world_size}
+        shares.append(labels[draw_batches(IdentitySampler(labels, cameras, **options), 20, 6)])
+    for parts in zip(*shares, strict=True):
+        most = np.bincount(np.concatenate(parts)).max()
+        assert all(world_size * np.bincount(part).max() >= most for part in parts)
+
+
 def test_seed_fixes_the_stream_and_no_other_generator_matters():
     labels, cameras = people(20)
 

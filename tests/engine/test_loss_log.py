@@ -27,6 +27,11 @@ METHODS = {
         "MODEL.LOSSES.DISCREPANT_PROXY.MARGINS": (0.2, 0.0),
         "CLUSTER.FEATURES": "online",
     },
+    "Cluster Contrast": {
+        "MODEL.LOSSES.NAME": ("DiscrepantProxyLoss",),
+        "MODEL.LOSSES.DISCREPANT_PROXY.UPDATES": ("each",),
+        "CLUSTER.FEATURES": "online",
+    },
     "DCMIP, positives of the batch": {
         "MODEL.LOSSES.NAME": ("DiscrepantProxyLoss", "MultiInstanceLoss"),
         "MODEL.LOSSES.MULTI_INSTANCE.POSITIVE": "batch",
