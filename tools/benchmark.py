@@ -43,7 +43,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 import benchmark_evaluate
 import benchmark_input
@@ -52,110 +51,27 @@ import benchmark_recluster
 import benchmark_scaling
 import benchmark_step
 import torch
+from measuring import check_least
 
 from fastreid_ice import InputError
+
+# A benchmark has add_arguments(parser), check(args), which raises argparse.ArgumentError, and run(args).
+BENCHMARKS = {
+    "recluster": (benchmark_recluster, "one reclustering beside its baselines"),
+    "scaling": (benchmark_scaling, "growth with the number of images"),
+    "step": (benchmark_step, "a training step beside the published schedule"),
+    "input": (benchmark_input, "images per second from the file to the network"),
+    "evaluate": (benchmark_evaluate, "one evaluation beside fast-reid's own"),
+    "recipe": (benchmark_recipe, "an epoch, part by part, and the whole recipe"),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-
-    command = commands.add_parser("recluster", help="one reclustering beside its baselines")
-    command.add_argument("--images", type=int, default=12936, help="default: 12936, as in Market-1501's training set")
-    command.add_argument(
-        "--dim", type=int, default=2048, help="dimensions of a feature; default: 2048, as of ResNet-50"
-    )
-    command.add_argument("--repeats", type=int, default=5, help="how often each is measured; default: 5")
-    command.add_argument(
-        "--dense",
-        action="store_true",
-        help="with the oracle of the tests (a checkout), which holds several N x N matrices",
-    )
-    command.set_defaults(run=benchmark_recluster.run)
-
-    command = commands.add_parser("scaling", help="growth with the number of images")
-    sizes = [10_000, 30_000, 100_000, 300_000, 1_000_000]
-    command.add_argument("--images", type=int, nargs="+", default=sizes, help=f"default: {' '.join(map(str, sizes))}")
-    command.add_argument("--dim", type=int, default=256, help="dimensions of a feature; default: 256")
-    command.add_argument(
-        "--neighbors",
-        nargs="+",
-        choices=benchmark_scaling.METHODS,
-        default=benchmark_scaling.METHODS,
-        help="ways to search; default: all",
-    )
-    command.add_argument(
-        "--exact-limit", type=int, default=300_000, help="images above which exact is left out; default: 300000"
-    )
-    command.add_argument("--output", type=Path, default=Path("logs/scaling"), help="a folder; default: logs/scaling")
-    command.set_defaults(run=benchmark_scaling.run)
-
-    command = commands.add_parser("step", help="a training step beside the published schedule")
-    command.add_argument(
-        "--network", choices=benchmark_step.NETWORKS, default="resnet50", help="the backbone; default: resnet50"
-    )
-    command.add_argument("--batch", type=int, default=16, help="images, four of each identity; default: 16")
-    command.add_argument(
-        "--size", type=int, nargs=2, default=(256, 128), metavar=("HEIGHT", "WIDTH"), help="pixels; default: 256 128"
-    )
-    command.add_argument(
-        "--clusters", type=int, default=700, help="proxies to learn from, times six cameras; default: 700"
-    )
-    precisions = benchmark_step.PRECISIONS
-    command.add_argument(
-        "--precision", nargs="+", choices=precisions, default=precisions, help="of our step; default: all"
-    )
-    command.add_argument("--compile", action="store_true", help="our step with torch.compile as well, in a few minutes")
-    command.add_argument("--repeats", type=int, default=5, help="how often each is measured; default: 5")
-    command.set_defaults(run=benchmark_step.run)
-
-    command = commands.add_parser("input", help="images per second from the file to the network")
-    command.add_argument(
-        "--config-file",
-        metavar="FILE",
-        default="configs/ice_market.yml",
-        help="network, size, batch and transforms; default: configs/ice_market.yml",
-    )
-    command.add_argument("--images", type=int, default=768, help="crops of the embedded data; default: 768")
-    command.add_argument(
-        "--steps", type=int, default=20, help="batches drawn from a loader for one measurement; default: 20"
-    )
-    workers = benchmark_input.default_workers()
-    command.add_argument("--workers", type=int, default=workers, help="of the loaders; default: one for each core")
-    command.add_argument("--repeats", type=int, default=5, help="how often each is measured; default: 5")
-    command.add_argument("opts", nargs="*", metavar="KEY VALUE", help="changes to the config")
-    command.set_defaults(run=benchmark_input.run)
-
-    command = commands.add_parser("evaluate", help="one evaluation beside fast-reid's own")
-    command.add_argument("--queries", type=int, default=1000, help="default: 1000; MSMT17 has 11659")
-    command.add_argument("--gallery", type=int, default=10_000, help="images; default: 10000; MSMT17 has 82161")
-    command.add_argument(
-        "--dim", type=int, default=2048, help="dimensions of a feature; default: 2048, as of ResNet-50"
-    )
-    command.add_argument("--repeats", type=int, default=5, help="how often each is measured; default: 5")
-    command.add_argument("--rerank", action="store_true", help="with re-ranking, for which fast-reid needs N x N")
-    command.set_defaults(run=benchmark_evaluate.run)
-
-    command = commands.add_parser("recipe", help="an epoch, part by part, and the whole recipe")
-    command.add_argument(
-        "--config-file",
-        metavar="FILE",
-        default="configs/ice_market.yml",
-        help="the recipe; default: configs/ice_market.yml",
-    )
-    command.add_argument("--synthetic", action="store_true", help="draw people in place of the config's data sets")
-    command.add_argument(
-        "--images",
-        type=int,
-        default=benchmark_recipe.MARKET_IMAGES,
-        help="training crops to draw, with as many for query and gallery as in Market-1501; default: 12936, as there",
-    )
-    command.add_argument("--steps", type=int, default=20, help="training steps measured; default: 20")
-    command.add_argument("--profile", action="store_true", help="with the three largest costs of a training step")
-    command.add_argument("opts", nargs="*", metavar="KEY VALUE", help="changes to the config")
-    command.set_defaults(run=benchmark_recipe.run)
-
-    for command in commands.choices.values():
+    for name, (benchmark, purpose) in BENCHMARKS.items():
+        command = commands.add_parser(name, help=purpose)
+        benchmark.add_arguments(command)
         command.add_argument(
             "--threads", type=int, default=torch.get_num_threads(), help="CPU threads; default: as many as torch takes"
         )
@@ -163,21 +79,16 @@ def main() -> None:
             "--device", choices=("cpu", "cuda"), default="cpu", help="where it is computed; default: cpu"
         )
     args = parser.parse_args()
-    least_of = dict.fromkeys(("queries", "dim", "threads", "repeats", "steps", "workers"), 1)
-    least_of |= {"images": benchmark_recluster.K1, "gallery": 2 * benchmark_evaluate.MAX_RANK}
-    least_of |= {"batch": 8, "size": 32, "clusters": 2}
-    for name, least in least_of.items():
-        given = getattr(args, name, least)
-        if min([given] if isinstance(given, int) else given) < least:
-            parser.error(f"--{name} must be at least {least}")
-    if getattr(args, "dense", False) and not benchmark_recluster.TESTS.is_dir():
-        parser.error(
-            f"--dense: the oracle is one of the tests, and {benchmark_recluster.TESTS} is not there; use a checkout"
-        )
+    benchmark, _ = BENCHMARKS[args.command]
+    try:
+        check_least(args, threads=1)
+        benchmark.check(args)
+    except argparse.ArgumentError as error:
+        parser.error(str(error))
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU here")
     try:
-        args.run(args)
+        benchmark.run(args)
     except (ChildProcessError, InputError) as error:
         sys.exit(f"error: {error}")
 

@@ -20,7 +20,7 @@ from fastreid_ice.core.evaluation import distance_blocks, rank_blocks, reranked_
 import torch.nn.functional as F
 from fastreid.evaluation.rank import eval_market1501
 from fastreid.utils.compute_dist import build_dist
-from measuring import Clock, Measurement, Worker, draw_people, machine
+from measuring import Clock, Measurement, Worker, check_least, draw_people, machine
 from tabulate import tabulate
 from torch import Tensor
 
@@ -34,6 +34,18 @@ MAX_RANK = 50
 SAME = 1e-5  # of figures in [0, 1], which differ by the order of images whose distances round to the same number
 NOISE = 3.0  # makes people hard enough to tell apart that many ranks are wrong
 OURS, PYTHON, CYTHON = "ours", "fast-reid, Python", "fast-reid, Cython"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--queries", type=int, default=1000, help="default: 1000; MSMT17 has 11659")
+    parser.add_argument("--gallery", type=int, default=10_000, help="images; default: 10000; MSMT17 has 82161")
+    parser.add_argument("--dim", type=int, default=2048, help="dimensions of a feature; default: 2048, as of ResNet-50")
+    parser.add_argument("--repeats", type=int, default=5, help="how often each is measured; default: 5")
+    parser.add_argument("--rerank", action="store_true", help="with re-ranking, for which fast-reid needs N x N")
+
+
+def check(args: argparse.Namespace) -> None:
+    check_least(args, queries=1, gallery=2 * MAX_RANK, dim=1, repeats=1)
 
 
 def ours(

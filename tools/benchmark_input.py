@@ -15,12 +15,13 @@ from fastreid_ice import add_ice_config  # before fastreid, whose imports it men
 
 # isort: split
 import torch
+from benchmark_recluster import K1
 from fastreid.config import CfgNode, get_cfg
 from fastreid.data.data_utils import read_image
 from fastreid.data.transforms import build_transforms
 from fastreid.engine.defaults import DefaultTrainer
 from fastreid.modeling import build_model
-from measuring import Clock, machine
+from measuring import Clock, check_least, machine
 from PIL import Image, ImageFilter
 from tabulate import tabulate
 from torch import nn
@@ -49,6 +50,27 @@ FORWARD = "network, features"
 
 # Works on some images, and tells on how many.
 Work = Callable[[], int]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config-file",
+        metavar="FILE",
+        default="configs/ice_market.yml",
+        help="network, size, batch and transforms; default: configs/ice_market.yml",
+    )
+    parser.add_argument("--images", type=int, default=768, help="crops of the embedded data; default: 768")
+    parser.add_argument(
+        "--steps", type=int, default=20, help="batches drawn from a loader for one measurement; default: 20"
+    )
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--workers", type=int, default=cores, help="of the loaders; default: one for each core")
+    parser.add_argument("--repeats", type=int, default=5, help="how often each is measured; default: 5")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="changes to the config")
+
+
+def check(args: argparse.Namespace) -> None:
+    check_least(args, images=K1, steps=1, workers=1, repeats=1)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -224,7 +246,3 @@ def conclusions(rates: dict[str, float], workers: int) -> Iterator[str]:
             f"cache {cache}: the training loader brings {ahead:.1f} times what the training step takes; extraction "
             f"takes {beside:.2f} times the network's own time"
         )
-
-
-def default_workers() -> int:
-    return len(os.sched_getaffinity(0))

@@ -16,11 +16,12 @@ import train_net  # before fastreid, which cannot be imported without the plugin
 # isort: split
 import torch
 import torch.nn.functional as F
+from benchmark_recluster import K1
 from fastreid.config import CfgNode
 from fastreid.engine import default_argument_parser
 from fastreid.utils.env import seed_all_rng
 from fastreid.utils.events import EventStorage
-from measuring import Clock, machine
+from measuring import Clock, check_least, machine
 from tabulate import tabulate
 from torch import Tensor
 from torch.autograd import DeviceType
@@ -76,6 +77,29 @@ class Stage:
     def whole(self) -> float:
         """Seconds."""
         return sum(part.whole for part in self.parts if not part.detail)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config-file",
+        metavar="FILE",
+        default="configs/ice_market.yml",
+        help="the recipe; default: configs/ice_market.yml",
+    )
+    parser.add_argument("--synthetic", action="store_true", help="draw people in place of the config's data sets")
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=MARKET_IMAGES,
+        help="training crops to draw, with as many for query and gallery as in Market-1501; default: 12936, as there",
+    )
+    parser.add_argument("--steps", type=int, default=20, help="training steps measured; default: 20")
+    parser.add_argument("--profile", action="store_true", help="with the three largest costs of a training step")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="changes to the config")
+
+
+def check(args: argparse.Namespace) -> None:
+    check_least(args, images=K1, steps=1)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -20,7 +20,7 @@ from fastreid_ice.progress import progress
 import faiss
 import torch
 import torch.nn.functional as F
-from measuring import Clock, Measurement, Work, Worker, draw_people, machine
+from measuring import Clock, Measurement, Work, Worker, check_least, draw_people, machine
 from tabulate import tabulate
 from torch import Tensor
 
@@ -28,6 +28,25 @@ EPS, K1, K2 = 0.55, 30, 6
 FLOAT64_LIMIT = 40_000  # images up to which the lists are searched in float64 as well
 TESTS = Path(__file__).resolve().parent.parent / "tests"  # where the oracle is, in a checkout
 sys.path.append(str(TESTS))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--images", type=int, default=12936, help="default: 12936, as in Market-1501's training set")
+    parser.add_argument("--dim", type=int, default=2048, help="dimensions of a feature; default: 2048, as of ResNet-50")
+    parser.add_argument("--repeats", type=int, default=5, help="how often each is measured; default: 5")
+    parser.add_argument(
+        "--dense",
+        action="store_true",
+        help="with the oracle of the tests (a checkout), which holds several N x N matrices",
+    )
+
+
+def check(args: argparse.Namespace) -> None:
+    check_least(args, images=K1, dim=1, repeats=1)
+    if args.dense and not TESTS.is_dir():
+        raise argparse.ArgumentError(
+            None, f"--dense: the oracle is one of the tests, and {TESTS} is not there; use a checkout"
+        )
 
 
 def recluster(features: Tensor, clock: Clock, device: str, method: str = "exact") -> np.ndarray:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmark_recluster import recluster
+from benchmark_recluster import K1, recluster
 from chart import Point, draw_curves
-from measuring import Worker, draw_people, machine
+from measuring import Worker, check_least, draw_people, machine
 
 from fastreid_ice.core import label_quality
 from fastreid_ice.core.neighbors import METHODS
@@ -39,6 +39,21 @@ COLUMNS = {
 }
 # The columns by name, and under "machine", "device" and "dim" what else was asked for.
 Row = dict[str, Any]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    sizes = [10_000, 30_000, 100_000, 300_000, 1_000_000]
+    parser.add_argument("--images", type=int, nargs="+", default=sizes, help=f"default: {' '.join(map(str, sizes))}")
+    parser.add_argument("--dim", type=int, default=256, help="dimensions of a feature; default: 256")
+    parser.add_argument("--neighbors", nargs="+", choices=METHODS, default=METHODS, help="ways to search; default: all")
+    parser.add_argument(
+        "--exact-limit", type=int, default=300_000, help="images above which exact is left out; default: 300000"
+    )
+    parser.add_argument("--output", type=Path, default=Path("logs/scaling"), help="a folder; default: logs/scaling")
+
+
+def check(args: argparse.Namespace) -> None:
+    check_least(args, images=K1, dim=1)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -17,7 +17,7 @@ from fastreid.engine.train_loop import AMPTrainer, SimpleTrainer
 from fastreid.modeling.meta_arch import build_model
 from fastreid.solver import build_optimizer
 from fastreid.utils.events import EventStorage
-from measuring import Clock, machine
+from measuring import Clock, check_least, machine
 from tabulate import tabulate
 from torch import Tensor
 
@@ -35,6 +35,26 @@ PUBLISHED = "published schedule"
 CAMERAS, INSTANCES = 6, 4
 STEPS = {"cpu": 1, "cuda": 10}  # timed together: a GPU works while the host prepares the next step
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "ice_market.yml"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--network", choices=NETWORKS, default="resnet50", help="the backbone; default: resnet50")
+    parser.add_argument("--batch", type=int, default=16, help="images, four of each identity; default: 16")
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=(256, 128), metavar=("HEIGHT", "WIDTH"), help="pixels; default: 256 128"
+    )
+    parser.add_argument(
+        "--clusters", type=int, default=700, help="proxies to learn from, times six cameras; default: 700"
+    )
+    parser.add_argument(
+        "--precision", nargs="+", choices=PRECISIONS, default=PRECISIONS, help="of our step; default: all"
+    )
+    parser.add_argument("--compile", action="store_true", help="our step with torch.compile as well, in a few minutes")
+    parser.add_argument("--repeats", type=int, default=5, help="how often each is measured; default: 5")
+
+
+def check(args: argparse.Namespace) -> None:
+    check_least(args, batch=8, size=32, clusters=2, repeats=1)
 
 
 def config(network: str, size: tuple[int, int], device: str) -> CfgNode:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import threading
@@ -25,6 +26,18 @@ from torch import Tensor
 
 BLOCK = 16384  # feature rows drawn at a time
 WARM_UP = 1000  # feature rows that compile the kernels and start the libraries
+
+
+def check_least(args: argparse.Namespace, **least: int) -> None:
+    """Looks whether each number, or each of several, that was given for an option is at least as large as told here.
+
+    Raises:
+        argparse.ArgumentError: one is not.
+    """
+    for name, number in least.items():
+        given = getattr(args, name)
+        if min([given] if isinstance(given, int) else given) < number:
+            raise argparse.ArgumentError(None, f"--{name} must be at least {number}")
 
 
 def draw_people(
