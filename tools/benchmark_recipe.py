@@ -124,8 +124,9 @@ def run(args: argparse.Namespace) -> None:
     print(f"the whole recipe: {sum(stage.whole for stage in stages) / 60:.1f} minutes, without checkpoints and report")
     if args.synthetic and args.images != MARKET_IMAGES:
         print(
-            f"extrapolated from {args.images} to {MARKET_IMAGES} training crops in proportion, which fits "
-            "features; searching neighbors and ranking grow faster and take longer than the table says"
+            f"extrapolated from {args.images} to {MARKET_IMAGES} training crops in proportion, which fits features of "
+            "many images; what does not grow, such as starting the workers, takes less than the table says, and "
+            "searching neighbors and ranking, which grow faster, take more"
         )
 
 
@@ -208,22 +209,22 @@ def read_images(trainer: UnsupervisedTrainer) -> dict[str, Tensor]:
 
 
 def settle_statistics(model: MomentumReID, images: Tensor) -> None:
-    """Give all batch norms the statistics of these images.
+    """Give all batch norms the statistics of these images, whatever parts they see a batch in.
 
     With those that they start with, random weights make all features nearly the same, and neighbors are only told apart
     by a search in float64, which a training run does not need.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
+    before = [(norm.momentum, getattr(norm, "num_splits", 1)) for norm in norms]
     model.eval()  # in training the networks may be compiled, for batches of another size
     for norm in norms:
         norm.train()
-        norm.momentum = 1.0
+        norm.momentum, norm.num_splits = 1.0, 1
     with torch.no_grad():
         for encoder in ("online", "momentum"):
             model.encode(images, encoder)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+    for norm, settings in zip(norms, before, strict=True):
+        norm.momentum, norm.num_splits = settings
     model.train()
 
 

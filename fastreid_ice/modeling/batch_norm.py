@@ -75,12 +75,17 @@ def splits_per_process(cfg: CfgNode, processes: int) -> int:
     """Into how many parts each process splits its share, for ``MODEL.BN_SPLITS`` parts of the whole batch.
 
     Raises:
-        InputError: the batch, or the parts, cannot be shared out evenly.
+        InputError: the batch, or the parts, cannot be shared out evenly, or a part is one image.
     """
     splits = cfg.MODEL.BN_SPLITS
     if splits < 1 or cfg.SOLVER.IMS_PER_BATCH % splits:
         raise InputError(
             f"MODEL.BN_SPLITS {splits} must divide the batch, SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}"
+        )
+    if 1 < splits == cfg.SOLVER.IMS_PER_BATCH:
+        raise InputError(
+            f"MODEL.BN_SPLITS {splits} leaves one image to each part of the batch, and batch norm needs two; raise "
+            "SOLVER.IMS_PER_BATCH or lower MODEL.BN_SPLITS"
         )
     if splits > processes and splits % processes:
         raise InputError(f"MODEL.BN_SPLITS {splits} must be a multiple of the number of processes, {processes}")

@@ -166,6 +166,9 @@ def test_what_cannot_be_split() -> None:
         cfg.MODEL.BN_SPLITS = splits
         with pytest.raises(InputError, match=f"MODEL.BN_SPLITS {splits} must divide the batch"):
             check_config(cfg, num_processes=processes)
+    cfg.MODEL.BN_SPLITS = 8
+    with pytest.raises(InputError, match="MODEL.BN_SPLITS 8 leaves one image to each part of the batch"):
+        check_config(cfg)
     cfg = small_config(MODEL__BN_SPLITS=4, SOLVER__IMS_PER_BATCH=24)
     with pytest.raises(InputError, match="MODEL.BN_SPLITS 4 must be a multiple of the number of processes, 3"):
         check_config(cfg, num_processes=3)

@@ -91,9 +91,12 @@ def test_the_profile_names_what_costs_most() -> None:
     assert float(rows[3][1]) > float(rows[0][1]) > float(rows[1][1])
 
 
+@pytest.mark.parametrize("bn_splits", [1, 4])
 @pytest.mark.parametrize("encoder", ["online", "momentum"])
-def test_settled_statistics_tell_images_apart(cfg: CfgNode, encoder: str) -> None:
+def test_settled_statistics_tell_images_apart(cfg: CfgNode, encoder: str, bn_splits: int) -> None:
+    """Of 27 images, which do not split into four equal parts."""
     torch.manual_seed(0)
+    cfg.MODEL.BN_SPLITS = bn_splits
     model = build_model(cfg)
     images = build_test_loader(cfg, "SyntheticPeople")[0].dataset[torch.arange(27)]["images"]
 
@@ -104,12 +107,13 @@ def test_settled_statistics_tell_images_apart(cfg: CfgNode, encoder: str) -> Non
         return (features @ features.T).mean().item()
 
     assert similarity() > 0.9
-    momenta = [norm.momentum for norm in model.modules() if isinstance(norm, torch.nn.BatchNorm2d)]
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    settings = [norm.extra_repr() for norm in norms]
     model.train()
     settle_statistics(model, images)
     assert all(module.training for module in model.modules())
     assert similarity() < 0.3
-    assert momenta == [norm.momentum for norm in model.modules() if isinstance(norm, torch.nn.BatchNorm2d)]
+    assert settings == [norm.extra_repr() for norm in norms], "momentum and parts are what they were"
 
 
 @pytest.mark.usefixtures("own_logging")
