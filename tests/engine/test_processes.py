@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from fastreid.config import CfgNode
 from fastreid.engine.train_loop import HookBase
+from fastreid.modeling.backbones import BACKBONE_REGISTRY
 from fastreid.utils import comm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -19,7 +21,7 @@ from fastreid_ice.core import Clusters, hard_instance_loss, soft_consistency_los
 from fastreid_ice.data import build_feature_loader, build_training_set
 from fastreid_ice.engine import HOOK_REGISTRY, UnsupervisedTrainer, extract_features, launch
 from fastreid_ice.modeling.gather import encode_shuffled, gather_batch
-from support import train
+from support import train, two_layers
 
 pytestmark = pytest.mark.slow
 
@@ -81,6 +83,41 @@ def test_training_in_two_processes(cfg: CfgNode) -> None:
         assert len(mine) == len(theirs) == cfg.SOLVER.IMS_PER_BATCH // 2
         assert not set(mine.tolist()) & set(theirs.tolist()), "each process draws its own part of the batch"
     assert (Path(cfg.OUTPUT_DIR) / "model_final.pth").is_file()
+
+
+def build_two_layers(cfg: CfgNode) -> nn.Module:
+    return two_layers()
+
+
+def run_with_and_without_compiling(cfg: CfgNode) -> None:
+    BACKBONE_REGISTRY.register(build_two_layers)
+    HOOK_REGISTRY.register(Witness)
+    folder = cfg.OUTPUT_DIR
+    for cfg.MODEL.COMPILE in (False, True):
+        cfg.OUTPUT_DIR = os.path.join(folder, f"compiled-{cfg.MODEL.COMPILE}")
+        train(cfg)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_training_compiled_in_two_processes(cfg: CfgNode) -> None:
+    """Two steps, with the weights that they lead to without compiling, up to 1e-5."""
+    cfg.HOOKS = ("Witness", *cfg.HOOKS)
+    cfg.CLUSTER.NAME = "GroundTruth"
+    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.FEAT_DIM = "build_two_layers", 16
+    cfg.SOLVER.IMS_PER_BATCH = 16  # 8 for each process
+    cfg.SOLVER.OPT, cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_EPOCH = "SGD", 0.01, 1
+    cfg.TEST.EVAL_PERIOD = -1
+    launch(run_with_and_without_compiling, 2, args=(cfg,))
+
+    def weights(compiled: bool, rank: int) -> dict[str, Tensor]:
+        return torch.load(Path(cfg.OUTPUT_DIR, f"compiled-{compiled}", f"rank{rank}.pt"), weights_only=False)["weights"]
+
+    expected, found = weights(False, 0), weights(True, 0)
+    for name, value in found.items():
+        assert torch.equal(value, weights(True, 1)[name]), name
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    moved = found["backbone.0.weight"] - found["momentum.backbone.0.weight"]
+    assert moved.abs().max() > 1e-3, "by far more than that"
 
 
 def run_extraction(cfg: CfgNode, folder: Path) -> None:
