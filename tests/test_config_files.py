@@ -37,6 +37,19 @@ def test_every_config_is_read_as_fast_reid_reads_it(path: Path) -> None:
     assert read(path) == theirs
 
 
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("[!b]*.yml")), ids=lambda path: path.stem)
+def test_published_recipes_train_as_on_four_gpus(path: Path) -> None:
+    """On the published batch; the other configs, on data of one's own or drawn, are nobody's recipe."""
+    cfg = read(path)
+    recipe = (cfg.MODEL.BN_SPLITS, cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE)
+    if not set(cfg.DATASETS.NAMES) <= {"Market1501", "DukeMTMC", "MSMT17", "VeRi"}:
+        assert recipe[0] == 1
+    elif "HardInstanceLoss" in cfg.MODEL.LOSSES.NAME:
+        assert recipe == (4, 32, 4), "ICE"
+    else:
+        assert recipe == (4, 256, 16), "DCMIP and Cluster Contrast"
+
+
 def test_bases_and_imports_count_from_the_file(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / "near.yml").write_text("_BASE_: ice_demo.yml\nSEED: 3\nMODEL: {LOSSES: {MINE: {SCALE: 2.0}}}\n")

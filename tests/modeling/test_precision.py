@@ -96,6 +96,22 @@ class TestAMPTrainer:
         assert "total_loss" in storage.latest()
         assert any(not torch.equal(value, before[name]) for name, value in model.backbone.state_dict().items())
 
+    @pytest.mark.parametrize(("scale", "steps"), [(2.0**16, True), (2.0**127, False)], ids=["fits", "overflows"])
+    def test_gradients_are_scaled_for_float16(self, scale: float, steps: bool) -> None:
+        """By a power of two, which is exact: the step is the same, or none where gradients overflow."""
+        model, batch = model_and_batch()
+        before, after = copy.deepcopy(model.backbone.state_dict()), []
+        for scaler in (None, torch.amp.GradScaler("cpu", init_scale=scale)):
+            copied = copy.deepcopy(model)
+            trainer = AMPTrainer(copied, [batch], torch.optim.SGD(copied.backbone.parameters(), lr=0.01), None, scaler)
+            trainer.iter = 0
+            with EventStorage():
+                trainer.run_step()
+            after.append(copied.backbone)
+        assert trainer.grad_scaler.get_scale() == (scale if steps else scale / 2)
+        for (name, weight), expected in zip(after[1].named_parameters(), after[0].parameters(), strict=True):
+            torch.testing.assert_close(weight, expected if steps else before[name], rtol=1e-5, atol=1e-7)
+
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
     def test_follows_float32_on_a_gpu(self) -> None:
         model, batch = model_and_batch(**RESNET)
