@@ -18,6 +18,10 @@ class InputError(ValueError):
     The command line prints the message alone; any other exception keeps its traceback.
     """
 
+    def __init__(self, message: str) -> None:
+        # torch hands on the error of a loader's worker as a text with its traceback, whose end is the sentence.
+        super().__init__(message.rpartition("InputError: ")[2].strip())
+
 
 def value_of(cfg: CfgNode, key: str) -> Any:
     """The value of a dotted key such as "SOLVER.MAX_EPOCH"."""

@@ -123,7 +123,7 @@ def _wait(context: mp.ProcessContext, first_rank: int, world_size: int) -> None:
         with open(words[first], "rb") as file:
             traceback = pickle.load(file)
         if "InputError: " in traceback:
-            raise InputError(traceback.rpartition("InputError: ")[2].strip()) from None
+            raise InputError(traceback) from None
         lines = traceback.rpartition("Traceback (most recent call last):")[2].splitlines()
         reason = next(line for line in lines if line and not line[0].isspace())
         raise ProcessFailed(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -180,6 +181,29 @@ def test_extraction_and_training_share_the_cache(cfg: CfgNode) -> None:
     cfg.INPUT.SIZE_TEST = [16, 8]
     shapes = {batch["images"].shape[2:] for batch in build_feature_loader(cfg, images)}
     assert shapes == {(16, 8)}, "another size is read from the files"
+
+
+def error_of(loader: Iterable) -> str:
+    """What it says; the error itself would keep the loader's workers."""
+    try:
+        next(iter(loader))
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_error_of_a_worker_is_one_sentence(cfg: CfgNode, num_workers: int) -> None:
+    cfg.DATALOADER.NUM_WORKERS = num_workers
+    images = build_training_set(cfg)
+    images.paths[3] = "gone.jpg"
+    labels = torch.full_like(images.identities, -1)
+    labels[:4] = 0
+    training = PseudoLabelLoader.from_config(cfg, images, frozenset({"online"}))
+    training.reset(labels, seed=0)
+    for error in (error_of(build_feature_loader(cfg, images)), error_of(training)):
+        assert error.startswith("cannot read the image gone.jpg: ") and "\n" not in error
+    training.close()
 
 
 def test_unknown_dataset_lists_the_known(cfg: CfgNode) -> None:
