@@ -117,6 +117,7 @@ class ReclusterHook(HookBase):
 
     def after_train(self) -> None:
         self.trainer.data_loader.close()
+        self.trainer.feature_loader = None  # its workers go with it
 
     def _cluster(self, features: Tensor, readable: Tensor) -> Tensor:
         """Labels (N,) of the readable images, the same in all processes; the others are noise."""

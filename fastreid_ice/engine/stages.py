@@ -7,6 +7,7 @@ of its own, with a fresh optimiser and schedule.
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 import os
 from collections import OrderedDict
@@ -152,6 +153,7 @@ def _train_all(stages: list[CfgNode], resume: bool, last_hooks: Sequence[HookBas
         if comm.is_main_process():
             _prepare(stages, index, resumes)
         comm.synchronize()
+        gc.collect()  # a trainer is part of a cycle: the last one's image cache, workers and share of the GPU go now
         announce = AnnounceStage(index + 1, len(stages))
         results = _train(stages[index], resumes, first_hooks=[announce], last_hooks=last_hooks)
     if comm.is_main_process():

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import multiprocessing
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 from fastreid.config import CfgNode, get_cfg
+from fastreid.engine.train_loop import HookBase
 from torch import Tensor
 
 from fastreid_ice import InputError, add_ice_config
-from fastreid_ice.engine import UnsupervisedTrainer, check_config, stage_configs, train_stages
+from fastreid_ice.data import CropCache
+from fastreid_ice.engine import HOOK_REGISTRY, UnsupervisedTrainer, check_config, stage_configs, train_stages
 from fastreid_ice.engine.stages import best_checkpoint, encoder_weights, is_complete, without_keys
 from support import train
 
@@ -218,6 +223,34 @@ def test_checkpoints_of_an_earlier_run_are_not_resumed(cfg: CfgNode, monkeypatch
     cfg.OUTPUT_DIR += "_other"
     train_stages(cfg)
     assert_equal(parts, weights(f"{stage_configs(cfg)[1].OUTPUT_DIR}/model_final.pth"))
+
+
+class CountWhatIsLeft(HookBase):
+    """How many image caches, and workers of loaders, there are when a stage starts."""
+
+    counts: ClassVar[list[tuple[int, int]]] = []
+
+    def __init__(self, cfg: CfgNode) -> None:
+        pass
+
+    def before_train(self) -> None:
+        caches = sum(isinstance(thing, CropCache) for thing in gc.get_objects())
+        self.counts.append((caches, len(multiprocessing.active_children())))
+
+
+def test_a_stage_leaves_no_cache_and_no_worker_to_the_next(cfg: CfgNode, monkeypatch) -> None:
+    monkeypatch.setitem(HOOK_REGISTRY._obj_map, "CountWhatIsLeft", CountWhatIsLeft)
+    cfg.merge_from_list(["DATALOADER.CACHE", "ram", "DATALOADER.NUM_WORKERS", 1, "DATASETS.TESTS", ()])
+    cfg.HOOKS = ("CountWhatIsLeft", *cfg.HOOKS)
+    cfg.STAGES = TWO_STAGES
+    gc.collect()
+    gc.disable()  # nothing may be left to its mood
+    try:
+        train_stages(cfg)
+    finally:
+        gc.enable()
+    first, second = CountWhatIsLeft.counts
+    assert first == second
 
 
 def test_without_evaluation_the_last_weights_are_handed_on(cfg: CfgNode) -> None:
