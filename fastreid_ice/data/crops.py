@@ -60,16 +60,18 @@ class CropCache:
         self.images = memory[num_images:].view(num_images, 3, height, width)
 
 
-def available_memory() -> int:
-    """Bytes that this process could still get, within the limit of its container where that is known."""
+def available_memory(group: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that this process could still get, within the limit of its container where ``group`` tells it."""
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         free = 1024 * int(lines["MemAvailable"].split()[0])
     except OSError:  # not Linux: all there is
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with suppress(OSError, ValueError):  # no container, or "max", no limit
-        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
-        free = min(free, limit - used)
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        kinds = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        files = int(kinds["active_file"]) + int(kinds["inactive_file"])  # copies of files, dropped where there is need
+        free = min(free, limit - used + files)
     return free
 
 
@@ -122,10 +124,11 @@ class Crops(Dataset):
     def _load(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) uint8, and (B,) bool, False for those that cannot be read."""
         if self.cache is None:
-            images = torch.zeros(len(index), 3, *self.size, dtype=torch.uint8)
-            readable = [self._decode(i, image) for i, image in zip(index.tolist(), images, strict=True)]
-            return images, torch.tensor(readable)
-        for i in index[~self.cache.filled[index]].tolist():
+            distinct, places = index.unique(return_inverse=True)  # small clusters recur within a batch
+            images = torch.zeros(len(distinct), 3, *self.size, dtype=torch.uint8)
+            readable = [self._decode(i, image) for i, image in zip(distinct.tolist(), images, strict=True)]
+            return images[places], torch.tensor(readable)[places]
+        for i in index[~self.cache.filled[index]].unique().tolist():
             self.cache.filled[i] = self._decode(i, self.cache.images[i])
         return self.cache.images[index], self.cache.filled[index]
 

@@ -56,6 +56,16 @@ def test_transforms_of_single_images_share_one_decoding(paths: list[str], monkey
     assert torch.equal(batch["online"], batch["momentum"]) and "images" not in batch
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_an_image_that_recurs_is_decoded_once(paths: list[str], cached: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh = Crops(paths, SIZE, {})[range(6)]["images"]
+    reads = []
+    monkeypatch.setattr(crops, "read_image", lambda path: reads.append(path) or read_image(path))
+    batch = Crops(paths, SIZE, {}, cache=CropCache(6, SIZE) if cached else None)[[5, 2, 5, 5]]
+    assert sorted(reads) == [paths[2], paths[5]]
+    assert torch.equal(batch["images"], fresh[[5, 2, 5, 5]]) and batch["indices"].tolist() == [5, 2, 5, 5]
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_the_cache_is_filled_once_for_all_processes(paths: list[str], num_workers: int) -> None:
     cache = CropCache(6, SIZE)
@@ -108,6 +118,17 @@ def test_too_large_a_cache_is_refused() -> None:
     fitting = int(0.4 * crops.available_memory() / (3 * 256 * 128))
     with pytest.raises(InputError, match=r"in 4 process\(es\).*; use DATALOADER.CACHE none"):
         CropCache(fitting, (256, 128), copies=4)
+
+
+def test_a_container_has_its_limit(tmp_path: Path) -> None:
+    """Files that the system keeps in memory while it can are no use of it."""
+    unlimited = crops.available_memory(tmp_path)
+    (tmp_path / "memory.max").write_text("9000\n")
+    (tmp_path / "memory.current").write_text("8000\n")
+    (tmp_path / "memory.stat").write_text("anon 1000\nfile 7000\ninactive_file 4000\nactive_file 2500\nshmem 500\n")
+    assert crops.available_memory(tmp_path) == 7500
+    (tmp_path / "memory.max").write_text("max\n")
+    assert crops.available_memory(tmp_path) > 0.5 * unlimited
 
 
 @pytest.mark.parametrize("content", [b"", b"no image at all"])
