@@ -20,6 +20,7 @@ from scipy import sparse
 from torch import Tensor
 
 from ._arrays import map_blocks, to_numpy
+from .neighbors import k_nearest
 
 METRICS = ("cosine", "euclidean")
 _AT_ONCE = 16  # queries that a thread takes at a time
@@ -119,6 +120,23 @@ def distance_blocks(
         (block.square().sum(1, keepdim=True) + squares).addmm_(block, gallery.T, alpha=-2)
         for block in progress(queries.split(chunk_size))
     )
+
+
+def expand_features(
+    features: Tensor,
+    k: int,
+    *,
+    alpha: float = 3.0,
+    device: torch.device | str | None = None,
+    progress: Callable[[Sequence[Tensor]], Iterable[Tensor]] = iter,
+) -> Tensor:
+    """Alpha query expansion (Radenović et al., TPAMI 2019): each row becomes the mean of similarity ** ``alpha`` times
+    row over its ``k`` most similar rows, itself among them.
+
+    Args, errors: see :func:`~fastreid_ice.core.k_nearest`, which searches; ``features`` (N, D) stay as they are.
+    """
+    similarities, ranks = k_nearest(features, k, device=device, progress=progress)
+    return F.embedding_bag(ranks, features, per_sample_weights=similarities**alpha, mode="sum") / k
 
 
 def reranked_blocks(

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from fastreid.config import CfgNode
 from fastreid.evaluation import ReidEvaluator
-from fastreid.evaluation.query_expansion import aqe
 from fastreid.evaluation.roc import evaluate_roc
 from fastreid.utils import comm
 from sklearn.metrics import roc_curve
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from ..config import InputError
 from ..core import jaccard_graph, k_nearest
-from ..core.evaluation import distance_blocks, rank_blocks, reranked_blocks
+from ..core.evaluation import distance_blocks, expand_features, rank_blocks, reranked_blocks
 from ..progress import progress
 
 
@@ -28,9 +27,10 @@ class BlockedReidEvaluator(ReidEvaluator):
     """ReidEvaluator with the same keys and, but for rounding, the same figures. Images at equal distance, whose order
     it leaves to an unstable sort, are ranked by index.
 
-    Distances are computed for a block of queries at a time, where the model is, and ``TEST.RERANK`` keeps the Jaccard
-    distances sparse. Two settings still hold all distances at once: ``TEST.ROC``, which needs them, and ``TEST.RERANK``
-    with the Euclidean ``TEST.METRIC``, where everything is fast-reid's.
+    Distances are computed for a block of queries at a time, where the model is; ``TEST.AQE`` searches neighbors without
+    all similarities, and ``TEST.RERANK`` keeps the Jaccard distances sparse. Two settings still hold all distances at
+    once: ``TEST.ROC``, which needs them, and ``TEST.RERANK`` with the Euclidean ``TEST.METRIC``, where everything is
+    fast-reid's.
     """
 
     _device = torch.device("cpu")
@@ -43,7 +43,7 @@ class BlockedReidEvaluator(ReidEvaluator):
         """Rank-1, -5 and -10, mAP, mINP and their summary, in percent; empty but in the main process.
 
         Raises:
-            InputError: ``TEST.RERANK.K1`` or ``K2`` does not fit the test set.
+            InputError: ``TEST.RERANK.K1`` or ``K2``, or ``TEST.AQE.QE_K``, does not fit the test set.
             ValueError: features are not finite, or no query has a right image.
         """
         test = self.cfg.TEST
@@ -58,14 +58,14 @@ class BlockedReidEvaluator(ReidEvaluator):
         features, people, cameras = (
             torch.cat([prediction[name] for prediction in predictions]) for name in ("feats", "pids", "camids")
         )
-        queries, gallery = self._halves(features)
         if test.AQE.ENABLED:
-            queries, gallery = aqe(queries, gallery, test.AQE.QE_TIME, test.AQE.QE_K, test.AQE.ALPHA)
+            features = self._expand(features)
+        queries, gallery = self._halves(features)
 
         searching = partial(progress, title="Ranking queries")
         blocks = distance_blocks(queries, gallery, metric=test.METRIC, device=self._device, progress=searching)
         if test.RERANK.ENABLED:
-            blocks = self._rerank(blocks, torch.cat([queries, gallery]))
+            blocks = self._rerank(blocks, features)
         if test.ROC.ENABLED:
             blocks = list(blocks)
         identities = (*self._halves(people), *self._halves(cameras))
@@ -86,6 +86,20 @@ class BlockedReidEvaluator(ReidEvaluator):
 
     def _halves(self, values: Tensor) -> tuple[Tensor, Tensor]:
         return values[: self._num_query], values[self._num_query :]
+
+    def _expand(self, features: Tensor) -> Tensor:
+        expansion: CfgNode = self.cfg.TEST.AQE
+        try:
+            for _ in range(expansion.QE_TIME):
+                searching = partial(progress, title="Expanding queries")
+                features = expand_features(
+                    features, expansion.QE_K, alpha=expansion.ALPHA, device=self._device, progress=searching
+                )
+        except ValueError as error:
+            raise InputError(
+                f"TEST.AQE, with QE_K {expansion.QE_K} and a test set of {len(features)} images: {error}"
+            ) from error
+        return features
 
     def _rerank(self, blocks: Iterator[Tensor], features: Tensor) -> Iterator[Tensor]:
         rerank: CfgNode = self.cfg.TEST.RERANK

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from fastreid_ice.core import RankMetrics, rank_metrics
-from fastreid_ice.core.evaluation import distance_blocks, rank_blocks, reranked_blocks
+from fastreid_ice.core.evaluation import distance_blocks, expand_features, rank_blocks, reranked_blocks
 from golden import load_golden
 
 
@@ -131,6 +131,18 @@ def test_reranked_blocks_equal_the_dense_sum() -> None:
     distances = torch.cat(list(distance_blocks(queries, gallery)))
     found = torch.cat(list(reranked_blocks(distances.split(32), stored, distance_weight=0.3)))
     torch.testing.assert_close(found, 0.7 * torch.from_numpy(np.where(near, jaccard, 1)) + 0.3 * distances)
+
+
+def test_expansion_equals_a_loop_over_rows() -> None:
+    features = people()[1].double()
+    before = features.clone()
+    units = F.normalize(features)
+    expected = []
+    for row in units:
+        similarity, nearest = (units @ row).topk(7)
+        expected.append((similarity[:, None] ** 2.5 * features[nearest]).mean(0))
+    torch.testing.assert_close(expand_features(features, 7, alpha=2.5), torch.stack(expected))
+    assert torch.equal(features, before)
 
 
 def test_bad_input() -> None:

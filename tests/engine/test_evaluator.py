@@ -17,6 +17,7 @@ SETTINGS = {
     "cosine": {},
     "euclidean": {"TEST__METRIC": "euclidean"},
     "AQE": {"TEST__AQE__ENABLED": True},
+    "AQE, twice": {"TEST__AQE__ENABLED": True, "TEST__AQE__QE_TIME": 2, "TEST__AQE__QE_K": 9, "TEST__AQE__ALPHA": 1.0},
     "ROC": {"TEST__ROC__ENABLED": True},
     "RERANK": {"TEST__RERANK__ENABLED": True},
     "RERANK, euclidean": {"TEST__RERANK__ENABLED": True, "TEST__METRIC": "euclidean"},
@@ -60,6 +61,9 @@ def test_the_figures_are_those_of_fastreid(name: str) -> None:
 def test_neighbors_that_are_not_there() -> None:
     cfg = small_config(TEST__RERANK__ENABLED=True, TEST__RERANK__K1=801)
     with pytest.raises(InputError, match="TEST.RERANK, with K1 801, K2 6 and a test set of 800 images: k must lie in"):
+        fed(BlockedReidEvaluator, cfg).evaluate()
+    cfg = small_config(TEST__AQE__ENABLED=True, TEST__AQE__QE_K=801)
+    with pytest.raises(InputError, match="TEST.AQE, with QE_K 801 and a test set of 800 images: k must lie in"):
         fed(BlockedReidEvaluator, cfg).evaluate()
 
 
