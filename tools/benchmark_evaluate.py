@@ -49,9 +49,9 @@ def check(args: argparse.Namespace) -> None:
 
 
 def ours(
-    features: Tensor, clock: Clock, device: str, *, share: float, who: np.ndarray, cameras: np.ndarray, rerank: bool
+    features: Tensor, clock: Clock, device: str, *, queries: int, who: np.ndarray, cameras: np.ndarray, rerank: bool
 ) -> list[float]:
-    queries = round(share * len(features))
+    queries = first_of(queries, features, who)
     blocks = distance_blocks(features[:queries], features[queries:], device=device)
     if rerank:
         with clock.stage("Jaccard graph"):
@@ -68,13 +68,13 @@ def theirs(
     device: str,
     *,
     rank: Callable,
-    share: float,
+    queries: int,
     who: np.ndarray,
     cameras: np.ndarray,
     rerank: bool,
 ) -> list[float]:
     """As ReidEvaluator does it; all on the CPU but the search for neighbors, which takes a GPU where there is one."""
-    queries = round(share * len(features))
+    queries = first_of(queries, features, who)
     distances = build_dist(features[:queries], features[queries:], "cosine")
     if rerank:
         with clock.stage("Jaccard graph"):
@@ -83,6 +83,11 @@ def theirs(
             distances = jaccard * (1 - LAMBDA) + distances * LAMBDA
     identities = (*halves(who, features, queries), *halves(cameras, features, queries))
     return figures(*rank(distances, *identities, MAX_RANK))
+
+
+def first_of(queries: int, features: Tensor, who: np.ndarray) -> int:
+    """How many of the features are queries; half of those that warm up, as a smaller share may match nobody."""
+    return queries if len(features) == len(who) else len(features) // 2
 
 
 def halves(values: np.ndarray, features: Tensor, queries: int) -> tuple[np.ndarray, np.ndarray]:
@@ -103,7 +108,7 @@ def run(args: argparse.Namespace) -> None:
         file = Path(folder, "features.npy")
         who = draw_people(file, total, args.dim, per_person=30, noise=NOISE)
         cameras = np.random.default_rng(1).integers(6, size=total)
-        known = {"share": args.queries / total, "who": who, "cameras": cameras, "rerank": args.rerank}
+        known = {"queries": args.queries, "who": who, "cameras": cameras, "rerank": args.rerank}
         works = {OURS: partial(ours, **known), PYTHON: partial(theirs, rank=eval_market1501, **known)}
         if evaluate_cy is not None:
             works[CYTHON] = partial(theirs, rank=evaluate_cy, **known)

@@ -24,6 +24,16 @@ def test_evaluate_beside_fastreid(options: list[str]) -> None:
     assert "figures equal to those of fast-reid, Python: yes" in done.stdout
 
 
+@pytest.mark.slow
+def test_few_queries_and_a_large_gallery() -> None:
+    """Among the thousand rows that warm up, hardly any query would have a right image."""
+    sizes = ["--queries", "20", "--gallery", "20000", "--dim", "16", "--repeats", "1", "--threads", "1"]
+    command = [sys.executable, benchmark.__file__, "evaluate", *sizes]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "figures equal to those of fast-reid, Python: yes" in done.stdout
+
+
 def test_the_table_holds_medians_and_ratios() -> None:
     def measured(total: float) -> Measurement:
         return Measurement(None, {"total": total, "Jaccard graph": total / 2}, 900, 300, 0)
