@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import date
+from functools import partial
 
 from fastreid_ice import add_ice_config  # before fastreid, whose imports it mends
 
@@ -28,6 +29,7 @@ from torch import nn
 from torchvision.transforms import Compose, RandomApply
 
 from fastreid_ice.compat.data import fast_batch_collator
+from fastreid_ice.compat.training import mixed_precision
 from fastreid_ice.config_files import merge_config_file, shipped_file
 from fastreid_ice.core import Clusters
 from fastreid_ice.data import (
@@ -188,14 +190,21 @@ def networks(cfg: CfgNode, images: TrainingSet, args: argparse.Namespace) -> Ite
 
     def forward() -> int:
         model.eval()
-        with torch.inference_mode():
+        with torch.inference_mode(), precision(cfg, model.device):
             return sum(len(model.encode(batch["images"], encoder)) for batch in ready)
 
     yield FORWARD, forward
+    extract = partial(extract_features, model, encoder=encoder, amp=cfg.SOLVER.AMP.ENABLED)
     for cache in ("none", "ram"):
         loader = build_feature_loader(with_workers(cfg, args.workers), cached(images, cfg, cache))
         name = EXTRACTION.format(cache=cache, workers=args.workers)
-        yield name, lambda loader=loader: len(extract_features(model, loader, encoder)[0])
+        yield name, lambda loader=loader: len(extract(loader)[0])
+
+
+def precision(cfg: CfgNode, device: torch.device) -> torch.autocast:
+    """That of training and extraction, as SOLVER.AMP.ENABLED says."""
+    lower = mixed_precision(device) if cfg.SOLVER.AMP.ENABLED else None
+    return torch.autocast(device.type, lower, enabled=lower is not None)
 
 
 def training_step(cfg: CfgNode, model: nn.Module, images: TrainingSet) -> Work:
@@ -211,7 +220,9 @@ def training_step(cfg: CfgNode, model: nn.Module, images: TrainingSet) -> Work:
 
     def step() -> int:
         model.train()
-        sum(model(batch).values()).backward()
+        with precision(cfg, model.device):
+            loss = sum(model(batch).values())
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         model.after_step()

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import benchmark
+import benchmark_input
 import numpy as np
 import pytest
 import torch
@@ -17,7 +18,8 @@ from benchmark_recluster import table
 from measuring import Clock, Measurement, Worker, draw_people
 from PIL import Image
 
-from support import ROOT, SMALL
+from fastreid_ice.compat.training import mixed_precision
+from support import ROOT, SMALL, small_config
 
 
 def run(*arguments: str) -> str:
@@ -107,6 +109,14 @@ def test_input_beside_the_network(datasets_root: Path, monkeypatch: pytest.Monke
     for rate, slowest, fastest in rows.values():
         assert 0 < slowest <= rate <= fastest
     assert len(re.findall(r"loader brings [0-9.]+ times .* extraction takes [0-9.]+ times the network", printed)) == 2
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_input_takes_the_precision_of_the_config(amp: bool) -> None:
+    cpu = torch.device("cpu")
+    with benchmark_input.precision(small_config(**{"SOLVER.AMP.ENABLED": amp}), cpu):
+        lower = torch.ones(4, 4) @ torch.ones(4, 4)
+    assert lower.dtype == (amp and mixed_precision(cpu) or torch.float32)
 
 
 @pytest.mark.parametrize(
