@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from fastreid.config import CfgNode
+from fastreid.data.data_utils import read_image
 from PIL import Image
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from fastreid_ice.data import (
     build_feature_loader,
     build_test_loader,
     build_training_set,
+    crops,
 )
 from support import small_config
 
@@ -107,9 +109,11 @@ def batches(loader: PseudoLabelLoader, labels: Tensor, seeds: tuple[int, ...]) -
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_batches_do_not_depend_on_workers_cache_or_earlier_epochs(cfg: CfgNode) -> None:
-    cfg.DATALOADER.CACHE = "ram"
+    """An image that cannot be read, and gives way to another, among them."""
+    cfg.DATALOADER.CACHE, cfg.DATALOADER.UNREADABLE = "ram", "skip"
     state = torch.get_rng_state()
     images = build_training_set(cfg)
+    images.paths[5] = "gone.jpg"
     views = frozenset({"online", "momentum", "momentum_weak"})
     expected = batches(
         PseudoLabelLoader.from_config(cfg, replace(images, cache=None), views), images.identities, (4, 5)
@@ -122,7 +126,19 @@ def test_batches_do_not_depend_on_workers_cache_or_earlier_epochs(cfg: CfgNode) 
             assert ours.keys() == theirs.keys()
             assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
     assert not torch.equal(expected[0]["online"], expected[3]["online"])
+    assert all(batch["readable"].all() and 5 not in batch["indices"] for batch in expected)
     assert torch.equal(torch.get_rng_state(), state), "the generator of the process is left alone"
+
+
+def test_an_image_is_decoded_once_for_all_views(cfg: CfgNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = []
+    monkeypatch.setattr(crops, "read_image", lambda path: reads.append(path) or read_image(path))
+    images = build_training_set(cfg)
+    loader = PseudoLabelLoader.from_config(cfg, images, frozenset({"online", "momentum", "momentum_weak"}))
+    loader.reset(images.identities, seed=0)
+    batch = next(loader)
+    assert {"online", "momentum", "momentum_weak"} < batch.keys()
+    assert sorted(reads) == sorted(images.paths[i] for i in batch["indices"].unique().tolist())
 
 
 def test_processes_draw_views_apart(cfg: CfgNode) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -120,21 +121,47 @@ def test_training_compiled_in_two_processes(cfg: CfgNode) -> None:
     assert moved.abs().max() > 1e-3, "by far more than that"
 
 
-def run_extraction(cfg: CfgNode, folder: Path) -> None:
+def run_extraction(cfg: CfgNode, folder: Path, number: int) -> None:
+    """Of the first images, of which the fourth is gone."""
     torch.manual_seed(0)
-    loader = build_feature_loader(cfg, build_training_set(cfg))
-    torch.save(
-        extract_features(UnsupervisedTrainer.build_model(cfg), loader, "momentum"), folder / f"{comm.get_rank()}.pt"
-    )
+    images = build_training_set(cfg)
+    images.paths[3:4] = ["gone.jpg"]
+    loader = build_feature_loader(cfg, replace(images, paths=images.paths[:number]))
+    model = UnsupervisedTrainer.build_model(cfg)
+    found = extract_features(model, loader, "momentum", amp=cfg.SOLVER.AMP.ENABLED)
+    torch.save(found, folder / f"{comm.get_rank()}.pt")
 
 
-def test_features_are_gathered_in_order(cfg: CfgNode, tmp_path: Path) -> None:
-    launch(run_extraction, 2, args=(cfg, tmp_path))
+@pytest.mark.parametrize(("number", "everything"), [(53, False), (53, True), (1, True)])
+def test_features_are_gathered_in_order(cfg: CfgNode, tmp_path: Path, number: int, everything: bool) -> None:
+    """Of an odd number, and where a process has none; from files, and by workers from a cache, in lower precision."""
+    cfg.DATALOADER.UNREADABLE = "skip"
+    run_extraction(cfg, tmp_path, number)
+    alone, usable = torch.load(tmp_path / "0.pt")
+    if everything:
+        cfg.DATALOADER.NUM_WORKERS, cfg.DATALOADER.CACHE, cfg.SOLVER.AMP.ENABLED = 1, "ram", True
+    launch(run_extraction, 2, args=(cfg, tmp_path, number))
     (first, readable), (second, _) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
-    run_extraction(cfg, tmp_path)
-    alone, _ = torch.load(tmp_path / "0.pt")
-    assert torch.equal(first, second) and readable.all()
-    torch.testing.assert_close(first, alone, rtol=0, atol=1e-5)
+    assert torch.equal(first, second) and torch.equal(readable, usable)
+    assert (~usable).nonzero().flatten().tolist() == ([3] if number > 3 else [])
+    torch.testing.assert_close(first, alone, rtol=0, atol=0.03 if everything else 1e-5)
+
+
+def run_evaluation(cfg: CfgNode, folder: Path) -> None:
+    torch.manual_seed(0)
+    model = UnsupervisedTrainer.build_model(cfg)
+    torch.save(dict(UnsupervisedTrainer.test(cfg, model)), folder / f"{comm.get_rank()}.pt")
+
+
+def test_two_processes_evaluate_as_one_does(cfg: CfgNode, tmp_path: Path) -> None:
+    cfg.TEST.AQE.ENABLED = cfg.TEST.RERANK.ENABLED = True
+    cfg.TEST.RERANK.K1 = 8
+    run_evaluation(cfg, tmp_path)
+    alone = torch.load(tmp_path / "0.pt", weights_only=False)
+    launch(run_evaluation, 2, args=(cfg, tmp_path))
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1))
+    assert first == pytest.approx(alone, abs=1e-3) and alone["mAP"] > 5
+    assert not second
 
 
 def whole_batch() -> tuple[nn.Linear, Tensor, Tensor, Tensor]:
