@@ -132,7 +132,7 @@ def stages(cfg: CfgNode, images: TrainingSet) -> Iterator[tuple[str, Work]]:
     transform, resized = pillow_transform(cfg), [picture.resize((width, height)) for picture in pictures]
     yield "fast-reid's transforms", lambda: len([transform(picture) for picture in resized])
     items = [{"images": image.float()} for image in crops[0].cpu()]
-    yield "fast-reid's collation", lambda: len(fast_batch_collator(items)["images"])
+    yield "collation of single images", lambda: len(fast_batch_collator(items)["images"])
 
 
 def pillow_transform(cfg: CfgNode) -> Callable[[Image.Image], torch.Tensor]:

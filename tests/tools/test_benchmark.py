@@ -100,7 +100,7 @@ def test_input_beside_the_network(datasets_root: Path, monkeypatch: pytest.Monke
         "batches from the cache",
         "augmentation of batches",
         "fast-reid's transforms",
-        "fast-reid's collation",
+        "collation of single images",
     ]
     assert [name for name in rows if name.startswith("training loader")] == [
         f"training loader, cache {cache}, {workers} workers" for workers in (0, 1) for cache in ("none", "ram")
