@@ -100,8 +100,9 @@ def build_config(args: argparse.Namespace) -> CfgNode:
     merge_config_file(cfg, shipped_file(args.config_file))
     cfg.merge_from_list(["DATASETS.NAMES", ("SyntheticPeople",), "MODEL.DEVICE", args.device, "MODEL.WEIGHTS", ""])
     cfg.merge_from_list(["MODEL.BACKBONE.PRETRAIN", False, "DATALOADER.NUM_WORKERS", 0])
-    cfg.INPUT.SIZE_TEST = cfg.INPUT.SIZE_TRAIN
     cfg.merge_from_list(args.opts)
+    if "INPUT.SIZE_TEST" not in args.opts:
+        cfg.INPUT.SIZE_TEST = cfg.INPUT.SIZE_TRAIN  # or extraction would take other images, and none from the cache
     return cfg
 
 

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import benchmark
@@ -109,6 +110,13 @@ def test_input_beside_the_network(datasets_root: Path, monkeypatch: pytest.Monke
     for rate, slowest, fastest in rows.values():
         assert 0 < slowest <= rate <= fastest
     assert len(re.findall(r"loader brings [0-9.]+ times .* extraction takes [0-9.]+ times the network", printed)) == 2
+
+
+@pytest.mark.parametrize(("key", "sizes"), [("SIZE_TRAIN", [64, 64]), ("SIZE_TEST", [256, 64])])
+def test_input_extracts_from_crops_of_the_given_size(key: str, sizes: list[int]) -> None:
+    opts = [f"INPUT.{key}", "[64, 32]"]
+    cfg = benchmark_input.build_config(Namespace(config_file="configs/ice_market.yml", device="cpu", opts=opts))
+    assert [cfg.INPUT.SIZE_TRAIN[0], cfg.INPUT.SIZE_TEST[0]] == sizes
 
 
 @pytest.mark.parametrize("amp", [False, True])
