@@ -43,7 +43,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         if args.config_file:
             merge_config_file(cfg, args.config_file)
         cfg.merge_from_list(args.opts)
-        cfg.STAGES = without_keys(cfg.STAGES, args.opts[::2])
+        cfg.STAGES = without_keys(cfg.STAGES or (), args.opts[::2])  # a bare `STAGES:` is None
     except (AssertionError, KeyError, OSError, ValueError) as error:
         raise InputError(f"config {args.config_file or '(none)'}: {error}") from error
     import_files(cfg.IMPORTS)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 import torch
-from fastreid.config import CfgNode
+from fastreid.config import CfgNode, get_cfg
+from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.modeling.backbones import BACKBONE_REGISTRY
 from fastreid.modeling.heads import REID_HEADS_REGISTRY
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
@@ -13,11 +14,13 @@ from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 from ..clusterers import CLUSTERER_REGISTRY
 from ..config import InputError, lookup, value_of
 from ..core.neighbors import METHODS
-from ..losses import build_losses
+from ..losses import LOSS_REGISTRY, build_losses
 from ..modeling.batch_norm import splits_per_process
+from .hooks import HOOK_REGISTRY
 from .stages import stage_configs
 
 POSITIVE = "must be at least 1", lambda value: value >= 1
+ABOVE_ZERO = "must be above 0", lambda value: value > 0
 SHARE = "must lie in [0, 1]", lambda value: 0 <= value <= 1
 ENCODER = "must be 'online' or 'momentum'", lambda value: value in ("online", "momentum")
 
@@ -39,6 +42,14 @@ RANGES = {
     "DATALOADER.UNREADABLE": ("must be 'error' or 'skip'", lambda value: value in ("error", "skip")),
     "DATALOADER.CACHE": ("must be 'none' or 'ram'", lambda value: value in ("none", "ram")),
     "MODEL.MOMENTUM.ALPHA": SHARE,
+    "MODEL.LOSSES.CLUSTER_PROXY.TEMPERATURE": ABOVE_ZERO,
+    "MODEL.LOSSES.CLUSTER_PROXY.LABEL_SMOOTHING": SHARE,
+    "MODEL.LOSSES.CROSS_CAMERA.TEMPERATURE": ABOVE_ZERO,
+    "MODEL.LOSSES.CROSS_CAMERA.NUM_NEGATIVES": POSITIVE,
+    "MODEL.LOSSES.HARD_INSTANCE.TEMPERATURE": ABOVE_ZERO,
+    "MODEL.LOSSES.SOFT_CONSISTENCY.TEMPERATURE": ABOVE_ZERO,
+    "MODEL.LOSSES.DISCREPANT_PROXY.TEMPERATURE": ABOVE_ZERO,
+    "MODEL.LOSSES.MULTI_INSTANCE.TEMPERATURE": ABOVE_ZERO,
     "INPUT.BLUR.PROB": SHARE,
     "INPUT.BLUR.SIGMA": (
         "must be two rising numbers from 0",
@@ -46,7 +57,7 @@ RANGES = {
     ),
     "SOLVER.ITERS_PER_EPOCH": POSITIVE,
     "SOLVER.MAX_EPOCH": POSITIVE,
-    "SOLVER.BASE_LR": ("must be above 0", lambda value: value > 0),
+    "SOLVER.BASE_LR": ABOVE_ZERO,
     "SOLVER.SCHED": (
         "must be 'MultiStepLR' or 'CosineAnnealingLR'",
         lambda value: value in ("MultiStepLR", "CosineAnnealingLR"),
@@ -60,6 +71,13 @@ REGISTRIES = {
     "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
     "MODEL.HEADS.NAME": REID_HEADS_REGISTRY,
     "CLUSTER.NAME": CLUSTERER_REGISTRY,
+}
+
+# Keys that hold several names. Without this a wrong one in a later stage would be found when that stage starts.
+SEVERAL = {
+    "HOOKS": HOOK_REGISTRY,
+    "DATASETS.NAMES": DATASET_REGISTRY,
+    "DATASETS.TESTS": DATASET_REGISTRY,
 }
 
 
@@ -100,6 +118,10 @@ def _check_stage(cfg: CfgNode, num_processes: int) -> None:
         value = value_of(cfg, key)
         if not holds(value):
             raise InputError(f"{key} {value!r} {rule}")
+    for key, registry in SEVERAL.items():
+        for name in value_of(cfg, key):
+            lookup(registry, name, key)
+    _check_loss_nodes(cfg)
     _check_batch(cfg, num_processes)
     splits_per_process(cfg, num_processes)
     build_losses(cfg)
@@ -113,6 +135,14 @@ def _check_stage(cfg: CfgNode, num_processes: int) -> None:
         raise InputError(
             "SOLVER.WARMUP_ITERS and SOLVER.DELAY_EPOCHS leave no epoch to CosineAnnealingLR; raise SOLVER.MAX_EPOCH"
         )
+
+
+def _check_loss_nodes(cfg: CfgNode) -> None:
+    """Refuses keys of ``MODEL.LOSSES`` that no loss reads: as losses bring their own, a config file may hold any."""
+    nodes = sorted(cls.node for cls in LOSS_REGISTRY._obj_map.values())
+    unknown = set(cfg.MODEL.LOSSES) - set(get_cfg().MODEL.LOSSES) - set(nodes)
+    if unknown:
+        raise InputError(f"MODEL.LOSSES.{min(unknown)} is read by no loss; the losses read {', '.join(nodes)}")
 
 
 def _check_batch(cfg: CfgNode, num_processes: int) -> None:

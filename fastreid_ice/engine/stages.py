@@ -30,6 +30,7 @@ from .trainer import UnsupervisedTrainer
 # All stages train one network on one machine; where each reads and writes is decided here.
 COMMON = (
     "STAGES",
+    "IMPORTS",
     "OUTPUT_DIR",
     "MODEL.DEVICE",
     "MODEL.META_ARCHITECTURE",
@@ -137,7 +138,7 @@ def train_stages(cfg: CfgNode, *, resume: bool = False) -> OrderedDict | None:
     """
     stages = stage_configs(cfg)
     report = [WriteReport(stages, Path(cfg.OUTPUT_DIR))] if comm.is_main_process() else []
-    results = _train_all(stages, resume, report) if len(stages) > 1 else _train(cfg, resume, last_hooks=report)
+    results = _train_all(stages, resume, report) if len(stages) > 1 else _train(stages[0], resume, last_hooks=report)
     logger.info("The weights to use: %s", best_checkpoint(stages[-1]))
     return results
 

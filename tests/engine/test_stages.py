@@ -124,7 +124,19 @@ class TestConfigs:
             ({1: 2}, "stage 2: "),
             ({"OUTPUT_DIR": "elsewhere"}, "stage 2: OUTPUT_DIR is common to all stages; set it outside of STAGES"),
             ({"MODEL": {"BACKBONE": {"DEPTH": "x1_0"}}}, "stage 2: MODEL.BACKBONE is common to all stages"),
+            ({"IMPORTS": ["mine.py"]}, "stage 2: IMPORTS is common to all stages; set it outside of STAGES"),
             ({"CLUSTER": {"EPS": 1.5}}, "stage 2: CLUSTER.EPS 1.5 must lie between 0 and 1"),
+            ({"HOOKS": ["MomentHook"]}, "stage 2: HOOKS: 'MomentHook' is not registered; choose from"),
+            ({"DATASETS": {"NAMES": ["Market"]}}, "stage 2: DATASETS.NAMES: 'Market' is not registered"),
+            ({"DATASETS": {"TESTS": ["Market"]}}, "stage 2: DATASETS.TESTS: 'Market' is not registered"),
+            (
+                {"MODEL": {"LOSSES": {"DISCREPANT_PROX": {"UPDATES": ["each"]}}}},
+                "stage 2: MODEL.LOSSES.DISCREPANT_PROX is read by no loss; the losses read .*DISCREPANT_PROXY",
+            ),
+            (
+                {"MODEL": {"LOSSES": {"DISCREPANT_PROXY": {"TEMPERATURE": 0.0}}}},
+                "stage 2: MODEL.LOSSES.DISCREPANT_PROXY.TEMPERATURE 0.0 must be above 0",
+            ),
             ({"MODEL": {"LOSSES": {"NAME": ["Centre"]}}}, "stage 2: MODEL.LOSSES.NAME: 'Centre' is not registered"),
         ],
     )
@@ -170,10 +182,13 @@ def test_the_encoder_under_test_starts_both_encoders(cfg: CfgNode, encoder: str)
 
 def test_metrics_log_and_closing_table_name_the_stage(cfg: CfgNode, caplog: pytest.LogCaptureFixture) -> None:
     cfg.STAGES = TWO_STAGES
+    cfg.SOLVER.STEPS = [1]
     with caplog.at_level("INFO"):
         results = train_stages(cfg)
     folders = [Path(stage.OUTPUT_DIR) for stage in stage_configs(cfg)]
     assert scalars(folders[0], "stage") == [1, 1] and scalars(folders[1], "stage") == [2, 2, 2]
+    rates = [[rate / cfg.SOLVER.BASE_LR for rate in scalars(folder, "lr")] for folder in folders]
+    assert rates == [pytest.approx([1, 0.1]), pytest.approx([1, 0.1, 0.1])], "each stage has a schedule of its own"
     assert results["mAP"] == pytest.approx(scalars(folders[1], "mAP")[-1])
     assert {"loss_discrepant_proxy", "loss_multi_instance"} <= set((folders[1] / "metrics.json").read_text().split('"'))
     assert "loss_multi_instance" not in (folders[0] / "metrics.json").read_text()
@@ -261,6 +276,15 @@ def test_without_evaluation_the_last_weights_are_handed_on(cfg: CfgNode) -> None
     assert best_checkpoint(first).endswith("stage1/model_final.pth")
     expected = encoder_weights(weights(best_checkpoint(first)), "momentum")
     assert_equal(weights(second.MODEL.WEIGHTS), expected)
+
+
+def test_one_overlay_counts(cfg: CfgNode) -> None:
+    """In the run's own folder, as without stages."""
+    cfg.STAGES = ({"MODEL": {"LOSSES": {"NAME": ["DiscrepantProxyLoss"]}}, "SOLVER": {"MAX_EPOCH": 1}},)
+    folder = Path(cfg.OUTPUT_DIR)
+    folder.mkdir()
+    train_stages(cfg)
+    assert len(scalars(folder, "loss_discrepant_proxy")) == 1 and not scalars(folder, "loss_hard_instance")
 
 
 def test_one_stage_is_a_plain_run(cfg: CfgNode, tmp_path: Path) -> None:

@@ -130,3 +130,11 @@ def test_options_count_in_every_stage(tmp_path: Path) -> None:
     assert [len(stage.MODEL.LOSSES.NAME) for stage in stages] == [1, 2], "what is not on the command line stays"
     with pytest.raises(InputError, match="--resume: '.*run/stage1' .* holds no checkpoint"):
         train_net.setup(default_argument_parser().parse_args([*config, "--resume", *options]))
+
+
+@pytest.mark.parametrize("none", ["STAGES:", "STAGES: []"])
+def test_a_config_takes_the_stages_of_its_base_away(tmp_path: Path, none: str) -> None:
+    (tmp_path / "mine.yml").write_text(f"_BASE_: dcmip_market.yml\n{none}\n")
+    options = [*SMALL_OPTIONS, "OUTPUT_DIR", str(tmp_path / "run")]
+    cfg = train_net.setup(default_argument_parser().parse_args(["--config-file", str(tmp_path / "mine.yml"), *options]))
+    assert stage_configs(cfg) == [cfg]
