@@ -57,7 +57,10 @@ class Run:
     def __post_init__(self) -> None:
         # A config that cannot work is told before the first run starts.
         arguments = default_argument_parser().parse_args(self._arguments())
-        self.cfg: CfgNode = train_net.setup(arguments)
+        try:
+            self.cfg: CfgNode = train_net.setup(arguments)
+        except InputError as error:
+            raise InputError(f"{self.name}: {error}") from error
         earlier = self.folder / "config.yaml"
         if earlier.is_file() and earlier.read_text() != self.cfg.dump():
             raise InputError(f"{self.folder} holds a run with another config; choose another --output, or delete it")
@@ -206,6 +209,9 @@ def main() -> None:
         complete = compare(configs, args.seeds, args.output, args.options)
     except InputError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same command goes on\n")
+        sys.exit(130)  # as a shell reports SIGINT
     sys.exit(0 if complete else "error: some runs failed; the same command resumes them")
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import compare
@@ -78,9 +82,36 @@ def test_a_failed_run_leaves_the_others(
     assert list(cells((tmp_path / "compare" / "table.txt").read_text())) == ["(start)", "staged"]
 
 
+@pytest.mark.slow
+def test_an_interrupt_is_one_sentence(datasets_root: Path, configs: list[Path], tmp_path: Path) -> None:
+    """Ctrl-C in a terminal, which reaches the run as well; what it has is resumed by the same command."""
+    output = tmp_path / "compare"
+    command = [sys.executable, compare.__file__, "--config-file", str(configs[0]), "--output", str(output)]
+    done = subprocess.Popen(
+        [*command, *OPTIONS, "SOLVER.MAX_EPOCH", "500"],
+        env={**os.environ, "FASTREID_DATASETS": str(datasets_root)},
+        stderr=subprocess.PIPE,
+        text=True,
+        # Where the tests run in the background of a script, children would inherit that SIGINT is ignored.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+        start_new_session=True,
+    )
+    try:
+        while not (output / "plain" / "seed0" / "last_checkpoint").is_file() and done.poll() is None:
+            time.sleep(0.01)
+        os.killpg(done.pid, signal.SIGINT)
+        _, errors = done.communicate(timeout=300)
+    finally:
+        if done.poll() is None:
+            os.killpg(done.pid, signal.SIGKILL)
+    assert (done.returncode, errors) == (130, "interrupted; the same command goes on\n")
+    run = compare.Run(configs[0], 0, output / "plain" / "seed0", [*OPTIONS, "SOLVER.MAX_EPOCH", "500"])
+    assert not run.complete and len((run.folder / "seconds.txt").read_text().split()) == 1
+
+
 def test_bad_input_is_told_before_anything_runs(configs: list[Path], tmp_path: Path) -> None:
     configs[1].write_text(configs[1].read_text() + "CLUSTER: {MIN_SAMPLES: 0}\n")
-    with pytest.raises(InputError, match="CLUSTER.MIN_SAMPLES 0 must be at least 1"):
+    with pytest.raises(InputError, match="staged, seed 0: STAGES, stage 1: CLUSTER.MIN_SAMPLES 0 must"):
         compare.compare(configs, 1, tmp_path / "compare", OPTIONS)
     with pytest.raises(InputError, match="two configs have the same file name"):
         compare.compare([configs[0], configs[0]], 1, tmp_path / "compare", OPTIONS)
