@@ -8,6 +8,8 @@ it. Fed the same features, both hold the same.
 from __future__ import annotations
 
 import copy
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastreid_ice import InputError
+from fastreid_ice.config_files import import_files, merge_config_file
 from fastreid_ice.core import Clusters, discrepant_proxy_loss
 from fastreid_ice.losses import UPDATE_REGISTRY, DiscrepantProxyLoss, MultiInstanceLoss, Step, build_losses
 from golden import load_golden
@@ -307,19 +310,38 @@ def test_half_precision_features(index: int) -> None:
     assert all(buffer.dtype == torch.float32 for buffer in term.buffers())
 
 
-def test_a_further_update_design_is_a_function_and_a_word() -> None:
-    def update_last(proxies: Tensor, features: Tensor, labels: Tensor, *, momentum: float) -> Tensor:
-        proxies = proxies.clone()
-        proxies[labels[-1]] = F.normalize(momentum * proxies[labels[-1]] + (1 - momentum) * features[-1], dim=0)
-        return proxies
+def test_a_further_update_design_is_a_function_and_a_word(tmp_path: Path) -> None:
+    """In a file of one's own, which a config imports."""
+    (tmp_path / "last_update.py").write_text(
+        """
+import torch.nn.functional as F
+from fastreid_ice.losses import UPDATE_REGISTRY
 
-    cfg = small_config(**{"MODEL.LOSSES.NAME": ("DiscrepantProxyLoss",)})
-    cfg.MODEL.LOSSES.DISCREPANT_PROXY.UPDATES = ("mean", "last")
-    UPDATE_REGISTRY["last"] = update_last
+def update_last(proxies, features, labels, *, momentum):
+    proxies = proxies.clone()
+    proxies[labels[-1]] = F.normalize(momentum * proxies[labels[-1]] + (1 - momentum) * features[-1], dim=0)
+    return proxies
+
+UPDATE_REGISTRY["last"] = update_last
+"""
+    )
+    (tmp_path / "last.yml").write_text(
+        """
+_BASE_: dcmip_demo.yml
+IMPORTS: ["last_update.py"]
+MODEL: {LOSSES: {DISCREPANT_PROXY: {UPDATES: ["mean", "last"]}}}
+"""
+    )
+    cfg = small_config()
+    merge_config_file(cfg, str(tmp_path / "last.yml"))
+    with pytest.raises(InputError, match=r"UPDATES \('mean', 'last'\) must be"):
+        build_losses(cfg)
     try:
+        import_files(cfg.IMPORTS)
         term = build_losses(cfg)["loss_discrepant_proxy"]
     finally:
-        del UPDATE_REGISTRY["last"]
+        UPDATE_REGISTRY.pop("last", None)
+        sys.modules.pop("last_update", None)
     labels = torch.arange(12) % 3
     term.begin_epoch(Clusters(labels, F.normalize(torch.randn(12, 6)), labels))
     before = term.proxies[1].clone()
