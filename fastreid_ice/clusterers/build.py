@@ -28,11 +28,13 @@ class Clusterer:
     """Base of all clusterers. Every process calls it with the same training set and gets the labels of the first one.
 
     Attributes:
+        if_all_noise, if_one_cluster: what a user should change where that comes out, epoch after epoch.
         shared: whether the processes share the work, so that ``labels`` runs in all of them; by default it runs in the
             first alone.
         seconds: what each stage of the last call took in this process, by name.
     """
 
+    if_all_noise = if_one_cluster = "choose another CLUSTER.NAME"
     shared = False
 
     def __init__(self) -> None:

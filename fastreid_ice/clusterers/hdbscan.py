@@ -25,6 +25,8 @@ class HDBSCAN(JaccardClusterer):
         graph: keywords of :class:`JaccardClusterer`.
     """
 
+    if_all_noise = "lower CLUSTER.MIN_SAMPLES or CLUSTER.MIN_CLUSTER_SIZE"
+
     def __init__(self, *, min_cluster_size: int = 4, **graph) -> None:
         super().__init__(**graph)
         self.min_cluster_size = min_cluster_size

@@ -107,6 +107,9 @@ class JaccardDBSCAN(JaccardClusterer):
         graph: keywords of :class:`JaccardClusterer`.
     """
 
+    if_all_noise = "raise CLUSTER.EPS"
+    if_one_cluster = "lower CLUSTER.EPS"
+
     def __init__(self, *, eps: float, **graph) -> None:
         super().__init__(max_distance=eps, **graph)
         self.eps = eps

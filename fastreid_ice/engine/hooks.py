@@ -148,7 +148,8 @@ class ReclusterHook(HookBase):
         if self.failures >= self.patience:
             raise InputError(
                 f"{self.failures} epochs in a row found fewer than two clusters (now: {what}); "
-                f"{'raise' if count == 0 else 'lower'} CLUSTER.EPS, or start from better weights (MODEL.WEIGHTS)"
+                f"{self.clusterer.if_all_noise if count == 0 else self.clusterer.if_one_cluster}, "
+                "or start from better weights (MODEL.WEIGHTS)"
             )
         if self.labels is not None:
             logger.warning("Fewer than two clusters (%s); this epoch trains on the previous labels", what)

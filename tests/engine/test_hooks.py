@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastreid_ice import InputError
-from fastreid_ice.clusterers import CLUSTERER_REGISTRY, Clusterer
+from fastreid_ice.clusterers import CLUSTERER_REGISTRY, HDBSCAN, Clusterer, JaccardDBSCAN, KMeans
 from fastreid_ice.core import centroids
 from fastreid_ice.data import build_training_set
 from fastreid_ice.engine import UnsupervisedTrainer, extract_features
@@ -39,10 +39,10 @@ CASES: dict[str, Callable[[], Tensor]] = {
 def inject(cfg: CfgNode):
     """Makes the clusterings of a run those given, one an epoch, the last of them for all further epochs."""
 
-    def register(*labelings: Tensor) -> None:
-        class Injected(Clusterer):
+    def register(*labelings: Tensor, base: type[Clusterer] = JaccardDBSCAN) -> None:
+        class Injected(base):
             def __init__(self) -> None:
-                super().__init__()
+                Clusterer.__init__(self)
                 self.rest = list(labelings)
 
             @classmethod
@@ -109,10 +109,18 @@ def test_patience_ends_the_run_and_names_the_key(cfg: CfgNode, inject) -> None:
         train(cfg, resume=True)
 
 
-def test_one_cluster_asks_for_a_smaller_eps(cfg: CfgNode, inject) -> None:
-    inject(torch.zeros(N).long())
+@pytest.mark.parametrize(
+    ("base", "found", "advice"),
+    [
+        (JaccardDBSCAN, 0, "all in one cluster.* lower CLUSTER.EPS, or start from better weights"),
+        (HDBSCAN, -1, "every image noise.* lower CLUSTER.MIN_SAMPLES or CLUSTER.MIN_CLUSTER_SIZE, or start"),
+        (KMeans, 0, "all in one cluster.* choose another CLUSTER.NAME, or start"),
+    ],
+)
+def test_advice_is_that_of_the_clusterer(cfg: CfgNode, inject, base: type[Clusterer], found: int, advice: str) -> None:
+    inject(torch.full((N,), found), base=base)
     cfg.CLUSTER.PATIENCE = 1
-    with pytest.raises(InputError, match=r"all in one cluster.* lower CLUSTER.EPS"):
+    with pytest.raises(InputError, match=advice):
         train(cfg)
 
 
