@@ -379,6 +379,22 @@ def best_metric(tmp_path, monkeypatch):
     assert run(0, [30.0]) == 30.0  # a new run in an old folder is not a resumed one
 
 
+@case("DID NOT RAISE")
+def weights_only(tmp_path, monkeypatch):
+    from fastreid.utils.checkpoint import Checkpointer
+
+    class Code:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "made by the file"),)
+
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # the default of torch < 2.6
+    model = nn.Linear(1, 1)
+    torch.save({"model": model.state_dict(), "code": Code()}, tmp_path / "weights.pth")
+    with pytest.raises(pickle.UnpicklingError):
+        Checkpointer(model).load(str(tmp_path / "weights.pth"))
+    assert not (tmp_path / "made by the file").exists()
+
+
 @case("IndexError")
 def no_test_set(tmp_path, monkeypatch):
     from fastreid.engine.hooks import PeriodicCheckpointer

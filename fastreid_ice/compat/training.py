@@ -16,6 +16,7 @@ import fastreid.engine.defaults
 import fastreid.engine.hooks as hooks
 import fastreid.engine.train_loop as train_loop
 import fastreid.solver.build
+import fastreid.utils.checkpoint as checkpoint
 import fastreid.utils.events as events
 import torch
 from fastreid.utils import comm
@@ -80,6 +81,15 @@ def best_metric() -> None:
     Until the checkpointer's state is saved.
     """
     hooks.PeriodicCheckpointer.before_train = _recall_best_metric
+
+
+@patch
+def weights_only() -> None:
+    """Reading a checkpoint, as MODEL.WEIGHTS, runs the code that is in it with torch < 2.6.
+
+    Until Checkpointer asks torch.load for weights only.
+    """
+    checkpoint.Checkpointer._load_file = _load_weights
 
 
 @patch
@@ -230,6 +240,10 @@ def _recall_best_metric(self: Any) -> None:
         # mmap: only this number is read, not the weights.
         best = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         self.best_metric = best.get("metric", self.best_metric)
+
+
+def _load_weights(self: Any, path: str) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _train_with_epoch(self: Any, start_epoch: int, max_epoch: int, iters_per_epoch: int) -> None:
