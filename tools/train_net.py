@@ -17,6 +17,7 @@ import argparse
 import os
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 
 from fastreid_ice import InputError, add_ice_config  # before fastreid, which cannot be imported without it
 
@@ -31,6 +32,7 @@ from fastreid_ice.data import existing_tests
 from fastreid_ice.engine import Checkpointer, UnsupervisedTrainer, check_config, launch, stage_configs, train_stages
 from fastreid_ice.engine.files import owned_folder
 from fastreid_ice.engine.launch import ProcessFailed
+from fastreid_ice.engine.report import write_left_report
 from fastreid_ice.engine.stages import without_keys
 
 
@@ -102,6 +104,25 @@ def run(args: argparse.Namespace, cfg: CfgNode) -> dict | None:
     return trainer.train()
 
 
+def start(args: argparse.Namespace, cfg: CfgNode) -> None:
+    """Runs ``main`` in all processes of this machine."""
+    try:
+        launch(
+            main,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args, cfg),
+            backend="gloo" if cfg.MODEL.DEVICE == "cpu" else None,
+        )
+    except (KeyboardInterrupt, InputError, ProcessFailed):
+        # The first process may have been ended for another one, or with all of them, before it could report.
+        if args.num_gpus > 1 and args.machine_rank == 0 and not args.eval_only:
+            write_left_report(stage_configs(cfg), Path(cfg.OUTPUT_DIR))
+        raise
+
+
 if __name__ == "__main__":
     parser = default_argument_parser()
     parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
@@ -110,15 +131,7 @@ if __name__ == "__main__":
     try:
         config = setup(arguments)
         try:
-            launch(
-                main,
-                arguments.num_gpus,
-                num_machines=arguments.num_machines,
-                machine_rank=arguments.machine_rank,
-                dist_url=arguments.dist_url,
-                args=(arguments, config),
-                backend="gloo" if config.MODEL.DEVICE == "cpu" else None,
-            )
+            start(arguments, config)
         except KeyboardInterrupt:
             sys.stderr.write(f"interrupted; {way_on(arguments, config)}\n")
             sys.exit(130)  # as a shell reports SIGINT

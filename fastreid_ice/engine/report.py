@@ -12,9 +12,8 @@ import logging
 import math
 import os
 import re
-import signal
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from html import escape
 from pathlib import Path
 from string import Template
@@ -22,11 +21,10 @@ from string import Template
 import numpy as np
 from fastreid.config import CfgNode
 from fastreid.engine.train_loop import HookBase
-from fastreid.utils import comm
 
 from ..config import InputError
 from ..progress import progress
-from .files import replacing
+from .files import owned_folder, replacing
 from .labels import PseudoLabels, last_labels
 from .sheets import Group, Sheet, contact_sheets, shown, thumbnail
 from .summary import first_test_set, metrics_file, read_epochs
@@ -96,7 +94,7 @@ def write_report(stages: Sequence[CfgNode], folder: Path) -> Path:
 class WriteReport(HookBase):
     """Writes the report when training ends, well or not, in the main process; nothing where no epoch was completed.
 
-    How the run ends does not hang on it: what goes wrong here is a warning in the log.
+    One of several processes may be ended before it comes to that: see :func:`write_left_report`.
 
     Args:
         stages: the config of each stage.
@@ -108,23 +106,28 @@ class WriteReport(HookBase):
         self.folder = folder
 
     def after_train(self) -> None:
-        if self.trainer.iter < self.trainer.iters_per_epoch:
-            return
-        with _unterminated() if comm.get_world_size() > 1 else nullcontext():
-            try:
-                write_report(self.stages, self.folder)
-            except Exception as error:
-                logger.warning("No report: %s", error)
+        if self.trainer.iter >= self.trainer.iters_per_epoch:
+            _try_report(self.stages, self.folder)
 
 
-@contextmanager
-def _unterminated() -> Iterator[None]:
-    """Puts off the end of this process: when an error ends a run, the first process to go has the others terminated."""
-    handler = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def write_left_report(stages: Sequence[CfgNode], folder: Path) -> None:
+    """Writes the report of a run whose processes were ended, out of what it has left, if that is anything.
+
+    Args:
+        stages: the config of each stage.
+        folder: the run's; where another run has begun to write there, it is left alone.
+    """
+    if last_labels(stages) and any(os.path.isfile(metrics_file(stage)) for stage in stages):
+        with suppress(InputError), owned_folder(str(folder)):
+            _try_report(stages, folder)
+
+
+def _try_report(stages: Sequence[CfgNode], folder: Path) -> None:
+    """How a run ends does not hang on its report: what goes wrong here is a warning in the log."""
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, handler)
+        write_report(stages, folder)
+    except Exception as error:
+        logger.warning("No report: %s", error)
 
 
 def _read_epochs(stages: Sequence[CfgNode]) -> tuple[dict[int, dict[str, float]], dict[float, str]]:

@@ -124,7 +124,8 @@ def train_stages(cfg: CfgNode, *, resume: bool = False) -> OrderedDict | None:
 
     Each stage after the first starts both encoders from the encoder that ``TEST.ENCODER`` evaluated, out of the best
     checkpoint of the stage before, with a fresh optimiser and schedule. A report is written when a stage ends, also
-    where an error or an interrupt ends it after an epoch or more.
+    where an error or an interrupt ends it after an epoch or more; of several processes the one that started them has to
+    see to that (``write_left_report``).
 
     Args:
         cfg: a config that passes ``check_config``.

@@ -124,6 +124,7 @@ def test_a_killed_process_ends_the_command_and_resume_goes_on(datasets_root: Pat
         "the same command with --resume goes on from the last checkpoint"
     )
     assert "Traceback" not in errors
+    assert (tmp_path / "run" / "report.html").is_file()
     if rank == 1:
         saved = len(list((tmp_path / "run").glob("model_*.pth")))
         resumed = start_training(datasets_root, tmp_path / "run", "--resume")

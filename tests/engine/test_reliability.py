@@ -118,13 +118,14 @@ def test_an_interrupt_of_the_first_of_several_processes(
     assert run.returncode == 130 and errors.splitlines()[-1].startswith("interrupted; the same command with --resume")
     with owned_folder(str(tmp_path / "run")):
         pass  # nobody holds it any more
+    assert (tmp_path / "run" / "report.html").is_file()
 
 
 @pytest.mark.slow
 def test_several_processes_that_stop_leave_a_report(
     datasets_root: Path, tmp_path: Path, runs: list[subprocess.Popen]
 ) -> None:
-    """All raise the error at once, and the first to go has the others terminated, the one that reports included."""
+    """All raise the error at once, and the first to go has the others terminated, maybe while one writes the report."""
     run = start(
         *(datasets_root, tmp_path / "run", "--num-gpus", "2"),
         **{"SOLVER.MAX_EPOCH": 500, "CLUSTER.EPS": 1e-6, "CLUSTER.PATIENCE": 2},
