@@ -36,15 +36,22 @@ class TrainingSet:
         identities: (N,) int64, the truth, -1 where a dataset does not know it: for measuring pseudo labels and for the
             upper bound.
         cache: of their crops at ``INPUT.SIZE_TRAIN``.
+        camera_names: what people call each camera.
     """
 
     paths: list[str]
     cameras: Tensor
     identities: Tensor
     cache: CropCache | None = None
+    camera_names: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def named_cameras(self) -> list[str]:
+        """The camera of each image by name, "" where it is not known."""
+        return [self.camera_names[camera] if camera >= 0 else "" for camera in self.cameras.tolist()]
 
 
 def build_dataset(cfg: CfgNode, name: str) -> ImageDataset:
@@ -78,7 +85,10 @@ def build_training_set(cfg: CfgNode) -> TrainingSet:
     cache = None
     if cfg.DATALOADER.CACHE == "ram":
         cache = CropCache(len(paths), crop_size(cfg, "SIZE_TRAIN"), copies=comm.get_local_size())
-    return TrainingSet(list(paths), _numbered(cameras), _numbered(identities), cache)
+    names = [str(camera) for camera in _distinct(cameras)]
+    if len(cfg.DATASETS.NAMES) == 1:  # fast-reid puts the dataset before each, to tell those of several apart
+        names = [name.removeprefix(f"{getattr(dataset, 'dataset_name', '')}_") for name in names]
+    return TrainingSet(list(paths), _numbered(cameras), _numbered(identities), cache, names)
 
 
 def build_feature_loader(cfg: CfgNode, training_set: TrainingSet) -> DataLoader:
@@ -281,8 +291,12 @@ def _loader(crops: Crops, batches: Sampler[list[int]], num_workers: int, *, fres
 
 def _numbered(values: tuple) -> Tensor:
     """Values as positions in their sorted order, None as -1."""
-    number = {value: i for i, value in enumerate(sorted(set(values) - {None}))} | {None: -1}
+    number = {value: i for i, value in enumerate(_distinct(values))} | {None: -1}
     return torch.tensor([number[value] for value in values])
+
+
+def _distinct(values: tuple) -> list:
+    return sorted(set(values) - {None})
 
 
 def _listing(cfg: CfgNode, dataset: ImageDataset, name: str, part: str) -> list[tuple]:

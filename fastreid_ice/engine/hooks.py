@@ -110,9 +110,9 @@ class ReclusterHook(HookBase):
         self.trainer.data_loader.reset(labels, seed=(self.seed, epoch))
         if comm.is_main_process():
             self._report(found, readable, seconds | self.clusterer.seconds)
-            paths, file = self.trainer.data_loader.training_set.paths, Path(self.trainer.cfg.OUTPUT_DIR, LABELS_FILE)
+            images, file = self.trainer.data_loader.training_set, Path(self.trainer.cfg.OUTPUT_DIR, LABELS_FILE)
             with explaining_writes(str(file)):
-                save_labels(file, paths, cameras, found, features)
+                save_labels(file, images.paths, images.named_cameras, found, features)
         self.labels = labels
 
     def after_train(self) -> None:

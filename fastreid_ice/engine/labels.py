@@ -81,19 +81,19 @@ class PseudoLabels:
         return cls(paths, cameras, np.array(labels, np.int64), np.array(distances, np.float32))
 
 
-def save_labels(path: Path, paths: Sequence[str], cameras: Tensor, labels: Tensor, features: Tensor) -> None:
+def save_labels(path: Path, paths: Sequence[str], cameras: Sequence[str], labels: Tensor, features: Tensor) -> None:
     """Writes the labels of a run's images, with their absolute paths, so that they are found from anywhere.
 
     Args:
         path: where to.
         paths: N image files.
-        cameras: (N,) int64, -1 where not known.
+        cameras: N texts, "" where not known.
         labels: (N,) int64, 0..C-1 without gaps, -1 for noise.
         features: (N, D) unit rows on the CPU, zero for an image that could not be read.
     """
     PseudoLabels(
         [os.path.abspath(name) for name in paths],
-        ["" if camera < 0 else str(camera) for camera in cameras.tolist()],
+        cameras,
         labels.numpy(),
         centroid_distances(features, labels).numpy(),
     ).write(path)

@@ -96,6 +96,7 @@ def test_cameras(tmp_path: Path, rule: str, texts: list[str], numbers: list[int]
     assert build_dataset(cfg, "UnlabeledFolder").cameras == texts
     images = build_training_set(cfg)
     assert images.cameras.tolist() == numbers
+    assert images.named_cameras == [text or "" for text in texts]
     assert images.identities.tolist() == [-1] * 4
 
 

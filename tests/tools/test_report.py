@@ -8,25 +8,21 @@ import math
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import report
 import torch
 from fastreid.config import CfgNode
-from fastreid.utils import comm
 from PIL import Image
 
-import fastreid_ice.engine.report as engine_report
 from fastreid_ice import InputError
 from fastreid_ice.engine import PseudoLabels, read_run, stage_configs, train_stages, write_report
 from fastreid_ice.engine.labels import centroid_distances
-from fastreid_ice.engine.report import WriteReport
+from fastreid_ice.engine.report import write_left_report
 from fastreid_ice.engine.sheets import contact_sheets, shown
 from fastreid_ice.engine.summary import read_epochs
 from fastreid_ice.engine.svg import ticks
@@ -163,21 +159,22 @@ class TestRun:
             assert page.exists() == (broken_after == 2), "one epoch has two iterations"
         assert "<small>epoch 1</small>" in page.read_text() and "Largest clusters" in page.read_text()
 
-    def test_no_other_process_ends_the_one_that_reports(self, cfg: CfgNode, monkeypatch) -> None:
-        """As the launcher does, by SIGTERM, when the first of several processes has ended with an error."""
-        received: list[int] = []
-        monkeypatch.setattr(comm, "get_world_size", lambda: 2)
-        monkeypatch.setattr(engine_report, "write_report", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-        hook = WriteReport([cfg], Path(cfg.OUTPUT_DIR))
-        hook.trainer = SimpleNamespace(iter=2, iters_per_epoch=2)
-        earlier = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
-        try:
-            hook.after_train()
-            assert not received
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert received == [signal.SIGTERM], "afterwards it can be ended"
-        finally:
-            signal.signal(signal.SIGTERM, earlier)
+    def test_what_ended_processes_have_left_is_reported(self, cfg: CfgNode, crops: list[Path]) -> None:
+        """Unless it is nothing, or another run writes there by now."""
+        folder = Path(cfg.OUTPUT_DIR)
+        write_left_report([cfg], folder)
+        assert not folder.exists()
+        make_run(cfg, clustering_of(crops, [0] * 12), 2, {})
+        hold = f"import fcntl; file = open({str(folder / '.lock')!r}, 'ab'); fcntl.lockf(file, fcntl.LOCK_EX)"
+        with subprocess.Popen(
+            [sys.executable, "-c", f"{hold}; print(flush=True); input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as other:
+            other.stdout.readline()
+            write_left_report([cfg], folder)
+            assert not (folder / "report.html").exists()
+            other.communicate(b"\n")
+        write_left_report([cfg], folder)
+        assert "<dt>epochs</dt><dd>2</dd>" in (folder / "report.html").read_text()
 
     def test_a_folder_that_cannot_take_the_page_costs_nothing(self, cfg: CfgNode, caplog) -> None:
         cfg.SOLVER.MAX_EPOCH = 1
