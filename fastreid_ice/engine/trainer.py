@@ -117,6 +117,8 @@ class UnsupervisedTrainer(DefaultTrainer):
         own = build_hooks(cfg)
         # fast-reid has built its Checkpointer just before; ours also keeps what the hooks must not forget.
         stateful = {type(hook).__name__: hook for hook in own if hasattr(hook, "state_dict")}
+        if cfg.SOLVER.AMP.ENABLED and self._trainer.grad_scaler.is_enabled():  # for float16
+            stateful["grad_scaler"] = self._trainer.grad_scaler
         self.checkpointer = Checkpointer(
             self.model,
             cfg.OUTPUT_DIR,

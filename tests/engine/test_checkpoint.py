@@ -23,6 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from fastreid_ice import InputError
+from fastreid_ice.compat import training
 from fastreid_ice.engine import Checkpointer, UnsupervisedTrainer
 from fastreid_ice.engine.checkpoint import read_checkpoint
 from fastreid_ice.engine.files import PART
@@ -224,6 +225,20 @@ class TestLoading:
         found = read_checkpoint(str(tmp_path / "model_best.pth"))
         torch.testing.assert_close(found["model"], model.state_dict())
         assert found["epoch"] == 4 and {"optimizer", *schedules} < set(found)
+
+
+def test_the_gradient_scale_of_float16_goes_on(cfg: CfgNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "mixed_precision", lambda device: torch.float16)
+    cfg.SOLVER.AMP.ENABLED = True
+    Path(cfg.OUTPUT_DIR).mkdir()
+    for resume, scale in ((False, 2.0**16), (True, 8.0)):
+        trainer = UnsupervisedTrainer(cfg)
+        trainer.resume_or_load(resume=resume)
+        scaler = trainer._trainer.grad_scaler
+        scaler.scale(torch.ones(()))
+        assert scaler.get_scale() == scale
+        scaler.update(8.0)
+        trainer.checkpointer.save("model_0000", epoch=0)
 
 
 class TestScalars:
