@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from fastreid.config import CfgNode
+from fastreid.utils.logger import setup_logger
 
 from fastreid_ice.data import SyntheticPeople
 from support import small_config
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
+setup_logger()  # the first trainer would, while its test already listens to the log
 
 
 @pytest.fixture(scope="session")
