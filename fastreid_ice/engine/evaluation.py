@@ -46,6 +46,11 @@ class BlockedReidEvaluator(ReidEvaluator):
             InputError: ``TEST.RERANK.K1`` or ``K2``, or ``TEST.AQE.QE_K``, does not fit the test set.
             ValueError: features are not finite, or no query has a right image.
         """
+        # Features may come from a network in lower precision; distances are computed in that of the features.
+        with torch.autocast(self._device.type, enabled=False):
+            return self._evaluate()
+
+    def _evaluate(self) -> OrderedDict[str, Any]:
         test = self.cfg.TEST
         if test.RERANK.ENABLED and test.METRIC != "cosine":
             return super().evaluate()

@@ -13,6 +13,12 @@ from ..compat.training import mixed_precision
 from ..progress import progress
 
 
+def autocast(device: torch.device, amp: bool) -> torch.autocast:
+    """The precision in which features are extracted for clustering and evaluation: that of training, if ``amp``."""
+    precision = mixed_precision(device) if amp else None
+    return torch.autocast(device.type, precision, enabled=precision is not None)
+
+
 def extract_features(
     model: nn.Module, loader: DataLoader, encoder: str, *, amp: bool = False, flip: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -33,10 +39,8 @@ def extract_features(
         that could not be read (its row is zero).
     """
     device = model.device
-    precision = mixed_precision(device) if amp else None
-    autocast = torch.autocast(device.type, precision, enabled=precision is not None)
     features, readable = [], []
-    with inference_context(model), torch.inference_mode(), autocast:
+    with inference_context(model), torch.inference_mode(), autocast(device, amp):
         for batch in progress(loader, f"Extracting {encoder} features"):
             images = batch["images"].to(device, non_blocking=True)
             rows = model.encode(images, encoder).float()

@@ -19,6 +19,7 @@ from ..data import PseudoLabelLoader, build_feature_loader, build_test_loader, b
 from ..losses import check_cameras, required_views
 from .checkpoint import Checkpointer
 from .evaluation import BlockedReidEvaluator
+from .features import autocast
 from .hooks import build_hooks, sync_buffers, unwrap
 from .loss_log import LossLog, NotFinite
 from .summary import EpochTable, EvaluateStart
@@ -110,7 +111,8 @@ class UnsupervisedTrainer(DefaultTrainer):
     def test(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
         """fast-reid's evaluation of the encoder that ``TEST.ENCODER`` names, on every dataset of ``DATASETS.TESTS``."""
         sync_buffers(unwrap(model))
-        return super().test(cfg, model)
+        with autocast(unwrap(model).device, cfg.SOLVER.AMP.ENABLED):
+            return super().test(cfg, model)
 
     def build_hooks(self) -> list[HookBase]:
         cfg = self.cfg
