@@ -77,6 +77,13 @@ def add_ice_config(cfg: CfgNode) -> None:
     cfg.INPUT.BLUR.PROB = 0.5
     cfg.INPUT.BLUR.SIGMA = (0.1, 2.0)
 
+    # Random erasing of the strong views, beside fast-reid's ENABLED, PROB and VALUE (the colour, on the scale 0..255).
+    # The defaults are fast-reid's; the published recipes of ICE, Cluster Contrast and DCMIP erase more.
+    cfg.INPUT.REA.AREA = (0.02, 0.33)  # share of the image's area, uniform in between
+    cfg.INPUT.REA.RATIO = (0.3, 3.3)  # height over width
+    cfg.INPUT.REA.RATIO_DRAW = "log"  # "log", its logarithm is uniform; or "uniform", it is itself
+    cfg.INPUT.REA.ATTEMPTS = 10  # rectangles drawn until one fits into the image; none: it stays whole
+
     # The folder of all datasets, of UnlabeledFolder that of the images; empty: the variable FASTREID_DATASETS names it.
     cfg.DATASETS.ROOT = ""
     # Cameras of UnlabeledFolder: "none", they are not known; "folders", the first sub-folder; or a regular
@@ -93,8 +100,12 @@ def add_ice_config(cfg: CfgNode) -> None:
     # SyntheticMarket only, which is for measuring times: training images; the rest follows as in Market-1501.
     cfg.DATASETS.SYNTHETIC.IMAGES = 12936
 
-    # Spread the DATALOADER.NUM_INSTANCE images of a pseudo identity over as many cameras as it was seen by (ICE).
-    cfg.DATALOADER.CAMERA_BALANCED = True
+    # How the DATALOADER.NUM_INSTANCE images of a pseudo identity are drawn: "spread" over as many of its cameras as
+    # possible (ICE); "anchor", one image and others from other cameras (Cluster Contrast, DCMIP); or "random".
+    cfg.DATALOADER.SAMPLING = "spread"
+    cfg.register_renamed_key(
+        "DATALOADER.CAMERA_BALANCED", "DATALOADER.SAMPLING", "True is now 'spread', False is 'random'"
+    )
     # A training image that cannot be read: "error" ends the run and names it, "skip" leaves it out and counts it.
     cfg.DATALOADER.UNREADABLE = "error"
     # "ram" keeps decoded, resized training images in memory that the workers share, H x W x 3 bytes each (1.3 GB for
@@ -117,6 +128,9 @@ def _add_model(model: CfgNode) -> None:
     model.MOMENTUM.ALPHA = 0.999  # weight of the old value in the momentum encoder's update (ICE, MoCo)
     # Several processes, or parts (BN_SPLITS): mix the momentum batches, so that batch norm tells nothing (MoCo).
     model.MOMENTUM.SHUFFLE_BN = True
+    # Also run the momentum encoder on the online encoder's view, as the published code of ICE does: nothing but its
+    # batch-norm statistics sees that.
+    model.MOMENTUM.ONLINE_VIEW = False
 
     # A loss not listed here brings its own node in its config file; its keys are the loss's keyword arguments.
     losses = model.LOSSES
@@ -156,6 +170,12 @@ def _add_model(model: CfgNode) -> None:
     losses.MULTI_INSTANCE.SCALE = 1.0
     losses.MULTI_INSTANCE.TEMPERATURE = 0.05
     losses.MULTI_INSTANCE.NUM_INSTANCES = 16  # momentum features kept of each cluster
+    # Whether the draw that starts the bank repeats members only as "needed", where a cluster has fewer, or may do so
+    # "always", as in the re-run.
+    losses.MULTI_INSTANCE.REPETITION = "needed"
+    # Whose features of a batch go into the bank: "momentum", as the paper's overview draws it, or "online", as in the
+    # re-run that reports its figures.
+    losses.MULTI_INSTANCE.STORE = "momentum"
     # Where the least similar positive is looked for: the "bank", or the momentum features of the "batch", as the
     # paper's overview draws it.
     losses.MULTI_INSTANCE.POSITIVE = "bank"

@@ -66,31 +66,38 @@ def camera_centroids(features: Tensor, labels: Tensor, cameras: Tensor) -> tuple
 
 
 def draw_instances(
-    labels: Tensor, num_instances: int, *, generator: torch.Generator | None = None
+    labels: Tensor, num_instances: int, *, repetition: str = "needed", generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
     """Draws K members of each cluster at random, to stand for it ([DCMIP], multi-instance proxies).
 
-    A cluster with K members or more gives K different ones. A smaller one gives all of its members, and repeats them as
-    evenly as possible.
+    Where members are repeated only as "needed", a cluster with K members or more gives K different ones, and a smaller
+    one gives all of its members, as evenly as possible. Where they "always" may be, each draw is independent.
 
     Args:
         labels: (N,) int64, cluster of each row, gaps allowed; -1 for noise.
         num_instances: K, at least 1.
+        repetition: "needed" or "always".
         generator: on the device of ``labels``; by default torch's global one.
 
     Returns:
         ``clusters`` (C,), those that have members, ascending; and ``members`` (C, K), positions in ``labels``.
 
     Raises:
-        ValueError: for ``num_instances`` below 1.
+        ValueError: for ``num_instances`` below 1, or another ``repetition``.
     """
     if num_instances < 1:
         raise ValueError(f"num_instances must be at least 1, got {num_instances}")
+    if repetition not in ("needed", "always"):
+        raise ValueError(f"repetition {repetition!r} must be 'needed' or 'always'")
     order = torch.randperm(len(labels), generator=generator, device=labels.device)
     order = order[labels[order] >= 0]
     order = order[labels[order].argsort(stable=True)]  # by cluster, at random within it
     clusters, counts = labels[order].unique_consecutive(return_counts=True)
-    places = torch.arange(num_instances, device=labels.device) % counts[:, None]
+    if repetition == "needed":
+        places = torch.arange(num_instances, device=labels.device) % counts[:, None]
+    else:
+        draws = torch.rand(len(counts), num_instances, generator=generator, device=labels.device, dtype=torch.float64)
+        places = (draws * counts[:, None]).long()
     return clusters, order[(counts.cumsum(0) - counts)[:, None] + places]
 
 

@@ -14,21 +14,43 @@ from fastreid.config import CfgNode
 from torch import Generator, Tensor
 from torchvision.transforms.v2.functional import pad
 
+from ..config import InputError
+
 # (B, 3, H, W) images in [0, 255] and a CPU generator to images of the same shape.
 Augmentation = Callable[[Tensor, Generator], Tensor]
 
 
 def build_augmentation(cfg: CfgNode) -> Augmentation:
     """fast-reid's training transform after resizing (``INPUT.*``), with ``INPUT.BLUR`` before the erasing."""
-    flip, padding, blur, erasing = cfg.INPUT.FLIP, cfg.INPUT.PADDING, cfg.INPUT.BLUR, cfg.INPUT.REA
+    flip, padding, blur = cfg.INPUT.FLIP, cfg.INPUT.PADDING, cfg.INPUT.BLUR
     steps: list[Augmentation] = []
     if flip.ENABLED or padding.ENABLED:
         steps.append(RandomFlipCrop(flip.PROB * flip.ENABLED, padding.SIZE * padding.ENABLED, padding.MODE))
     if blur.ENABLED:
         steps.append(RandomGaussianBlur(blur.PROB, tuple(blur.SIGMA)))
-    if erasing.ENABLED:
-        steps.append(RandomErasing(erasing.PROB, erasing.VALUE))
+    if cfg.INPUT.REA.ENABLED:
+        steps.append(build_erasing(cfg))
     return Augment(steps)
+
+
+def build_erasing(cfg: CfgNode) -> RandomErasing:
+    """Random erasing as ``INPUT.REA`` describes it.
+
+    Raises:
+        InputError: a value out of range.
+    """
+    node = cfg.INPUT.REA
+    try:
+        return RandomErasing(
+            node.PROB,
+            node.VALUE,
+            area=tuple(node.AREA),
+            ratio=tuple(node.RATIO),
+            ratio_draw=node.RATIO_DRAW,
+            attempts=node.ATTEMPTS,
+        )
+    except ValueError as error:
+        raise InputError(f"INPUT.REA: {error}") from error
 
 
 class Augment:
@@ -100,30 +122,55 @@ class RandomGaussianBlur:
 
 
 class RandomErasing:
-    """Paints a random rectangle over an image with probability ``prob`` (Zhong et al., AAAI 2020), as torchvision does.
+    """Paints a random rectangle over an image with probability ``prob`` (Zhong et al., AAAI 2020).
 
-    Its share of the area is uniform in ``scale``, its height over width log-uniform in ``ratio``. Of ``ATTEMPTS``
-    rectangles the first that is lower and narrower than the image is taken, in a place drawn uniformly; where none is,
-    the image stays whole.
+    Of ``attempts`` random rectangles the first that is lower and narrower than the image is taken, at a place drawn
+    uniformly; where none is, the image stays whole. The defaults are torchvision's, and so fast-reid's.
 
     Args:
         prob: of each image.
         value: colour of the rectangle, one number or one per channel.
+        area: smallest and largest share of the image's area; uniform in between.
+        ratio: smallest and largest height over width.
+        ratio_draw: "log", the logarithm of the ratio is uniform; or "uniform", the ratio is.
+        attempts: rectangles drawn per image.
+
+    Raises:
+        ValueError: for a value out of range.
     """
 
-    ATTEMPTS = 10
-    scale = (0.02, 0.33)
-    ratio = (0.3, 3.3)
-
-    def __init__(self, prob: float, value: Sequence[float]) -> None:
+    def __init__(
+        self,
+        prob: float,
+        value: Sequence[float],
+        *,
+        area: tuple[float, float] = (0.02, 0.33),
+        ratio: tuple[float, float] = (0.3, 3.3),
+        ratio_draw: str = "log",
+        attempts: int = 10,
+    ) -> None:
+        for name, bounds, most in (("AREA", area, 1), ("RATIO", ratio, math.inf)):
+            if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] <= most:
+                raise ValueError(f"{name} {bounds} must be two numbers above 0 in ascending order, {most} at the most")
+        if ratio_draw not in ("log", "uniform"):
+            raise ValueError(f"RATIO_DRAW {ratio_draw!r} must be 'log' or 'uniform'")
+        if attempts < 1:
+            raise ValueError(f"ATTEMPTS {attempts} must be at least 1")
         self.prob = prob
         self.value = torch.tensor(value).view(-1, 1, 1)
+        self.area = area
+        self.ratio = ratio
+        self.ratio_draw = ratio_draw
+        self.attempts = attempts
 
     def __call__(self, images: Tensor, generator: Generator) -> Tensor:
         batch, _, height, width = images.shape
-        shape = (batch, self.ATTEMPTS)
-        areas = height * width * torch.empty(shape).uniform_(*self.scale, generator=generator)
-        ratios = torch.empty(shape).uniform_(*map(math.log, self.ratio), generator=generator).exp()
+        shape = (batch, self.attempts)
+        areas = height * width * torch.empty(shape).uniform_(*self.area, generator=generator)
+        if self.ratio_draw == "log":
+            ratios = torch.empty(shape).uniform_(*map(math.log, self.ratio), generator=generator).exp()
+        else:
+            ratios = torch.empty(shape).uniform_(*self.ratio, generator=generator)
         heights, widths = (areas * ratios).sqrt().round(), (areas / ratios).sqrt().round()
         fits = (heights < height) & (widths < width)
         first = fits.int().argmax(1, keepdim=True)

@@ -143,7 +143,7 @@ class PseudoLabelLoader:
         transforms: view -> what makes it of a single crop, in place of ``views``.
         batch_size: images per process and step.
         num_instances: images of one pseudo identity in a batch.
-        camera_balanced: spread these over the cameras.
+        sampling: how these are drawn, see ``IdentitySampler``.
         iters_per_epoch: steps from one reset to the next.
         skip_unreadable: as for ``LabelledCrops``.
         num_workers: decoding processes; 0 decodes in this one.
@@ -159,7 +159,7 @@ class PseudoLabelLoader:
         *,
         batch_size: int,
         num_instances: int,
-        camera_balanced: bool,
+        sampling: str,
         iters_per_epoch: int,
         transforms: Mapping[str, Transform] | None = None,
         skip_unreadable: bool = False,
@@ -172,7 +172,7 @@ class PseudoLabelLoader:
         self.views = views
         self.batch_size = batch_size
         self.num_instances = num_instances
-        self.camera_balanced = camera_balanced
+        self.sampling = sampling
         self.num_workers = num_workers
         self.device = torch.device(device)
         self.rank = rank
@@ -202,7 +202,7 @@ class PseudoLabelLoader:
             transforms=build_transforms_of_views(cfg, sorted(views)),
             batch_size=cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(),
             num_instances=cfg.DATALOADER.NUM_INSTANCE,
-            camera_balanced=cfg.DATALOADER.CAMERA_BALANCED,
+            sampling=cfg.DATALOADER.SAMPLING,
             iters_per_epoch=cfg.SOLVER.ITERS_PER_EPOCH,
             skip_unreadable=cfg.DATALOADER.UNREADABLE == "skip",
             num_workers=cfg.DATALOADER.NUM_WORKERS,
@@ -218,7 +218,7 @@ class PseudoLabelLoader:
             self.training_set.cameras,
             batch_size=self.batch_size,
             num_instances=self.num_instances,
-            camera_balanced=self.camera_balanced,
+            sampling=self.sampling,
             seed=seed,
             rank=self.rank,
             world_size=self.world_size,

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch.utils.data import Sampler
 
+SAMPLINGS = ("spread", "anchor", "random")
+
 
 class IdentitySampler(Sampler[int]):
     """An endless stream of image indices: shuffled identities, K consecutive images of each.
@@ -20,22 +22,27 @@ class IdentitySampler(Sampler[int]):
     Every process draws the same global stream and yields its own share of each batch: whole groups, no group twice. An
     identity that recurs is dealt out evenly: if it has n groups, each process holds n / world_size of some identity.
 
-    The K images of an identity, which has n images in C cameras, are drawn in one of two ways:
+    The K images of an identity, which has n images in C cameras, are drawn in one of three ways:
 
-    - camera-balanced (ICE; "MoreCameraSampler" in the published code): one image from each of min(K, C) random cameras,
-      then, if C < K, K - C of the other images. On average an image that is one of m in its camera comes K / (C m)
-      times a pass if C >= K, 1/m + (1 - 1/m) (K - C) / (n - C) times if C < K and C < n, and K / n times if C = n < K.
-    - not balanced: K of the n images, each K / n times a pass on average.
+    - "spread" over the cameras (ICE; "MoreCameraSampler" in the published code): one image from each of min(K, C)
+      random cameras, then, if C < K, K - C of the other images. On average an image that is one of m in its camera
+      comes K / (C m) times a pass if C >= K, 1/m + (1 - 1/m) (K - C) / (n - C) times if C < K and C < n, and K / n
+      times if C = n < K.
+    - "anchor" (Cluster Contrast, DCMIP; "RandomMultipleGallerySampler" of SpCL): any image first, then K - 1 images of
+      other cameras than that one's, with replacement where there are fewer; of its own camera where C = 1. Updates of a
+      proxy by each image in turn depend on that order.
+    - "random": K of the n images, each K / n times a pass on average, whatever their cameras.
 
-    Images that do not suffice recur in turn. The published code draws them with replacement instead, and by that
-    loses cameras of an identity with one image in each of fewer than K cameras; here no camera is lost.
+    Images that do not suffice recur in turn, except for "anchor". The published code of "spread" draws them with
+    replacement instead, and by that loses cameras of an identity with one image in each of fewer than K cameras; here
+    no camera is lost.
 
     Args:
         labels: (N,) pseudo identity of each image; images with a negative label (noise) are never drawn.
         cameras: (N,) camera of each image, any integers.
         batch_size: images per batch and process, a multiple of ``num_instances``.
         num_instances: K, images per identity and group.
-        camera_balanced: spread the K images over as many cameras as possible.
+        sampling: how the K images are drawn, one of ``SAMPLINGS``.
         seed: fixes the stream, which every iterator starts anew; the same in every process; an integer >= 0 or
             several, such as ``(seed, epoch)``.
         rank: number of this process, in [0, world_size).
@@ -61,7 +68,7 @@ class IdentitySampler(Sampler[int]):
         *,
         batch_size: int,
         num_instances: int,
-        camera_balanced: bool = True,
+        sampling: str = "spread",
         seed: int | Sequence[int] = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -76,6 +83,8 @@ class IdentitySampler(Sampler[int]):
                 f"the batch of {batch_size} images per process (SOLVER.IMS_PER_BATCH / processes) must be a multiple "
                 f"of DATALOADER.NUM_INSTANCE = {num_instances}"
             )
+        if sampling not in SAMPLINGS:
+            raise ValueError(f"sampling {sampling!r} must be one of {', '.join(SAMPLINGS)}")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must lie in [0, world_size), got rank {rank} and world_size {world_size}")
         clustered = np.flatnonzero(identity >= 0)
@@ -91,7 +100,7 @@ class IdentitySampler(Sampler[int]):
         self.cameras = camera
         self.num_instances = num_instances
         self.groups_per_batch = world_size * batch_size // num_instances
-        self.camera_balanced = camera_balanced
+        self.sampling = sampling
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
@@ -131,14 +140,25 @@ class IdentitySampler(Sampler[int]):
             return candidates[np.argsort(drawn[candidates], kind="stable")]
 
         images = shuffle(images)
-        if not self.camera_balanced:
+        if self.sampling == "random":
             return np.resize(images, self.num_instances)
+        if self.sampling == "anchor":
+            return self._draw_around(images, rng)
         leaders = np.unique(self.cameras[images], return_index=True)[1]  # the first image of each camera
         picks = shuffle(images[leaders])[: self.num_instances]
         # Shuffled again, as what follows the leaders in the first order favours cameras with many images.
         others = shuffle(np.delete(images, leaders))
         extra = np.resize(others if others.size else picks, self.num_instances - len(picks))
         return np.concatenate([picks, extra])
+
+    def _draw_around(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The first of the shuffled `images`, and K - 1 others, of other cameras where there are such."""
+        anchor, others = images[:1], images[1:]
+        elsewhere = others[self.cameras[others] != self.cameras[anchor]]
+        others = next(some for some in (elsewhere, others, anchor) if some.size)
+        missing = self.num_instances - 1
+        picks = others[:missing] if others.size >= missing else rng.choice(others, missing)
+        return np.concatenate([anchor, picks])
 
 
 class CurrentBatches(Sampler[list[int]]):

@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 from torchvision.transforms import Compose
 
 from ..config import InputError
-from .augment import Augmentation, RandomGaussianBlur, build_augmentation
+from .augment import Augmentation, RandomGaussianBlur, build_augmentation, build_erasing
 from .crops import Transform
 
 SINGLE_IMAGE_STEPS = ("AUTOAUG", "CJ", "AFFINE", "AUGMIX", "RPT", "CROP")
@@ -45,10 +45,16 @@ def build_transforms_of_views(cfg: CfgNode, names: Iterable[str]) -> dict[str, T
     """View name -> what makes it of a single crop, where ``INPUT`` asks for that; otherwise empty."""
     if not _needs_single_images(cfg):
         return {}
-    steps = list(build_transforms(cfg, is_train=True).transforms)
+    without_erasing = cfg.clone()
+    without_erasing.defrost()
+    without_erasing.INPUT.REA.ENABLED = False
+    steps = list(build_transforms(without_erasing, is_train=True).transforms)
     if cfg.INPUT.BLUR.ENABLED:
         after_to_tensor = 1 + next(i for i, step in enumerate(steps) if type(step).__name__ == "ToTensor")
-        steps.insert(after_to_tensor, _SingleImageBlur(cfg.INPUT.BLUR.PROB, tuple(cfg.INPUT.BLUR.SIGMA)))
+        blur = RandomGaussianBlur(cfg.INPUT.BLUR.PROB, tuple(cfg.INPUT.BLUR.SIGMA))
+        steps.insert(after_to_tensor, _OfSingleImages(blur))
+    if cfg.INPUT.REA.ENABLED:
+        steps.append(_OfSingleImages(build_erasing(cfg)))
     strong, weak = Compose(steps), build_test_transform(cfg, "SIZE_TRAIN")
     return {name: weak if name.endswith("weak") else strong for name in names}
 
@@ -70,6 +76,11 @@ def _needs_single_images(cfg: CfgNode) -> bool:
     return any(cfg.INPUT[step].ENABLED for step in SINGLE_IMAGE_STEPS)
 
 
-class _SingleImageBlur(RandomGaussianBlur):
+class _OfSingleImages:
+    """An augmentation of batches as a transform of single images."""
+
+    def __init__(self, augmentation: Augmentation) -> None:
+        self.augmentation = augmentation
+
     def __call__(self, image: Tensor) -> Tensor:
-        return super().__call__(image[None], torch.default_generator)[0]
+        return self.augmentation(image[None], torch.default_generator)[0]

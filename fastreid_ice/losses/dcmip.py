@@ -95,13 +95,16 @@ class DiscrepantProxyLoss(LossTerm):
 
 @LOSS_REGISTRY.register()
 class MultiInstanceLoss(LossTerm):
-    """A bank of momentum features of each cluster: its most similar one repels, the least similar own one attracts.
+    """A bank of features of each cluster: its most similar one repels, the least similar own one attracts.
 
-    The bank starts from members of the cluster drawn at random, and holds those of the last batch that had the cluster.
+    The bank starts from the momentum features of members drawn at random, and holds those of the last batch that had
+    the cluster.
     It takes 4 C K D bytes.
 
     Args:
         num_instances: features kept of each cluster, at least 1; a smaller cluster has members repeated.
+        repetition: whether members are repeated in the bank's start only as "needed", or "always" may be.
+        store: whose features of a batch replace those of its clusters, "momentum" or "online".
         positive: where the positive is looked for, in the "bank" or among the momentum features of the "batch".
 
     Raises:
@@ -118,22 +121,32 @@ class MultiInstanceLoss(LossTerm):
         scale: float = 1.0,
         temperature: float = 0.05,
         num_instances: int = 16,
+        repetition: str = "needed",
+        store: str = "momentum",
         positive: str = "bank",
     ) -> None:
         super().__init__(scale=scale)
         if num_instances < 1:
             raise ValueError(f"NUM_INSTANCES {num_instances} must be at least 1")
+        if repetition not in ("needed", "always"):
+            raise ValueError(f"REPETITION {repetition!r} must be 'needed' or 'always'")
+        if store not in ("momentum", "online"):
+            raise ValueError(f"STORE {store!r} must be 'momentum' or 'online'")
         if positive not in ("bank", "batch"):
             raise ValueError(f"POSITIVE {positive!r} must be 'bank' or 'batch'")
         self.temperature = temperature
         self.num_instances = num_instances
+        self.repetition = repetition
+        self.store = store
         self.positive = positive
 
     def begin_epoch(self, clusters: Clusters) -> None:
         features = clusters.features if clusters.momentum_features is None else clusters.momentum_features
         # One seed for all processes, so that they draw the same instances throughout the epoch.
         self.generator = torch.Generator(features.device).manual_seed(comm.shared_random_seed())
-        _, members = draw_instances(clusters.labels, self.num_instances, generator=self.generator)
+        _, members = draw_instances(
+            clusters.labels, self.num_instances, repetition=self.repetition, generator=self.generator
+        )
         self.remember("bank", F.normalize(features[members], dim=2))
 
     def forward(self, step: Step) -> Tensor:
@@ -149,5 +162,6 @@ class MultiInstanceLoss(LossTerm):
     @torch.no_grad()
     def after_step(self, step: Step) -> None:
         members = draw_batch_instances(step.labels, self.num_instances, generator=self.generator)
+        features = step.momentum if self.store == "momentum" else step.online
         # In place: a copy of the bank at every step would double what it takes. Rows of one cluster write the same.
-        self.bank[step.labels] = F.normalize(step.momentum.to(self.bank.dtype))[members]
+        self.bank[step.labels] = F.normalize(features.to(self.bank.dtype))[members]

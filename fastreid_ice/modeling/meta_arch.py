@@ -37,6 +37,7 @@ class MomentumReID(nn.Module):
         pixel_mean, pixel_std: 3 values each, on the scale 0..255.
         alpha: weight of the old value in the momentum update.
         shuffle_bn: mix momentum batches over processes, and over the parts of a batch.
+        online_view: run the momentum encoder on the online encoder's view, too, for its batch-norm statistics.
         test_encoder: the encoder that runs in evaluation mode, "online" or "momentum".
         compiled: train both encoders through ``torch.compile``; parameters keep their names. Evaluation, with its last
             batch of any size, would be compiled again and again, and runs as it is.
@@ -59,6 +60,7 @@ class MomentumReID(nn.Module):
         pixel_std: list[float],
         alpha: float = 0.999,
         shuffle_bn: bool = True,
+        online_view: bool = False,
         test_encoder: str = "momentum",
         compiled: bool = False,
         bn_splits: int = 1,
@@ -74,6 +76,7 @@ class MomentumReID(nn.Module):
         self.views = frozenset().union(*(term.views for term in self.terms))
         self.alpha = alpha
         self.shuffle_bn = shuffle_bn
+        self.online_view = online_view
         self.bn_splits = bn_splits
         self.test_encoder = test_encoder
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(1, -1, 1, 1), persistent=False)
@@ -97,6 +100,7 @@ class MomentumReID(nn.Module):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "alpha": cfg.MODEL.MOMENTUM.ALPHA,
             "shuffle_bn": cfg.MODEL.MOMENTUM.SHUFFLE_BN,
+            "online_view": cfg.MODEL.MOMENTUM.ONLINE_VIEW,
             "test_encoder": cfg.TEST.ENCODER,
             "compiled": cfg.MODEL.COMPILE,
             "bn_splits": splits_per_process(cfg, comm.get_world_size()),
@@ -157,6 +161,8 @@ class MomentumReID(nn.Module):
         features = {}
         if "online" in self.views:
             features["online"] = gather_batch(self.encode(batch["online"], "online"))
+        if self.online_view:
+            self._encode_keys(batch["online"])
         for view in sorted(self.views - {"online"}):
             features[view] = self._encode_keys(batch[view])
         labels, cameras, indices = (

@@ -10,6 +10,7 @@ from PIL import Image, ImageFilter
 from scipy.stats import chi2_contingency, ks_2samp, kstest
 from torch import Generator, Tensor
 
+from fastreid_ice import InputError
 from fastreid_ice.data import RandomErasing, RandomFlipCrop, RandomGaussianBlur, build_augmentation
 from support import small_config
 
@@ -99,6 +100,8 @@ def rectangles(views: Tensor) -> dict[str, np.ndarray]:
 
 def test_rectangles_are_erased_as_by_fastreid() -> None:
     changes = {"INPUT.REA.ENABLED": True, "INPUT.REA.PROB": 0.6, "INPUT.REA.VALUE": [-1.0, -2.0, -3.0]}
+    changes |= {"INPUT.REA.AREA": (0.02, 0.33), "INPUT.REA.RATIO": (0.3, 3.3)}
+    changes |= {"INPUT.REA.RATIO_DRAW": "log", "INPUT.REA.ATTEMPTS": 10}
     ours, theirs = both(positions(), **changes)
     erased = ours[:, 0] < 0
     assert torch.equal(ours, torch.where(erased[:, None], torch.tensor([-1.0, -2, -3])[:, None, None], positions()))
@@ -106,6 +109,34 @@ def test_rectangles_are_erased_as_by_fastreid() -> None:
     theirs = rectangles(theirs)
     for name, values in rectangles(ours).items():
         assert ks_2samp(values, theirs[name]).pvalue > LEAST, name
+
+
+def test_published_erasing_is_that_of_the_published_code() -> None:
+    """Area and ratio uniform, 100 attempts (ICE, Cluster Contrast and DCMIP), against a loop that draws like theirs."""
+    options = {"area": (0.02, 0.4), "ratio": (0.3, 1 / 0.3), "ratio_draw": "uniform", "attempts": 100}
+    erased = RandomErasing(1.0, [1.0], **options)(torch.zeros(DRAWS, 1, HEIGHT, WIDTH), seeded())[:, 0]
+    rng = np.random.default_rng(0)
+    heights, widths = [], []
+    for _ in range(DRAWS):
+        while True:
+            area, ratio = rng.uniform(0.02, 0.4) * HEIGHT * WIDTH, rng.uniform(0.3, 1 / 0.3)
+            height, width = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
+            if height < HEIGHT and width < WIDTH:
+                break
+        heights.append(height)
+        widths.append(width)
+    assert ks_2samp(erased.any(2).sum(1), heights).pvalue > LEAST
+    assert ks_2samp(erased.any(1).sum(1), widths).pvalue > LEAST
+    milder = RandomErasing(1.0, [1.0])(torch.zeros(DRAWS, 1, HEIGHT, WIDTH), seeded())
+    assert erased.mean() > 1.1 * milder.mean()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("AREA", (0.4, 0.02)), ("RATIO", (0.0, 1.0)), ("RATIO_DRAW", "even"), ("ATTEMPTS", 0)]
+)
+def test_erasing_out_of_range_is_refused(key: str, value: object) -> None:
+    with pytest.raises(InputError, match=f"INPUT.REA: {key}"):
+        build_augmentation(small_config(**{f"INPUT.REA.{key}": value}))
 
 
 def test_rectangles_that_do_not_fit_are_drawn_again() -> None:

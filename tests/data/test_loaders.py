@@ -157,7 +157,7 @@ def test_processes_draw_views_apart(cfg: CfgNode) -> None:
             {"online": view},
             batch_size=4,
             num_instances=2,
-            camera_balanced=True,
+            sampling="spread",
             iters_per_epoch=1,
             rank=rank,
             world_size=2,

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler
 
-from fastreid_ice.data.sampler import IdentitySampler
+from fastreid_ice.data.sampler import SAMPLINGS, IdentitySampler
 
 GOLDEN = Path(__file__).parent / "golden" / "sampler_properties.json"
 LAYOUTS = json.loads(GOLDEN.read_text())["layouts"]
@@ -48,12 +48,10 @@ def layout_arrays(name: str) -> tuple[np.ndarray, np.ndarray, int]:
 
 
 @cache
-def layout_passes(name: str, *, camera_balanced: bool) -> np.ndarray:
+def layout_passes(name: str, sampling: str) -> np.ndarray:
     """PASSES passes over a layout, (PASSES, identities, K), from batches of 2 groups that cut across the passes."""
     labels, cameras, k = layout_arrays(name)
-    sampler = IdentitySampler(
-        labels, cameras, batch_size=2 * k, num_instances=k, camera_balanced=camera_balanced, seed=3
-    )
+    sampler = IdentitySampler(labels, cameras, batch_size=2 * k, num_instances=k, sampling=sampling, seed=3)
     num_identities = len(np.unique(labels[labels >= 0]))
     return draw_groups(sampler, PASSES * num_identities, k).reshape(PASSES, num_identities, k)
 
@@ -64,37 +62,43 @@ def mean_draws(passes: np.ndarray, num_images: int) -> tuple[np.ndarray, np.ndar
     return counts.mean(0), counts.std(0) / np.sqrt(len(passes))
 
 
-def published_frequency(labels: np.ndarray, cameras: np.ndarray, k: int, i: int, *, camera_balanced: bool) -> float:
-    """Expected draws of image i per pass: ICE MoreCameraSampler, DCMIP RandomMultipleGallerySamplerNoCam (n > 1)."""
+def published_frequency(labels: np.ndarray, cameras: np.ndarray, k: int, i: int, sampling: str) -> float:
+    """Expected draws of image i per pass, by the closed forms of the published samplers (n > 1 but for "spread")."""
     if labels[i] < 0:
         return 0.0
     mine = labels == labels[i]
     n, c, m = mine.sum(), len(np.unique(cameras[mine])), (mine & (cameras == cameras[i])).sum()
-    if not camera_balanced or n == c < k:
+    if sampling == "anchor" and c > 1:
+        others = Counter(cameras[mine & (cameras != cameras[i])].tolist()).values()
+        return 1 / n + sum(count / n * (k - 1) / (n - count) for count in others)
+    if sampling != "spread" or n == c < k:
         return k / n
     if c >= k:
         return k / (c * m)
     return 1 / m + (1 - 1 / m) * (k - c) / (n - c)
 
 
+PUBLISHED = {
+    "spread": "ICE.MoreCameraSampler",
+    "anchor": "SpCL.RandomMultipleGallerySampler",
+    "random": "DCMIP.RandomMultipleGallerySamplerNoCam",
+}
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
-@pytest.mark.parametrize("camera_balanced", [True, False])
-def test_frequencies_are_the_published_ones(name, camera_balanced):
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_frequencies_are_the_published_ones(name, sampling):
     labels, cameras, k = layout_arrays(name)
-    passes = layout_passes(name, camera_balanced=camera_balanced)
+    passes = layout_passes(name, sampling)
     mean, error = mean_draws(passes, len(labels))
 
-    expected = np.array(
-        [published_frequency(labels, cameras, k, i, camera_balanced=camera_balanced) for i in range(len(labels))]
-    )
+    expected = np.array([published_frequency(labels, cameras, k, i, sampling) for i in range(len(labels))])
     assert np.all(np.abs(mean - expected) <= 5 * error + 1e-9)
 
-    published = LAYOUTS[name]["samplers"][
-        "ICE.MoreCameraSampler" if camera_balanced else "DCMIP.RandomMultipleGallerySamplerNoCam"
-    ]
+    published = LAYOUTS[name]["samplers"][PUBLISHED[sampling]]
     sizes = np.array([(labels == label).sum() for label in labels])
-    # By design: the published sampler without cameras draws a single image once, ours K times to keep groups whole.
-    same = (sizes > 1) | camera_balanced
+    # By design: two of the published samplers draw a single image once, ours K times to keep groups whole.
+    same = (sizes > 1) | (sampling == "spread")
     gap = np.abs(mean - np.array(published["index_frequency"]))
     both = np.hypot(error, np.array(published["index_frequency_stderr"]))
     assert np.all((gap <= 5 * both + 1e-9)[same])
@@ -106,8 +110,8 @@ def test_passes_and_groups_of_the_published_layouts(name):
     labels, cameras, k = layout_arrays(name)
     identities = sorted(set(labels.tolist()) - {-1})
     published = LAYOUTS[name]["samplers"]["ICE.MoreCameraSampler"]
-    for camera_balanced in (True, False):
-        passes = layout_passes(name, camera_balanced=camera_balanced)
+    for sampling in SAMPLINGS:
+        passes = layout_passes(name, sampling)
         assert np.all(labels[passes] == labels[passes[:, :, :1]])  # K images of one identity
         assert np.all(np.sort(labels[passes[:, :, 0]], axis=1) == identities)  # each once per pass
         first = Counter(labels[passes[:, 0, 0]].tolist())
@@ -117,14 +121,16 @@ def test_passes_and_groups_of_the_published_layouts(name):
         for group in passes[:200].reshape(-1, k):
             mine = labels == labels[group[0]]
             copies = np.bincount(group, minlength=len(labels))[mine]
-            if mine.sum() >= k:
+            if sampling == "anchor":
+                assert copies[np.flatnonzero(mine) == group[0]] == 1 or mine.sum() == 1
+            elif mine.sum() >= k:
                 assert copies.max() == 1
-            elif not camera_balanced:
+            elif sampling == "random":
                 assert copies.max() - copies.min() <= 1
             else:
                 assert copies.min() >= 1  # the published code may miss images of an identity with fewer than K
 
-    balanced = layout_passes(name, camera_balanced=True).reshape(-1, k)
+    balanced = layout_passes(name, "spread").reshape(-1, k)
     for identity in identities:
         mine = labels == identity
         num_cameras = len(np.unique(cameras[mine]))
@@ -168,17 +174,39 @@ def test_fewer_identities_than_the_batch_holds_recur_evenly(num_identities, grou
         assert np.all(labels[batch[::2]] == labels[batch[1::2]])
 
 
-@pytest.mark.parametrize("camera_balanced", [True, False])
-def test_one_cluster_of_one_image(camera_balanced):
-    sampler = IdentitySampler(
-        [-1, 0, -1], [0, 0, 1], batch_size=8, num_instances=4, camera_balanced=camera_balanced, world_size=2
-    )
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_an_anchor_is_followed_by_other_cameras_as_published(name):
+    labels, cameras, k = layout_arrays(name)
+    groups = layout_passes(name, "anchor").reshape(-1, k)
+    published = LAYOUTS[name]["samplers"][PUBLISHED["anchor"]]
+    for identity in sorted(set(labels.tolist()) - {-1}):
+        mine = groups[labels[groups[:, 0]] == identity]
+        members = cameras[labels == identity]
+        other = cameras[mine[:, 1:]] != cameras[mine[:, :1]]
+        assert other.all() if len(set(members)) > 1 else not other.any()
+        # By design: the published code repeats images where exactly K - 1 others exist, though they suffice.
+        counts = [(members != camera).sum() or len(members) - 1 for camera in members]
+        if k - 1 not in counts:
+            distinct = np.array([len(set(group)) for group in mine.tolist()])
+            seen = published["distinct_images_per_group"][str(identity)]
+            theirs = np.repeat([int(number) for number in seen], list(seen.values()))
+            spread = np.sqrt(distinct.var() / len(distinct) + theirs.var() / len(theirs))
+            assert abs(distinct.mean() - theirs.mean()) <= 5 * spread + 1e-9
+        # The order within the group is random: each place after the anchor shows every image equally often.
+        places = [np.bincount(mine[:, place], minlength=len(labels)) / len(mine) for place in range(1, k)]
+        error = np.sqrt(np.maximum(places[0] * (1 - places[0]), 1e-9) / len(mine))
+        assert all(np.all(np.abs(place - places[0]) <= 7 * error + 1e-9) for place in places)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_one_cluster_of_one_image(sampling):
+    sampler = IdentitySampler([-1, 0, -1], [0, 0, 1], batch_size=8, num_instances=4, sampling=sampling, world_size=2)
     assert list(islice(sampler, 80)) == [1] * 80
 
 
 def test_recurring_identity_shows_all_its_images_before_any_twice():
     labels, cameras = np.zeros(5, dtype=np.int64), np.zeros(5, dtype=np.int64)
-    sampler = IdentitySampler(labels, cameras, batch_size=8, num_instances=2, camera_balanced=False)
+    sampler = IdentitySampler(labels, cameras, batch_size=8, num_instances=2, sampling="random")
     for batch in draw_batches(sampler, 20, 8):
         assert set(Counter(batch.tolist()).values()) == {1, 2}
 

@@ -150,7 +150,7 @@ def test_memories_start_like_the_reference(name: str, dtype: torch.dtype) -> Non
     start(instances, momentum[golden["picked_index"]])
     torch.testing.assert_close(by_slot(instances.bank), by_slot(expected), rtol=0, atol=1e-6)
 
-    # The reference draws with repetition from clusters of any size; ours repeats only where it must.
+    # The reference draws with repetition from clusters of any size; by default ours repeats only where it must.
     instances.begin_epoch(clusters)
     for k, rows in enumerate(instances.bank):
         members = F.normalize(momentum[labels == k])
@@ -183,14 +183,15 @@ def loop_loss(online: Tensor, momentum: Tensor, bank: Tensor, labels: Tensor, po
 
 
 @pytest.mark.parametrize("positive", ["bank", "batch"])
-def test_bank_holds_momentum_features_of_the_last_batch(positive: str) -> None:
-    """Three steps beside a loop: online features are queries only, momentum features replace the cluster's rows."""
+@pytest.mark.parametrize("store", ["momentum", "online"])
+def test_bank_holds_the_features_of_the_last_batch(positive: str, store: str) -> None:
+    """Three steps beside a loop: online features are queries, those of `store` replace the cluster's rows."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    term = MultiInstanceLoss(num_instances=3, positive=positive)
+    term = MultiInstanceLoss(num_instances=3, positive=positive, store=store)
     start(term, F.normalize(draw(5, 3, 7), dim=2))
     bank = term.bank.clone()
     for present in ([0, 2], [2, 4], [1, 2]):
@@ -200,7 +201,7 @@ def test_bank_holds_momentum_features_of_the_last_batch(positive: str) -> None:
         expected = loop_loss(online.requires_grad_(), momentum, bank, labels, positive)
         check(term(step), step.online, expected, torch.autograd.grad(expected, online)[0], exact=True)
         term.after_step(step)
-        bank = loop_bank(bank, momentum, labels)
+        bank = loop_bank(bank, momentum if store == "momentum" else online.detach(), labels)
         torch.testing.assert_close(by_slot(term.bank), by_slot(bank))
 
 
@@ -210,6 +211,18 @@ def test_bank_starts_from_the_clustered_features_where_those_are_the_momentum_on
     term = MultiInstanceLoss(num_instances=3)
     term.begin_epoch(Clusters(labels, features, torch.zeros_like(labels)))
     torch.testing.assert_close(by_slot(term.bank), by_slot(features.unflatten(0, (4, 3))))
+
+
+def test_bank_may_start_with_repetition_from_clusters_of_any_size() -> None:
+    """As the published code draws: K independent members, so that a member is missing with probability (1 - 1/n)^K."""
+    features, labels = F.normalize(torch.randn(4000, 16)), torch.arange(4000) // 4
+    term = MultiInstanceLoss(num_instances=4, repetition="always")
+    term.begin_epoch(Clusters(labels, features, torch.zeros_like(labels)))
+    members = features.unflatten(0, (1000, 4))
+    same = torch.isclose(term.bank[:, :, None], members[:, None], atol=1e-6).all(3)
+    assert torch.equal(same.sum(2), torch.ones(1000, 4, dtype=torch.int64)), "every instance is one member"
+    missing = (~same.any(1)).double().mean().item()
+    assert missing == pytest.approx(0.75**4, abs=0.03)
 
 
 def terms() -> list[DiscrepantProxyLoss | MultiInstanceLoss]:

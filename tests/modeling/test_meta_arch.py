@@ -104,7 +104,7 @@ def test_any_subset_of_the_losses_trains(names: tuple[str, ...]) -> None:
 
 
 def test_only_the_views_that_are_asked_for_are_computed() -> None:
-    cfg = small_config(**{"MODEL.LOSSES.NAME": ("ClusterProxyLoss",)})
+    cfg = small_config(**{"MODEL.LOSSES.NAME": ("ClusterProxyLoss",), "MODEL.MOMENTUM.ONLINE_VIEW": False})
     model = build_model(cfg).train()
     model.begin_epoch(clusters_for(model, 128))
     batch = batch_for(cfg)
@@ -112,6 +112,25 @@ def test_only_the_views_that_are_asked_for_are_computed() -> None:
     statistics = copy.deepcopy(model.momentum.state_dict())
     assert set(model(batch)) == {"loss_cluster_proxy"}
     assert all(torch.equal(value, statistics[name]) for name, value in model.momentum.state_dict().items())
+
+
+def test_the_online_view_changes_nothing_but_the_momentum_statistics() -> None:
+    """The third pass of the published ICE: its output is thrown away."""
+    torch.manual_seed(0)
+    two = build_model(small_config(**{"MODEL.MOMENTUM.ONLINE_VIEW": False})).train()
+    three = build_model(small_config(**{"MODEL.MOMENTUM.ONLINE_VIEW": True})).train()
+    three.load_state_dict(two.state_dict())
+    batch = batch_for(small_config())
+    for model in (two, three):
+        model.begin_epoch(clusters_for(two, 128))
+    losses = two(batch), three(batch)
+    assert losses[0] == losses[1]
+    counts = {
+        model.momentum.get_buffer(name).item() - model.get_buffer(name.removeprefix("momentum.")).item()
+        for model in (two, three)
+        for name in ["backbone.conv1.bn.num_batches_tracked"]
+    }
+    assert counts == {1, 2}, "two or three momentum passes beside one online pass"
 
 
 def test_momentum_statistics_are_its_own_and_it_has_no_gradient() -> None:
