@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from fastreid_ice.core import jaccard_graph, k_nearest  # before faiss: the package orders their imports
-from fastreid_ice.core.evaluation import distance_blocks, rank_blocks, reranked_blocks
+from fastreid_ice.core.retrieval import distance_blocks, rank_blocks, reranked_blocks
 
 # isort: split
 import torch.nn.functional as F

@@ -1,6 +1,6 @@
 """Clusterers: features of the training set in, pseudo labels out."""
 
-from .build import CLUSTERER_REGISTRY, Clusterer, build_clusterer
+from .base import CLUSTERER_REGISTRY, Clusterer, build_clusterer
 from .ground_truth import GroundTruth
 from .hdbscan import HDBSCAN
 from .jaccard_dbscan import JaccardClusterer, JaccardDBSCAN

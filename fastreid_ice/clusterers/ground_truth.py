@@ -7,7 +7,7 @@ from fastreid.config import CfgNode
 from torch import Tensor
 
 from ..config import InputError
-from .build import CLUSTERER_REGISTRY, Clusterer
+from .base import CLUSTERER_REGISTRY, Clusterer
 
 
 @CLUSTERER_REGISTRY.register()

@@ -9,7 +9,7 @@ from numba import njit
 from scipy import sparse
 from scipy.sparse import csgraph
 
-from .build import CLUSTERER_REGISTRY
+from .base import CLUSTERER_REGISTRY
 from .jaccard_dbscan import JaccardClusterer
 
 

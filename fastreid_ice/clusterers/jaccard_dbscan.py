@@ -15,7 +15,7 @@ from torch import Tensor
 from ..core import dbscan, jaccard_graph, k_nearest
 from ..core.shard import Shard
 from ..progress import progress
-from .build import CLUSTERER_REGISTRY, Clusterer, this_shard
+from .base import CLUSTERER_REGISTRY, Clusterer, this_shard
 
 logger = logging.getLogger(f"fastreid.{__name__}")
 _searching = partial(progress, title="Searching neighbors")

@@ -8,7 +8,7 @@ import torch
 from fastreid.config import CfgNode
 from torch import Tensor
 
-from .build import CLUSTERER_REGISTRY, Clusterer
+from .base import CLUSTERER_REGISTRY, Clusterer
 
 
 @CLUSTERER_REGISTRY.register()

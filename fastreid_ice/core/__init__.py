@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from .clustering import Clusters, dbscan
-from .evaluation import RankMetrics, rank_metrics
 from .functional import (
     cluster_proxy_loss,
     cross_camera_loss,
@@ -25,6 +24,7 @@ from .proxies import (
     update_mean,
 )
 from .quality import LabelQuality, churn, label_quality
+from .retrieval import RankMetrics, rank_metrics
 
 __all__ = [
     "Clusters",

@@ -12,7 +12,7 @@ from numba import njit
 from torch import Tensor
 
 from ._arrays import map_blocks
-from .ranking import Found, dot, insert
+from ._candidates import Found, dot, insert
 from .screen import largest_products, precisions, rounded_units
 
 _SEARCHED = 1024  # rows searched for at a time

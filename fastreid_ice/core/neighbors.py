@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ._candidates import Found, Scan
 from .approximate import ApproximateSearch
-from .ranking import Found, Scan
 from .screen import Screen, precisions
 
 METHODS = ("exact", "ivf", "hnsw")

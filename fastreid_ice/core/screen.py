@@ -8,7 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .ranking import Found, rank_candidates
+from ._candidates import Found, rank_candidates
 
 _TILE = 16384  # columns of a block of similarities: 32 MiB in half precision, which a large cache holds
 _NORMALISED = 1024  # rows normalised at a time

@@ -13,7 +13,7 @@ from .loaders import (
     build_training_set,
     existing_tests,
 )
-from .sampler import IdentitySampler
+from .samplers import IdentitySampler
 from .synthetic import SyntheticMarket, SyntheticPeople, SyntheticSource
 from .views import build_transforms_of_views, build_views
 

@@ -22,7 +22,7 @@ from ..config import InputError, lookup
 from .augment import Augmentation
 from .crops import CropCache, Crops, LabelledCrops, Transform
 from .folder import is_labelled
-from .sampler import CurrentBatches, IdentitySampler
+from .samplers import CurrentBatches, IdentitySampler
 from .views import build_test_transform, build_transforms_of_views, build_views, crop_size
 
 

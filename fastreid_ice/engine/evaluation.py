@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..config import InputError
 from ..core import jaccard_graph, k_nearest
-from ..core.evaluation import distance_blocks, expand_features, rank_blocks, reranked_blocks
+from ..core.retrieval import distance_blocks, expand_features, rank_blocks, reranked_blocks
 from ..progress import progress
 
 

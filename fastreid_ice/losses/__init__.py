@@ -6,7 +6,7 @@ Every module of this folder is imported, so that a further method is one file.
 from importlib import import_module
 from pkgutil import iter_modules
 
-from .build import LOSS_REGISTRY, LossTerm, Step, build_losses, check_cameras, required_views
+from .base import LOSS_REGISTRY, LossTerm, Step, build_losses, check_cameras, required_views
 from .dcmip import UPDATE_REGISTRY, DiscrepantProxyLoss, MultiInstanceLoss
 from .ice import ClusterProxyLoss, CrossCameraLoss, HardInstanceLoss, SoftConsistencyLoss
 

@@ -23,7 +23,7 @@ from ..core import (
     update_hardest,
     update_mean,
 )
-from .build import LOSS_REGISTRY, LossTerm, Step
+from .base import LOSS_REGISTRY, LossTerm, Step
 
 # How a batch moves a proxy, by the word that says so in the config. A further design is a function like these,
 # (proxies, features, labels, *, momentum) -> updated proxies (see core.proxies), and an entry here.

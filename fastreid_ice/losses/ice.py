@@ -14,7 +14,7 @@ from ..core import (
     hard_instance_loss,
     soft_consistency_loss,
 )
-from .build import LOSS_REGISTRY, LossTerm, Step
+from .base import LOSS_REGISTRY, LossTerm, Step
 
 
 @LOSS_REGISTRY.register()

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastreid_ice.core import approximate, k_nearest, neighbors, ranking
+from fastreid_ice.core import _candidates, approximate, k_nearest, neighbors
 from fastreid_ice.core import screen as screening
 from golden import load_golden
 
@@ -222,7 +222,7 @@ def test_ranking_on_any_device_is_that_of_the_cpu():
     scores = (F.normalize(rows)[queries, None] * F.normalize(rows)[candidates]).sum(2)
     scores[7, 3] += 0.1
     arguments = (rows, scale, queries, candidates, counts, 8, scores, torch.full_like(scores, 1e-6))
-    in_numba, in_torch = ranking.rank_candidates(*arguments), ranking._rank_in_torch(*arguments)
+    in_numba, in_torch = _candidates.rank_candidates(*arguments), _candidates._rank_in_torch(*arguments)
     torch.testing.assert_close(in_numba[0], in_torch[0])
     for i in (1, 2):
         torch.testing.assert_close(in_numba[i], in_torch[i])

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastreid_ice.data.cameras import STRENGTHS, Camera, looks_of
-from fastreid_ice.data.canvas import FINE, HEIGHT, WIDTH, Canvas
-from fastreid_ice.data.synthetic import FIRST_TEST_PERSON, SyntheticMarket, SyntheticPeople, contact_sheet
-from fastreid_ice.data.walkers import Looks, Pose, Walker
+from fastreid_ice.data.synthetic.cameras import STRENGTHS, DrawnCamera, looks_of
+from fastreid_ice.data.synthetic.canvas import FINE, HEIGHT, WIDTH, Canvas
+from fastreid_ice.data.synthetic.dataset import FIRST_TEST_PERSON, SyntheticMarket, SyntheticPeople, contact_sheet
+from fastreid_ice.data.synthetic.people import Looks, Pose, Walker
 
 SMALL = {"train_identities": 2, "test_identities": 1, "cameras": 2, "images_per_camera": 2}
 # Of all files of SMALL, names and bytes. Another value is another drawing: raise synthetic.DRAWING with it.
@@ -77,7 +77,7 @@ def test_sizes_leave_people_and_cameras_as_they_are(default, tmp_path):
 def test_another_seed_has_other_people_and_other_cameras():
     strength = STRENGTHS["strong"]
     assert looks_of(0, 1) == looks_of(0, 1) != looks_of(1, 1) != looks_of(1, 2)
-    cameras = [Camera.draw_lots(seed, number, strength) for seed in (0, 1) for number in (0, 1)]
+    cameras = [DrawnCamera.draw_lots(seed, number, strength) for seed in (0, 1) for number in (0, 1)]
     for one in range(4):
         for other in range(one):
             assert not np.array_equal(cameras[one].tone, cameras[other].tone)
@@ -102,12 +102,12 @@ def test_cameras_dominate_more_where_the_strength_is_strong(default, tmp_path):
 
 def test_drawn_once(tmp_path, monkeypatch):
     first = SyntheticPeople(str(tmp_path), **SMALL)
-    monkeypatch.setattr(Camera, "shoot", lambda *_: pytest.fail("drawn a second time"))
+    monkeypatch.setattr(DrawnCamera, "shoot", lambda *_: pytest.fail("drawn a second time"))
     assert SyntheticPeople(str(tmp_path), **SMALL).train == first.train
 
 
 def test_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
-    shoot = Camera.shoot
+    shoot = DrawnCamera.shoot
 
     def interrupted(camera, person, shot):
         if person == 2:
@@ -115,7 +115,7 @@ def test_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
         return shoot(camera, person, shot)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Camera, "shoot", interrupted)
+        patch.setattr(DrawnCamera, "shoot", interrupted)
         SyntheticPeople(str(tmp_path), **SMALL)
     assert list((tmp_path / "synthetic-people").iterdir()) == []
     assert digest(SyntheticPeople(str(tmp_path), **SMALL).folder) == DIGESTS["strong"]

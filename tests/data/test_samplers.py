@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler
 
-from fastreid_ice.data.sampler import SAMPLINGS, IdentitySampler
+from fastreid_ice.data.samplers import SAMPLINGS, IdentitySampler
 
 GOLDEN = Path(__file__).parent / "golden" / "sampler_properties.json"
 LAYOUTS = json.loads(GOLDEN.read_text())["layouts"]

@@ -12,8 +12,8 @@ from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.data.datasets.bases import ImageDataset
 from PIL import Image
 
-from ..progress import progress
-from .cameras import STRENGTHS, Camera
+from ...progress import progress
+from .cameras import STRENGTHS, DrawnCamera
 from .canvas import HEIGHT, WIDTH
 
 DRAWING = 1  # raise it with any change of the pictures: a new drawing never meets the files of an old one
@@ -145,7 +145,9 @@ class SyntheticPeople(ImageDataset):
             shutil.rmtree(scratch, ignore_errors=True)
 
     def _draw_into(self, folder: Path) -> None:
-        views = [Camera.draw_lots(self.seed, number, STRENGTHS[self.strength]) for number in range(self.num_cameras)]
+        views = [
+            DrawnCamera.draw_lots(self.seed, number, STRENGTHS[self.strength]) for number in range(self.num_cameras)
+        ]
         shots = list(self._shots())
         for name, pid, camera, shot in progress(shots, f"Drawing {self.folder.name}"):
             Image.fromarray(views[camera].shoot(pid, shot)).save(folder / name, quality=92, subsampling=0)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from fastreid_ice.core import RankMetrics, rank_metrics
-from fastreid_ice.core.evaluation import distance_blocks, expand_features, rank_blocks, reranked_blocks
+from fastreid_ice.core.retrieval import distance_blocks, expand_features, rank_blocks, reranked_blocks
 from golden import load_golden
 
 

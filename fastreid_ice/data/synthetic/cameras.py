@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .canvas import CAMERA, FINE, HEIGHT, PERSON, SHOT, WIDTH, Canvas, cosine, pick, stream
+from .people import Looks, Pose, Walker
 from .scenes import draw_obstacle, draw_scene
-from .walkers import Looks, Pose, Walker
 
 _COMPANY = {"before": 1, "behind": 2, "obstacle": 3}
 
@@ -48,7 +48,7 @@ STRENGTHS = {
 
 
 @dataclass(frozen=True, eq=False)
-class Camera:
+class DrawnCamera:
     """Camera ``number`` of the set ``seed``."""
 
     seed: int
@@ -66,7 +66,7 @@ class Camera:
     scene: np.ndarray  # (H, W, 3) int32, wider and taller than a crop
 
     @classmethod
-    def draw_lots(cls, seed: int, number: int, strength: Strength) -> Camera:
+    def draw_lots(cls, seed: int, number: int, strength: Strength) -> DrawnCamera:
         """The camera, always the same one for the same arguments."""
         offsets = stream(seed, CAMERA).randint(1000, size=3)
         hue, bright, hard = (offsets + number * np.array([618, 755, 570])) % 1000  # irrational steps keep cameras apart

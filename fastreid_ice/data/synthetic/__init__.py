@@ -1,0 +1,5 @@
+"""Drawn people before drawn cameras, as datasets (registered with fast-reid)."""
+
+from .dataset import SyntheticMarket, SyntheticPeople, SyntheticSource
+
+__all__ = ["SyntheticMarket", "SyntheticPeople", "SyntheticSource"]
