@@ -22,6 +22,7 @@ else:
     compat.apply()
 
     from . import clusterers, data, engine, losses, modeling
-    from .config import InputError, add_ice_config
+    from .config import add_ice_config
+    from .errors import InputError
 
     __all__ = ["InputError", "add_ice_config", "clusterers", "compat", "data", "engine", "losses", "modeling"]

@@ -6,8 +6,7 @@ import pytest
 from fastreid.config import CfgNode, get_cfg
 
 from fastreid_ice import add_ice_config
-from fastreid_ice.config import value_of
-from fastreid_ice.config_files import CONFIGS, merge_config_file
+from fastreid_ice.config import CONFIGS, merge_config_file, value_of
 from fastreid_ice.engine import stage_configs
 
 SHARED = {

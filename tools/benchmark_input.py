@@ -30,7 +30,7 @@ from torchvision.transforms import Compose, RandomApply
 
 from fastreid_ice.compat.data import fast_batch_collator
 from fastreid_ice.compat.training import mixed_precision
-from fastreid_ice.config_files import merge_config_file, shipped_file
+from fastreid_ice.config import merge_config_file, shipped_file
 from fastreid_ice.core import Clusters
 from fastreid_ice.data import (
     CropCache,

@@ -29,7 +29,7 @@ from fastreid.engine import default_argument_parser
 from tabulate import tabulate
 
 from fastreid_ice import InputError
-from fastreid_ice.config_files import CONFIGS
+from fastreid_ice.config import CONFIGS
 from fastreid_ice.engine import stage_configs
 from fastreid_ice.engine.stages import is_complete
 from fastreid_ice.engine.summary import first_test_set, metrics_file, read_epochs

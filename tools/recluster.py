@@ -39,7 +39,7 @@ from torch import Tensor
 
 from fastreid_ice import InputError
 from fastreid_ice.clusterers import build_clusterer
-from fastreid_ice.config_files import CONFIGS
+from fastreid_ice.config import CONFIGS
 from fastreid_ice.data import TrainingSet, build_dataset, build_feature_loader, inspect_images
 from fastreid_ice.engine import Checkpointer, extract_features, stage_configs
 from fastreid_ice.engine.labels import PseudoLabels, centroid_distances

@@ -27,7 +27,7 @@ from fastreid.config import CfgNode, get_cfg
 from fastreid.engine import DefaultTrainer, default_argument_parser, default_setup
 from fastreid.utils.env import seed_all_rng
 
-from fastreid_ice.config_files import import_files, merge_config_file, shipped_file
+from fastreid_ice.config import import_files, merge_config_file, shipped_file
 from fastreid_ice.data import existing_tests
 from fastreid_ice.engine import Checkpointer, UnsupervisedTrainer, check_config, launch, stage_configs, train_stages
 from fastreid_ice.engine.files import owned_folder

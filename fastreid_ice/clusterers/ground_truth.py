@@ -6,7 +6,7 @@ import torch
 from fastreid.config import CfgNode
 from torch import Tensor
 
-from ..config import InputError
+from ..errors import InputError
 from .base import CLUSTERER_REGISTRY, Clusterer
 
 

@@ -14,7 +14,7 @@ from fastreid.config import CfgNode
 from torch import Generator, Tensor
 from torchvision.transforms.v2.functional import pad
 
-from ..config import InputError
+from ..errors import InputError
 
 # (B, 3, H, W) images in [0, 255] and a CPU generator to images of the same shape.
 Augmentation = Callable[[Tensor, Generator], Tensor]

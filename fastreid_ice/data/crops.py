@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..config import InputError
+from ..errors import InputError
 
 Transform = Callable[[Image.Image], Tensor]
 

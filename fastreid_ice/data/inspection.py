@@ -13,7 +13,7 @@ from typing import Any
 
 from fastreid.data.data_utils import read_image
 
-from ..config import InputError
+from ..errors import InputError
 from ..progress import progress
 
 SHOWN = 10

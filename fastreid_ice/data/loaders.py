@@ -18,7 +18,8 @@ from fastreid.utils import comm
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Sampler
 
-from ..config import InputError, lookup
+from ..config import lookup
+from ..errors import InputError
 from .augment import Augmentation
 from .crops import CropCache, Crops, LabelledCrops, Transform
 from .folder import is_labelled

@@ -14,7 +14,7 @@ from fastreid.data.transforms import build_transforms
 from torch import Generator, Tensor
 from torchvision.transforms import Compose
 
-from ..config import InputError
+from ..errors import InputError
 from .augment import Augmentation, RandomGaussianBlur, build_augmentation, build_erasing
 from .crops import Transform
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from fastreid.utils.checkpoint import Checkpointer as _Checkpointer
 
-from ..config import InputError
+from ..errors import InputError
 from .files import explaining_writes, remove_parts, replacing
 
 

@@ -12,8 +12,9 @@ from fastreid.modeling.heads import REID_HEADS_REGISTRY
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 
 from ..clusterers import CLUSTERER_REGISTRY
-from ..config import InputError, lookup, value_of
+from ..config import lookup, value_of
 from ..core.neighbors import METHODS
+from ..errors import InputError
 from ..losses import LOSS_REGISTRY, build_losses
 from ..modeling.batch_norm import splits_per_process
 from .hooks import HOOK_REGISTRY

@@ -17,9 +17,9 @@ from fastreid.utils import comm
 from sklearn.metrics import roc_curve
 from torch import Tensor
 
-from ..config import InputError
 from ..core import jaccard_graph, k_nearest
 from ..core.retrieval import distance_blocks, expand_features, rank_blocks, reranked_blocks
+from ..errors import InputError
 from ..progress import progress
 
 

@@ -17,7 +17,7 @@ from fastreid.modeling import build_model
 from PIL import Image
 from torch import Tensor, nn
 
-from ..config import InputError
+from ..errors import InputError
 from ..modeling import MomentumReID
 
 ONNX_FILE, WEIGHTS_FILE, CONFIG_FILE = "encoder.onnx", "fastreid.pth", "fastreid.yml"

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..clusterers import Clusterer, build_clusterer
-from ..config import InputError, lookup
+from ..config import lookup
 from ..core import Clusters, churn, label_quality
+from ..errors import InputError
 from .features import extract_features
 from .files import explaining_writes
 from .labels import LABELS_FILE, save_labels

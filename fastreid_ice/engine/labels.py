@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from fastreid.config import CfgNode
 from torch import Tensor
 
-from ..config import InputError
+from ..errors import InputError
 from ..progress import progress
 from .files import replacing
 

@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from fastreid.utils import comm
 
-from ..config import InputError
+from ..errors import InputError
 
 
 class ProcessFailed(RuntimeError):

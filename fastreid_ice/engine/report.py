@@ -22,7 +22,7 @@ import numpy as np
 from fastreid.config import CfgNode
 from fastreid.engine.train_loop import HookBase
 
-from ..config import InputError
+from ..errors import InputError
 from ..progress import progress
 from .files import owned_folder, replacing
 from .labels import PseudoLabels, last_labels

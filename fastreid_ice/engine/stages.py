@@ -20,7 +20,8 @@ from fastreid.utils import comm
 from fastreid.utils.env import seed_all_rng
 from torch import Tensor
 
-from ..config import InputError, add_ice_config, value_of
+from ..config import add_ice_config, value_of
+from ..errors import InputError
 from .checkpoint import read_checkpoint, write_checkpoint
 from .labels import LABELS_FILE
 from .report import WriteReport

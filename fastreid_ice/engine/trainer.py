@@ -14,8 +14,8 @@ from fastreid.utils.events import EventWriter
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..config import InputError
 from ..data import PseudoLabelLoader, build_feature_loader, build_test_loader, build_training_set, inspect_images
+from ..errors import InputError
 from ..losses import check_cameras, required_views
 from .checkpoint import Checkpointer
 from .evaluation import BlockedReidEvaluator

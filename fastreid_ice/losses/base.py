@@ -12,8 +12,9 @@ from fastreid.config import CfgNode
 from fastreid.utils.registry import Registry
 from torch import Tensor, nn
 
-from ..config import InputError, lookup
+from ..config import lookup
 from ..core import Clusters
+from ..errors import InputError
 
 LOSS_REGISTRY = Registry("LOSS")
 LOSS_REGISTRY.__doc__ = (

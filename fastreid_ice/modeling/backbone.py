@@ -12,7 +12,7 @@ from fastreid.config import CfgNode
 from fastreid.modeling.backbones import build_backbone
 from torch import nn
 
-from ..config import InputError
+from ..errors import InputError
 
 
 def build_fitting_backbone(cfg: CfgNode) -> nn.Module:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from fastreid.config import CfgNode
 from torch import Tensor, nn
 
-from ..config import InputError
+from ..errors import InputError
 
 
 class _Split:

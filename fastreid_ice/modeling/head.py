@@ -8,7 +8,7 @@ from fastreid.layers.weight_init import weights_init_kaiming
 from fastreid.modeling.heads import REID_HEADS_REGISTRY
 from torch import Tensor, nn
 
-from ..config import InputError
+from ..errors import InputError
 
 
 @REID_HEADS_REGISTRY.register()

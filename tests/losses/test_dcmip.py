@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastreid_ice import InputError
-from fastreid_ice.config_files import import_files, merge_config_file
+from fastreid_ice.config import import_files, merge_config_file
 from fastreid_ice.core import Clusters, discrepant_proxy_loss
 from fastreid_ice.losses import UPDATE_REGISTRY, DiscrepantProxyLoss, MultiInstanceLoss, Step, build_losses
 from golden import load_golden

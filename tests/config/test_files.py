@@ -9,7 +9,7 @@ import pytest
 from fastreid.config import CfgNode, get_cfg
 
 from fastreid_ice import InputError, add_ice_config
-from fastreid_ice.config_files import CONFIGS, import_files, merge_config_file, shipped_file
+from fastreid_ice.config import CONFIGS, import_files, merge_config_file, shipped_file
 
 
 def read(path: Path | str) -> CfgNode:

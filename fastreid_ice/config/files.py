@@ -12,10 +12,10 @@ from typing import Any
 import yaml
 from fastreid.config import CfgNode
 
-from .config import InputError
+from ..errors import InputError
 
 # A wheel holds configs/ in the package; in a checkout it lies beside the package.
-_PACKAGE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parent.parent
 CONFIGS = next((folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir()), _PACKAGE)
 
 

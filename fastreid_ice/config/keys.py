@@ -11,16 +11,7 @@ from typing import Any
 from fastreid.config import CfgNode
 from fastreid.utils.registry import Registry
 
-
-class InputError(ValueError):
-    """What the user gave cannot work. The message names the file or config key, and the way out.
-
-    The command line prints the message alone; any other exception keeps its traceback.
-    """
-
-    def __init__(self, message: str) -> None:
-        # torch hands on the error of a loader's worker as a text with its traceback, whose end is the sentence.
-        super().__init__(message.rpartition("InputError: ")[2].strip())
+from ..errors import InputError
 
 
 def value_of(cfg: CfgNode, key: str) -> Any:

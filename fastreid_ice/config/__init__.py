@@ -1,0 +1,14 @@
+"""Configs: every key that this plugin adds, and the files that set them."""
+
+from .files import CONFIGS, import_files, merge_config_file, shipped_file
+from .keys import add_ice_config, lookup, value_of
+
+__all__ = [
+    "CONFIGS",
+    "add_ice_config",
+    "import_files",
+    "lookup",
+    "merge_config_file",
+    "shipped_file",
+    "value_of",
+]
