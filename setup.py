@@ -29,7 +29,7 @@ setup(
     # In a wheel the tools and the configs lie in the package, so that they are found wherever it is installed.
     packages=[*find_packages(include=["fastreid_ice", "fastreid_ice.*"]), "fastreid_ice.tools", "fastreid_ice.configs"],
     package_dir={"fastreid_ice.tools": "tools", "fastreid_ice.configs": "configs"},
-    package_data={"fastreid_ice.engine": ["report.html"], "fastreid_ice.configs": ["*.yml", "*.pth"]},
+    package_data={"fastreid_ice.reporting": ["report.html"], "fastreid_ice.configs": ["*.yml", "*.pth"]},
     py_modules=["fastreid_ice_cli"],
     entry_points={"console_scripts": ["fastreid-ice=fastreid_ice_cli:main"]},
     python_requires=">=3.10,<3.14",

@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "fastreid_ice"
 ALLOWED = {
     "errors": set(),
     "progress": set(),
+    "files": {"errors"},
     "compat": set(),
     "core": set(),
     "config": {"errors"},
@@ -19,7 +20,12 @@ ALLOWED = {
     "clusterers": {"core", "config", "errors", "progress"},
     "modeling": {"core", "config", "errors", "losses"},
     "data": {"core", "config", "errors", "progress"},
-    "engine": {"core", "compat", "config", "errors", "progress", "losses", "clusterers", "modeling", "data"},
+    "reporting": {"core", "config", "errors", "files", "progress"},
+    "engine": {
+        *("core", "compat", "config", "errors", "files", "progress"),
+        *("losses", "clusterers", "modeling", "data", "reporting"),
+    },
+    "deploy": {"config", "errors", "modeling", "engine"},
 }
 
 

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import train_net  # before fastreid, which cannot be imported without the plugin
-from chart import Point, draw_curves
+
+from fastreid_ice.reporting.chart import Point, draw_curves
 
 # isort: split
 from fastreid.config import CfgNode
@@ -32,7 +33,7 @@ from fastreid_ice import InputError
 from fastreid_ice.config import CONFIGS
 from fastreid_ice.engine import stage_configs
 from fastreid_ice.engine.stages import is_complete
-from fastreid_ice.engine.summary import first_test_set, metrics_file, read_epochs
+from fastreid_ice.reporting import first_test_set, metrics_file, read_epochs
 
 DEFAULT = [
     "ice_agnostic_demo",

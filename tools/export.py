@@ -39,8 +39,8 @@ from fastreid.engine import default_argument_parser
 from fastreid.modeling import build_model
 
 from fastreid_ice import InputError
+from fastreid_ice.deploy.export import CONFIG_FILE, ONNX_FILE, WEIGHTS_FILE, export_encoder
 from fastreid_ice.engine import Checkpointer, stage_configs
-from fastreid_ice.engine.export import CONFIG_FILE, ONNX_FILE, WEIGHTS_FILE, export_encoder
 
 
 def run(args: argparse.Namespace) -> None:

@@ -27,7 +27,8 @@ from fastreid_ice import InputError  # before fastreid, which cannot be imported
 # isort: split
 import numpy as np
 
-from fastreid_ice.engine import PseudoLabels, last_labels, read_run
+from fastreid_ice.engine import read_run
+from fastreid_ice.reporting import PseudoLabels, last_labels
 
 LONGEST = 255  # bytes of a file name
 SHOWN = 5

@@ -42,8 +42,8 @@ from fastreid_ice.clusterers import build_clusterer
 from fastreid_ice.config import CONFIGS
 from fastreid_ice.data import TrainingSet, build_dataset, build_feature_loader, inspect_images
 from fastreid_ice.engine import Checkpointer, extract_features, stage_configs
-from fastreid_ice.engine.labels import PseudoLabels, centroid_distances
 from fastreid_ice.progress import progress
+from fastreid_ice.reporting import PseudoLabels, centroid_distances
 
 DEFAULT_CONFIG = CONFIGS / "base-ice.yml"
 BLOCK = 4096  # rows at a time

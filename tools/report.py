@@ -15,7 +15,8 @@ from pathlib import Path
 from fastreid_ice import InputError  # before fastreid, which cannot be imported without it
 
 # isort: split
-from fastreid_ice.engine import read_run, write_report
+from fastreid_ice.engine import read_run
+from fastreid_ice.reporting import write_report
 
 
 def main() -> None:

@@ -30,10 +30,10 @@ from fastreid.utils.env import seed_all_rng
 from fastreid_ice.config import import_files, merge_config_file, shipped_file
 from fastreid_ice.data import existing_tests
 from fastreid_ice.engine import Checkpointer, UnsupervisedTrainer, check_config, launch, stage_configs, train_stages
-from fastreid_ice.engine.files import owned_folder
 from fastreid_ice.engine.launch import ProcessFailed
-from fastreid_ice.engine.report import write_left_report
 from fastreid_ice.engine.stages import without_keys
+from fastreid_ice.files import owned_folder
+from fastreid_ice.reporting import write_left_report
 
 
 def setup(args: argparse.Namespace) -> CfgNode:

@@ -10,7 +10,7 @@ import torch
 from fastreid.utils.checkpoint import Checkpointer as _Checkpointer
 
 from ..errors import InputError
-from .files import explaining_writes, remove_parts, replacing
+from ..files import explaining_writes, remove_parts, replacing
 
 
 def read_checkpoint(path: str, *, mmap: bool = False) -> dict:

@@ -21,9 +21,9 @@ from ..clusterers import Clusterer, build_clusterer
 from ..config import lookup
 from ..core import Clusters, churn, label_quality
 from ..errors import InputError
+from ..files import explaining_writes
+from ..reporting import LABELS_FILE, save_labels
 from .features import extract_features
-from .files import explaining_writes
-from .labels import LABELS_FILE, save_labels
 
 HOOK_REGISTRY = Registry("HOOK")
 HOOK_REGISTRY.__doc__ = """fast-reid hooks by name. A registered class is called with ``cls(cfg)``."""

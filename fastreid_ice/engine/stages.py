@@ -22,10 +22,9 @@ from torch import Tensor
 
 from ..config import add_ice_config, value_of
 from ..errors import InputError
+from ..reporting import LABELS_FILE, WriteReport, metrics_file, stage_table
 from .checkpoint import read_checkpoint, write_checkpoint
-from .labels import LABELS_FILE
-from .report import WriteReport
-from .summary import AnnounceStage, metrics_file, stage_table
+from .summary import AnnounceStage
 from .trainer import UnsupervisedTrainer
 
 # All stages train one network on one machine; where each reads and writes is decided here.

@@ -18,7 +18,7 @@ from ..data import PseudoLabelLoader, build_feature_loader, build_test_loader, b
 from ..errors import InputError
 from ..losses import check_cameras, required_views
 from .checkpoint import Checkpointer
-from .evaluation import BlockedReidEvaluator
+from .evaluator import BlockedReidEvaluator
 from .features import autocast
 from .hooks import build_hooks, sync_buffers, unwrap
 from .loss_log import LossLog, NotFinite

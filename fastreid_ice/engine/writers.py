@@ -8,7 +8,7 @@ import os
 from fastreid.engine.hooks import PeriodicWriter
 from fastreid.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
 
-from .files import explaining_writes, replacing
+from ..files import explaining_writes, replacing
 from .summary import metrics_file
 
 LOG_PERIOD = 200  # iterations, as in fast-reid

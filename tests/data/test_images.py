@@ -15,7 +15,7 @@ from torch import Tensor
 from fastreid_ice import InputError
 from fastreid_ice.data import CropCache, Crops, inspect_images
 from fastreid_ice.data.crops import LabelledCrops
-from fastreid_ice.engine.sheets import thumbnail
+from fastreid_ice.reporting.sheets import thumbnail
 
 # Four patches, so that a wrong turn, a mirroring or swapped channels show; each of whole JPEG blocks.
 PATCHES = np.zeros((64, 32, 3), np.uint8)

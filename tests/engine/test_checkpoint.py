@@ -26,9 +26,9 @@ from fastreid_ice import InputError
 from fastreid_ice.compat import training
 from fastreid_ice.engine import Checkpointer, UnsupervisedTrainer
 from fastreid_ice.engine.checkpoint import read_checkpoint
-from fastreid_ice.engine.files import PART
 from fastreid_ice.engine.hooks import HOOK_REGISTRY
 from fastreid_ice.engine.writers import rewind
+from fastreid_ice.files import PART
 from support import train
 
 
@@ -90,7 +90,7 @@ def save_and_die(folder: Path, step: int) -> None:
         return at_each_line
 
     def trace(frame, event, argument):
-        ours = frame.f_code.co_filename.endswith(("engine/files.py", "engine/checkpoint.py"))
+        ours = frame.f_code.co_filename.endswith(("fastreid_ice/files.py", "engine/checkpoint.py"))
         return at_each_line if ours else None
 
     checkpointer = Checkpointer(model_of(2.0), str(folder))

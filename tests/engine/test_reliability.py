@@ -23,8 +23,8 @@ from torch import Tensor
 from fastreid_ice import InputError
 from fastreid_ice.data import build_training_set
 from fastreid_ice.engine import UnsupervisedTrainer
-from fastreid_ice.engine.files import owned_folder
 from fastreid_ice.engine.hooks import HOOK_REGISTRY
+from fastreid_ice.files import owned_folder
 from fastreid_ice.losses import LOSS_REGISTRY
 from support import ROOT, SMALL, train
 

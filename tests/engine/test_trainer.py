@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastreid_ice import InputError
 from fastreid_ice.engine import Checkpointer, UnsupervisedTrainer
-from fastreid_ice.engine.summary import epoch_table
+from fastreid_ice.reporting import epoch_table
 from support import small_config, train
 
 

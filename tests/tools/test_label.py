@@ -11,7 +11,7 @@ import label
 import numpy as np
 import pytest
 
-from fastreid_ice.engine import PseudoLabels
+from fastreid_ice.reporting import PseudoLabels
 from support import small_config
 
 NAMES = ["a/1.jpg", "b/1.jpg", "c/with space.jpg", "c/人.jpg", "c/" + "x" * 251 + ".jpg", "d/2.jpg", "d/3.jpg", "a/4"]

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from chart import decades, draw_curves, mean_curve, ticks
 from PIL import Image
+
+from fastreid_ice.reporting.chart import decades, draw_curves, mean_curve
+from fastreid_ice.reporting.svg import ticks
 
 TEXTS = {"title": "", "x_label": "", "y_label": ""}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from fastreid_ice.engine.svg import ticks
+from .svg import ticks
 
 Point = tuple[float, float]
 

@@ -23,8 +23,8 @@ from PIL import Image
 
 from fastreid_ice import InputError, add_ice_config
 from fastreid_ice.data import SyntheticPeople, build_test_loader
+from fastreid_ice.deploy import export_encoder
 from fastreid_ice.engine import UnsupervisedTrainer
-from fastreid_ice.engine.export import export_encoder
 from fastreid_ice.modeling import MomentumReID
 from support import ROOT, small_config, train
 

@@ -12,7 +12,7 @@ from typing import IO, BinaryIO
 
 from fastreid.utils import comm
 
-from ..errors import InputError
+from .errors import InputError
 
 PART = ".part"  # ends the name of a file that is being written
 

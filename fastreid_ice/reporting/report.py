@@ -23,12 +23,12 @@ from fastreid.config import CfgNode
 from fastreid.engine.train_loop import HookBase
 
 from ..errors import InputError
+from ..files import owned_folder, replacing
 from ..progress import progress
-from .files import owned_folder, replacing
 from .labels import PseudoLabels, last_labels
 from .sheets import Group, Sheet, contact_sheets, shown, thumbnail
-from .summary import first_test_set, metrics_file, read_epochs
 from .svg import Point, bar_chart, line_chart
+from .tables import first_test_set, metrics_file, read_epochs
 
 REPORT_FILE = "report.html"
 TEMPLATE = Path(__file__).with_name(REPORT_FILE)

@@ -15,8 +15,8 @@ from fastreid.config import CfgNode
 from torch import Tensor
 
 from ..errors import InputError
+from ..files import replacing
 from ..progress import progress
-from .files import replacing
 
 COLUMNS = ("path", "camera", "label", "distance_to_centroid")
 LABELS_FILE = "labels.csv"

@@ -20,13 +20,11 @@ from fastreid.config import CfgNode
 from PIL import Image
 
 from fastreid_ice import InputError
-from fastreid_ice.engine import PseudoLabels, read_run, stage_configs, train_stages, write_report
-from fastreid_ice.engine.labels import centroid_distances
-from fastreid_ice.engine.report import write_left_report
-from fastreid_ice.engine.sheets import contact_sheets, shown
-from fastreid_ice.engine.summary import read_epochs
-from fastreid_ice.engine.svg import ticks
+from fastreid_ice.engine import read_run, stage_configs, train_stages
 from fastreid_ice.losses import LOSS_REGISTRY
+from fastreid_ice.reporting import PseudoLabels, centroid_distances, read_epochs, write_left_report, write_report
+from fastreid_ice.reporting.sheets import contact_sheets, shown
+from fastreid_ice.reporting.svg import ticks
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome found")

@@ -1,0 +1,5 @@
+"""What becomes of a trained encoder: an ONNX file, and a checkpoint of plain fast-reid."""
+
+from .export import export_encoder
+
+__all__ = ["export_encoder"]
