@@ -14,7 +14,7 @@ demo: $(INSTALLED)  ## draw the embedded data, train camera-aware ICE on it and 
 	$(BIN)/python tools/train_net.py --config-file configs/ice_demo.yml
 
 compare: $(INSTALLED)  ## train every method with three seeds on the embedded data; a table and a picture
-	$(BIN)/python tools/compare.py
+	$(BIN)/fastreid-ice compare
 
 test: $(INSTALLED)  ## run all tests
 	$(BIN)/python -m pytest
@@ -25,7 +25,7 @@ lint: $(INSTALLED)  ## check style and types
 	$(BIN)/mypy
 
 bench: $(INSTALLED)  ## time one reclustering of a data set of Market-1501's size
-	$(BIN)/python tools/benchmark.py recluster
+	$(BIN)/fastreid-ice bench recluster
 
 clean:  ## remove the environment and the caches
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -26,9 +26,9 @@ setup(
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    # In a wheel the tools and the configs lie in the package, so that they are found wherever it is installed.
-    packages=[*find_packages(include=["fastreid_ice", "fastreid_ice.*"]), "fastreid_ice.tools", "fastreid_ice.configs"],
-    package_dir={"fastreid_ice.tools": "tools", "fastreid_ice.configs": "configs"},
+    # In a wheel the configs lie in the package, so that they are found wherever it is installed.
+    packages=[*find_packages(include=["fastreid_ice", "fastreid_ice.*"]), "fastreid_ice.configs"],
+    package_dir={"fastreid_ice.configs": "configs"},
     package_data={"fastreid_ice.reporting": ["report.html"], "fastreid_ice.configs": ["*.yml", "*.pth"]},
     py_modules=["fastreid_ice_cli"],
     entry_points={"console_scripts": ["fastreid-ice=fastreid_ice_cli:main"]},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from fastreid_ice import add_ice_config
 from fastreid_ice.engine import UnsupervisedTrainer
 
 ROOT = Path(__file__).parent.parent
+FASTREID_ICE = [sys.executable, str(ROOT / "fastreid_ice_cli.py")]  # the command, in a process of its own
 
 SMALL = {
     "MODEL.DEVICE": "cpu",

@@ -26,6 +26,10 @@ ALLOWED = {
         *("losses", "clusterers", "modeling", "data", "reporting"),
     },
     "deploy": {"config", "errors", "modeling", "engine"},
+    "commands": {
+        *("core", "config", "errors", "files", "progress"),
+        *("clusterers", "data", "engine", "reporting", "deploy"),
+    },
 }
 
 

@@ -1,4 +1,4 @@
-"""Pseudo labels as a file: what a run keeps of its last clustering, for people and for the tools."""
+"""Pseudo labels as a file: what a run keeps of its last clustering, for people and for the commands."""
 
 from __future__ import annotations
 

@@ -7,19 +7,18 @@ import logging
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import train_net
 from fastreid.config import CfgNode
 from fastreid.engine import default_argument_parser
 from PIL import Image
 
 from fastreid_ice import InputError
 from fastreid_ice.clusterers import GroundTruth
+from fastreid_ice.commands.train import setup
 from fastreid_ice.data import (
     UnlabeledFolder,
     build_dataset,
@@ -31,7 +30,7 @@ from fastreid_ice.data import (
 from fastreid_ice.data.folder import list_images
 from fastreid_ice.engine import UnsupervisedTrainer, check_config
 from fastreid_ice.losses import check_cameras
-from support import ROOT, SMALL, small_config, train
+from support import FASTREID_ICE, ROOT, SMALL, small_config, train
 from tiny_market import draw_tiny_market
 
 CAMERA_AGNOSTIC = ("ClusterProxyLoss", "HardInstanceLoss", "SoftConsistencyLoss")
@@ -293,7 +292,7 @@ def test_one_command(datasets_root: Path, tmp_path: Path) -> None:
     options += ["DATASETS.ROOT", str(root), "OUTPUT_DIR", str(output), "MODEL.DEVICE", "cpu"]
     arguments = ["--config-file", str(ROOT / "configs" / "ice_folder.yml"), *options]
     done = subprocess.run(
-        [sys.executable, train_net.__file__, *arguments, "DATALOADER.UNREADABLE", "skip"],
+        [*FASTREID_ICE, "train", *arguments, "DATALOADER.UNREADABLE", "skip"],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         cwd=ROOT,
         capture_output=True,
@@ -310,4 +309,4 @@ def test_one_command(datasets_root: Path, tmp_path: Path) -> None:
     assert {line["cluster/unreadable"] for line in scalars if "cluster/unreadable" in line} == {1}
     arguments += ["MODEL.WEIGHTS", str(output / "model_final.pth")]
     with pytest.raises(InputError, match="--eval-only: nothing to evaluate"):
-        train_net.setup(default_argument_parser().parse_args(["--eval-only", *arguments]))
+        setup(default_argument_parser().parse_args(["--eval-only", *arguments]))

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import export
 import numpy as np
 import pytest
 import torch
@@ -22,11 +21,12 @@ from fastreid.utils.events import EventStorage
 from PIL import Image
 
 from fastreid_ice import InputError, add_ice_config
+from fastreid_ice.commands import export
 from fastreid_ice.data import SyntheticPeople, build_test_loader
 from fastreid_ice.deploy import export_encoder
 from fastreid_ice.engine import UnsupervisedTrainer
 from fastreid_ice.modeling import MomentumReID
-from support import ROOT, small_config, train
+from support import FASTREID_ICE, ROOT, small_config, train
 
 pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -86,7 +86,7 @@ def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the command makes of it."""
     folder = tmp_path_factory.mktemp("work") / "exported"
     arguments = ["--config-file", str(DEMO), "--weights", str(trained), "--output", str(folder), *FEW]
-    script = [sys.executable, export.__file__, *arguments]
+    script = [*FASTREID_ICE, "export", *arguments]
     done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and not done.stderr, done.stdout + done.stderr
     assert done.stdout.startswith(f"The momentum encoder of {trained}, ") and len(done.stdout.splitlines()) == 4

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import train_net
 from fastreid.config import CfgNode
 from fastreid.engine import default_argument_parser
 from fastreid.engine.train_loop import HookBase
 from torch import Tensor
 
 from fastreid_ice import InputError
+from fastreid_ice.commands.train import run_process, setup
 from fastreid_ice.data import build_training_set
 from fastreid_ice.engine import UnsupervisedTrainer
 from fastreid_ice.engine.hooks import HOOK_REGISTRY
@@ -181,7 +181,7 @@ def test_the_command_refuses_a_folder_that_nobody_can_write(datasets_root: Path,
     config = ["--config-file", str(ROOT / "configs" / "ice_market.yml")]
     arguments = default_argument_parser().parse_args([*config, *settings])
     with pytest.raises(InputError, match="OUTPUT_DIR '/proc/run' cannot be written to: .*; choose another OUTPUT_DIR"):
-        train_net.main(arguments, train_net.setup(arguments))
+        run_process(arguments, setup(arguments))
 
 
 def test_a_folder_without_permission(tmp_path: Path) -> None:

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import report
 import torch
 from fastreid.config import CfgNode
 from PIL import Image
 
 from fastreid_ice import InputError
+from fastreid_ice.commands import report
 from fastreid_ice.engine import read_run, stage_configs, train_stages
 from fastreid_ice.losses import LOSS_REGISTRY
 from fastreid_ice.reporting import PseudoLabels, centroid_distances, read_epochs, write_left_report, write_report

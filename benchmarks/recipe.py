@@ -11,17 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 
-import train_net  # before fastreid, which cannot be imported without the plugin
-
-# isort: split
 import torch
 import torch.nn.functional as F
-from benchmark_recluster import K1
 from fastreid.config import CfgNode
 from fastreid.engine import default_argument_parser
 from fastreid.utils.env import seed_all_rng
 from fastreid.utils.events import EventStorage
-from measuring import Clock, check_least, machine
 from tabulate import tabulate
 from torch import Tensor
 from torch.autograd import DeviceType
@@ -30,11 +25,15 @@ from torch.profiler import ProfilerActivity
 
 from fastreid_ice import InputError
 from fastreid_ice.clusterers import build_clusterer
+from fastreid_ice.commands.train import setup
 from fastreid_ice.core import Clusters
 from fastreid_ice.data.views import crop_size
 from fastreid_ice.engine import UnsupervisedTrainer, extract_features, stage_configs
 from fastreid_ice.modeling import MomentumReID
 from fastreid_ice.progress import progress
+
+from .measuring import Clock, check_least, machine
+from .recluster import K1
 
 MARKET_IMAGES = 12936  # of Market-1501's training set
 FIRST_STEPS = {"cpu": 2, "cuda": 20}  # not measured: a GPU first uses up what workers prepared while it compiled
@@ -139,13 +138,13 @@ def log_to_stderr() -> None:
 
 
 def build_config(args: argparse.Namespace, folder: str) -> CfgNode:
-    """The recipe as train_net.py reads it, with random weights, writing to ``folder``."""
+    """The recipe as `fastreid-ice train` reads it, with random weights, writing to ``folder``."""
     fixed = ["MODEL.DEVICE", args.device, "MODEL.WEIGHTS", "", "MODEL.BACKBONE.PRETRAIN", "False", "OUTPUT_DIR", folder]
     if args.synthetic:
         fixed += ["DATASETS.NAMES", "('SyntheticMarket',)", "DATASETS.TESTS", "('SyntheticMarket',)"]
         fixed += ["DATASETS.SYNTHETIC.IMAGES", str(args.images)]
     config = ["--config-file", args.config_file]
-    cfg = train_net.setup(default_argument_parser().parse_args([*config, *args.opts, *fixed]))
+    cfg = setup(default_argument_parser().parse_args([*config, *args.opts, *fixed]))
     if cfg.MODEL.META_ARCHITECTURE != "MomentumReID":
         raise InputError(f"{args.config_file}: MODEL.META_ARCHITECTURE must be MomentumReID")
     return cfg

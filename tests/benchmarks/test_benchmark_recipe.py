@@ -8,14 +8,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import benchmark
 import pytest
 import torch
 import torch.nn.functional as F
-from benchmark_recipe import PROFILED_STEPS, Part, Stage, evaluations, profile, settle_statistics, table
 from fastreid.config import CfgNode
 from fastreid.modeling import build_model
 
+from benchmarks import __main__ as benchmark
+from benchmarks.recipe import PROFILED_STEPS, Part, Stage, evaluations, profile, settle_statistics, table
 from fastreid_ice.data import build_test_loader
 from support import ROOT, SMALL, small_config
 

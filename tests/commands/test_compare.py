@@ -5,17 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from functools import partial
 from pathlib import Path
 
-import compare
 import pytest
 from PIL import Image
 
 from fastreid_ice import InputError
-from support import ROOT, SMALL
+from fastreid_ice.commands import compare
+from support import FASTREID_ICE, ROOT, SMALL
 
 OPTIONS = [str(part) for key, value in SMALL.items() if key != "SOLVER.MAX_EPOCH" for part in (key, value)]
 OPTIONS += ["MODEL.WEIGHTS", ""]
@@ -42,7 +41,7 @@ def test_a_table_and_a_picture_and_nothing_is_run_twice(
     monkeypatch.setenv("FASTREID_DATASETS", str(datasets_root))
     output = tmp_path / "compare"
     files = [argument for path in configs for argument in ("--config-file", str(path))]
-    command = [sys.executable, compare.__file__, *files, "--seeds", "1", "--output", str(output), *OPTIONS]
+    command = [*FASTREID_ICE, "compare", *files, "--seeds", "1", "--output", str(output), *OPTIONS]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     table = (output / "table.txt").read_text()
@@ -86,7 +85,7 @@ def test_a_failed_run_leaves_the_others(
 def test_an_interrupt_is_one_sentence(datasets_root: Path, configs: list[Path], tmp_path: Path) -> None:
     """Ctrl-C in a terminal, which reaches the run as well; what it has is resumed by the same command."""
     output = tmp_path / "compare"
-    command = [sys.executable, compare.__file__, "--config-file", str(configs[0]), "--output", str(output)]
+    command = [*FASTREID_ICE, "compare", "--config-file", str(configs[0]), "--output", str(output)]
     done = subprocess.Popen(
         [*command, *OPTIONS, "SOLVER.MAX_EPOCH", "500"],
         env={**os.environ, "FASTREID_DATASETS": str(datasets_root)},

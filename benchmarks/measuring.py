@@ -16,12 +16,10 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numba
 import numpy as np
-import torch  # before faiss, whose CUDA libraries may be others
-
-# isort: split
-import faiss
+import torch
 from torch import Tensor
 
 BLOCK = 16384  # feature rows drawn at a time

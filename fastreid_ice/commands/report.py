@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Writes OUTPUT_DIR/report.html, one page about a run: curves, clusters to look at, and a search over all images.
 
 fastreid-ice report logs/ice_folder
@@ -7,28 +6,25 @@ Training writes the page at its end; this writes it anew, or for a run that is n
 clustering, that of OUTPUT_DIR/labels.csv. All pictures are inside the page, which needs no network.
 """
 
-import argparse
+from __future__ import annotations
+
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from fastreid_ice import InputError  # before fastreid, which cannot be imported without it
+from ..engine import read_run
+from ..errors import InputError
+from ..reporting import write_report
+from . import command_parser
 
-# isort: split
-from fastreid_ice.engine import read_run
-from fastreid_ice.reporting import write_report
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = command_parser("report", __doc__)
     parser.add_argument("folder", metavar="OUTPUT_DIR", type=Path, help="the folder of a run")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     logging.getLogger("fastreid").setLevel(logging.WARNING)
     try:
         print(write_report(read_run(args.folder), args.folder))
     except InputError as error:
         sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

@@ -11,18 +11,17 @@ from datetime import date
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
-from fastreid_ice.core import dbscan, jaccard_graph, k_nearest  # before faiss: the package orders their imports
-from fastreid_ice.progress import progress
-
-# isort: split
 import faiss
+import numpy as np
 import torch
 import torch.nn.functional as F
-from measuring import Clock, Measurement, Work, Worker, check_least, draw_people, machine
 from tabulate import tabulate
 from torch import Tensor
+
+from fastreid_ice.core import dbscan, jaccard_graph, k_nearest
+from fastreid_ice.progress import progress
+
+from .measuring import Clock, Measurement, Work, Worker, check_least, draw_people, machine
 
 EPS, K1, K2 = 0.55, 30, 6
 FLOAT64_LIMIT = 40_000  # images up to which the lists are searched in float64 as well

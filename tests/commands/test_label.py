@@ -7,10 +7,10 @@ import re
 import sys
 from pathlib import Path
 
-import label
 import numpy as np
 import pytest
 
+from fastreid_ice.commands import label
 from fastreid_ice.reporting import PseudoLabels
 from support import small_config
 

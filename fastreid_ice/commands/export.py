@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Exports the encoder of a trained model: to ONNX, and to fast-reid without this plugin.
 
 fastreid-ice export --config-file configs/ice_demo.yml --weights logs/demo/model_best.pth --output exported
@@ -30,24 +29,23 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-import train_net  # before fastreid, which cannot be imported without the plugin
-
-# isort: split
 from fastreid.engine import default_argument_parser
 from fastreid.modeling import build_model
 
-from fastreid_ice import InputError
-from fastreid_ice.deploy.export import CONFIG_FILE, ONNX_FILE, WEIGHTS_FILE, export_encoder
-from fastreid_ice.engine import Checkpointer, stage_configs
+from ..deploy.export import CONFIG_FILE, ONNX_FILE, WEIGHTS_FILE, export_encoder
+from ..engine import Checkpointer, stage_configs
+from ..errors import InputError
+from . import command_parser, train
 
 
 def run(args: argparse.Namespace) -> None:
     """Raises InputError where the arguments cannot work; nothing is written then."""
     weights = ["MODEL.WEIGHTS", args.weights] if args.weights else []
     config = ["--config-file", args.config_file, *args.options, *weights]
-    cfg = train_net.setup(default_argument_parser().parse_args(config))
+    cfg = train.setup(default_argument_parser().parse_args(config))
     if cfg.MODEL.META_ARCHITECTURE != "MomentumReID":
         raise InputError(f"{args.config_file}: MODEL.META_ARCHITECTURE must be MomentumReID")
     if not cfg.MODEL.WEIGHTS:
@@ -61,18 +59,14 @@ def run(args: argparse.Namespace) -> None:
         print(args.output / name)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = command_parser("export", __doc__)
     parser.add_argument("--config-file", metavar="FILE", required=True, help="the config that the model was trained by")
     parser.add_argument("--weights", metavar="FILE", help="the checkpoint; default: MODEL.WEIGHTS of the config")
     parser.add_argument("--output", metavar="FOLDER", type=Path, required=True, help="made if missing")
     parser.add_argument("options", nargs=argparse.REMAINDER, help="config keys and values, as for the training")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     try:
         run(args)
     except InputError as error:
         sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

@@ -10,22 +10,22 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-import benchmark
-import benchmark_input
 import numpy as np
 import pytest
 import torch
-from benchmark_recluster import table
-from measuring import Clock, Measurement, Worker, draw_people
 from PIL import Image
 
+from benchmarks import __main__ as benchmark
+from benchmarks import input as benchmark_input
+from benchmarks.measuring import Clock, Measurement, Worker, draw_people
+from benchmarks.recluster import table
 from fastreid_ice.compat.training import mixed_precision
-from support import ROOT, SMALL, small_config
+from support import FASTREID_ICE, ROOT, SMALL, small_config
 
 
 def run(*arguments: str) -> str:
     """What the command prints."""
-    command = [sys.executable, benchmark.__file__, *arguments, "--threads", "1"]
+    command = [*FASTREID_ICE, "bench", *arguments, "--threads", "1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

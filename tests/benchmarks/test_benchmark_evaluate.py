@@ -5,17 +5,19 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import benchmark
 import pytest
-from benchmark_evaluate import table
-from measuring import Measurement
+
+from benchmarks import __main__ as benchmark
+from benchmarks.evaluate import table
+from benchmarks.measuring import Measurement
+from support import FASTREID_ICE
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["--rerank"]], ids=["ranking", "re-ranking"])
 def test_evaluate_beside_fastreid(options: list[str]) -> None:
     sizes = ["--queries", "60", "--gallery", "240", "--dim", "16", "--repeats", "1", "--threads", "1"]
-    command = [sys.executable, benchmark.__file__, "evaluate", *sizes, *options]
+    command = [*FASTREID_ICE, "bench", "evaluate", *sizes, *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line.split("|")[1].strip() for line in done.stdout.splitlines() if line.startswith("|")][2:]
@@ -28,7 +30,7 @@ def test_evaluate_beside_fastreid(options: list[str]) -> None:
 def test_few_queries_and_a_large_gallery() -> None:
     """Among the thousand rows that warm up, hardly any query would have a right image."""
     sizes = ["--queries", "20", "--gallery", "20000", "--dim", "16", "--repeats", "1", "--threads", "1"]
-    command = [sys.executable, benchmark.__file__, "evaluate", *sizes]
+    command = [*FASTREID_ICE, "bench", "evaluate", *sizes]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "figures equal to those of fast-reid, Python: yes" in done.stdout

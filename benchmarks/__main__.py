@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Measures reclustering, a training step, the input pipeline, evaluation, and what a whole recipe takes.
 
 fastreid-ice bench recluster
@@ -43,31 +42,29 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 
-import benchmark_evaluate
-import benchmark_input
-import benchmark_recipe
-import benchmark_recluster
-import benchmark_scaling
-import benchmark_step
 import torch
-from measuring import check_least
 
 from fastreid_ice import InputError
+from fastreid_ice.commands import command_parser
+
+from . import evaluate, input, recipe, recluster, scaling, step
+from .measuring import check_least
 
 # A benchmark has add_arguments(parser), check(args), which raises argparse.ArgumentError, and run(args).
 BENCHMARKS = {
-    "recluster": (benchmark_recluster, "one reclustering beside its baselines"),
-    "scaling": (benchmark_scaling, "growth with the number of images"),
-    "step": (benchmark_step, "a training step beside the published schedule"),
-    "input": (benchmark_input, "images per second from the file to the network"),
-    "evaluate": (benchmark_evaluate, "one evaluation beside fast-reid's own"),
-    "recipe": (benchmark_recipe, "an epoch, part by part, and the whole recipe"),
+    "recluster": (recluster, "one reclustering beside its baselines"),
+    "scaling": (scaling, "growth with the number of images"),
+    "step": (step, "a training step beside the published schedule"),
+    "input": (input, "images per second from the file to the network"),
+    "evaluate": (evaluate, "one evaluation beside fast-reid's own"),
+    "recipe": (recipe, "an epoch, part by part, and the whole recipe"),
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = command_parser("bench", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (benchmark, purpose) in BENCHMARKS.items():
         command = commands.add_parser(name, help=purpose)
@@ -78,7 +75,7 @@ def main() -> None:
         command.add_argument(
             "--device", choices=("cpu", "cuda"), default="cpu", help="where it is computed; default: cpu"
         )
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     benchmark, _ = BENCHMARKS[args.command]
     try:
         check_least(args, threads=1)

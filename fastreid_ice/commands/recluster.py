@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Clusters features, or the images of a folder by a trained model, and writes a label for each image to a CSV file.
 
 fastreid-ice recluster --features features.npy CLUSTER.EPS 0.5 CLUSTER.K1 20
@@ -26,9 +25,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import train_net  # before fastreid, which cannot be imported without the plugin
-
-# isort: split
 import numpy as np
 import torch
 from fastreid.config import CfgNode
@@ -37,13 +33,14 @@ from fastreid.modeling import build_model
 from fastreid.utils.logger import setup_logger
 from torch import Tensor
 
-from fastreid_ice import InputError
-from fastreid_ice.clusterers import build_clusterer
-from fastreid_ice.config import CONFIGS
-from fastreid_ice.data import TrainingSet, build_dataset, build_feature_loader, inspect_images
-from fastreid_ice.engine import Checkpointer, extract_features, stage_configs
-from fastreid_ice.progress import progress
-from fastreid_ice.reporting import PseudoLabels, centroid_distances
+from ..clusterers import build_clusterer
+from ..config import CONFIGS
+from ..data import TrainingSet, build_dataset, build_feature_loader, inspect_images
+from ..engine import Checkpointer, extract_features, stage_configs
+from ..errors import InputError
+from ..progress import progress
+from ..reporting import PseudoLabels, centroid_distances
+from . import command_parser, train
 
 DEFAULT_CONFIG = CONFIGS / "base-ice.yml"
 BLOCK = 4096  # rows at a time
@@ -78,7 +75,7 @@ def read_config(args: argparse.Namespace) -> CfgNode:
     else:
         fixed = ["DATASETS.ROOT", repr(args.images), "DATASETS.NAMES", "('UnlabeledFolder',)", "DATASETS.TESTS", "()"]
     config = ["--config-file", args.config_file or str(DEFAULT_CONFIG)]
-    cfg = train_net.setup(default_argument_parser().parse_args([*config, *args.options, *fixed]))
+    cfg = train.setup(default_argument_parser().parse_args([*config, *args.options, *fixed]))
     if cfg.MODEL.META_ARCHITECTURE != "MomentumReID":
         raise InputError(f"{args.config_file}: MODEL.META_ARCHITECTURE must be MomentumReID")
     if args.images and not cfg.MODEL.WEIGHTS:
@@ -174,8 +171,8 @@ def recluster(cfg: CfgNode, images: Images, seconds: dict[str, float]) -> tuple[
     return labels, distances
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = command_parser("recluster", __doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--features", metavar="FILE", help="features of N images, a .npy file (N, D)")
     source.add_argument("--images", metavar="FOLDER", help="a folder of images; needs --config-file and MODEL.WEIGHTS")
@@ -191,7 +188,7 @@ def main() -> None:
         "--output", metavar="FILE", type=Path, default=Path("labels.csv"), help="where labels go; default: labels.csv"
     )
     parser.add_argument("options", nargs=argparse.REMAINDER, help="config keys and values, such as CLUSTER.EPS 0.5")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if args.images and (args.paths or not args.config_file):
         parser.error("--images needs --config-file, and takes no --paths")
     try:
@@ -221,7 +218,3 @@ def run(args: argparse.Namespace) -> None:
         f"{len(labels)} images, {len(sizes)} clusters, {(labels < 0).float().mean():.1%} noise, largest cluster "
         f"{max(sizes.tolist(), default=0)} images: {args.output}"
     )
-
-
-if __name__ == "__main__":
-    main()

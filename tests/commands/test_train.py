@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import train_net
 from fastreid.config import get_cfg
 from fastreid.engine import default_argument_parser
 
 from fastreid_ice import InputError, add_ice_config
+from fastreid_ice.commands import train
 from fastreid_ice.engine import UnsupervisedTrainer, check_config, stage_configs
 from support import ROOT, SMALL
 
@@ -87,7 +87,7 @@ def test_bad_input_is_one_sentence(datasets_root: Path, tmp_path: Path, monkeypa
     options = [argument for argument in arguments if argument not in flags]
     args = default_argument_parser().parse_args(command_line(tmp_path / "run", flags, options))
     with pytest.raises(InputError, match=message) as error:
-        UnsupervisedTrainer(train_net.setup(args))
+        UnsupervisedTrainer(train.setup(args))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
 
@@ -124,17 +124,17 @@ def test_every_config_is_valid(path: Path) -> None:
 def test_options_count_in_every_stage(tmp_path: Path) -> None:
     config = ["--config-file", str(ROOT / "configs" / "dcmip_market.yml")]
     options = [*SMALL_OPTIONS, "OUTPUT_DIR", str(tmp_path / "run"), "SOLVER.MAX_EPOCH", "7"]
-    cfg = train_net.setup(default_argument_parser().parse_args([*config, *options]))
+    cfg = train.setup(default_argument_parser().parse_args([*config, *options]))
     stages = stage_configs(cfg)
     assert [stage.SOLVER.MAX_EPOCH for stage in stages] == [7, 7]
     assert [len(stage.MODEL.LOSSES.NAME) for stage in stages] == [1, 2], "what is not on the command line stays"
     with pytest.raises(InputError, match="--resume: '.*run/stage1' .* holds no checkpoint"):
-        train_net.setup(default_argument_parser().parse_args([*config, "--resume", *options]))
+        train.setup(default_argument_parser().parse_args([*config, "--resume", *options]))
 
 
 @pytest.mark.parametrize("none", ["STAGES:", "STAGES: []"])
 def test_a_config_takes_the_stages_of_its_base_away(tmp_path: Path, none: str) -> None:
     (tmp_path / "mine.yml").write_text(f"_BASE_: dcmip_market.yml\n{none}\n")
     options = [*SMALL_OPTIONS, "OUTPUT_DIR", str(tmp_path / "run")]
-    cfg = train_net.setup(default_argument_parser().parse_args(["--config-file", str(tmp_path / "mine.yml"), *options]))
+    cfg = train.setup(default_argument_parser().parse_args(["--config-file", str(tmp_path / "mine.yml"), *options]))
     assert stage_configs(cfg) == [cfg]

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Hands out pseudo labels: as a CSV file in the order of clusters, and as a folder of links to look through.
 
 fastreid-ice label logs/ice_folder --links clusters
@@ -13,22 +12,24 @@ then by distance. The images stay as and where they are. Keep the folder out of 
 would train on the links as well.
 """
 
+from __future__ import annotations
+
 import argparse
 import os
 import re
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastreid_ice import InputError  # before fastreid, which cannot be imported without it
-
-# isort: split
 import numpy as np
 
-from fastreid_ice.engine import read_run
-from fastreid_ice.reporting import PseudoLabels, last_labels
+from ..engine import read_run
+from ..errors import InputError
+from ..reporting import PseudoLabels, last_labels
+from . import command_parser
 
 LONGEST = 255  # bytes of a file name
 SHOWN = 5
@@ -166,22 +167,18 @@ def run(args: argparse.Namespace) -> None:
         print("Nothing is made yet; --write makes it.")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = command_parser("label", __doc__)
     parser.add_argument("source", metavar="LABELS", type=Path, help="a run's OUTPUT_DIR, or a CSV file of labels")
     parser.add_argument("--links", metavar="FOLDER", type=Path, help="a folder of links, one sub-folder per cluster")
     parser.add_argument(
         "--output", metavar="FILE", type=Path, help="a CSV file of the labels, by cluster and then by distance"
     )
     parser.add_argument("--write", action="store_true", help="make them; without it the command says what it would do")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if not (args.links or args.output):
         parser.error("nothing to do: name a folder with --links, a file with --output, or both")
     try:
         run(args)
     except InputError as error:
         sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmark_recluster import K1, recluster
-from measuring import Worker, check_least, draw_people, machine
 
 from fastreid_ice.core import label_quality
 from fastreid_ice.core.neighbors import METHODS
 from fastreid_ice.reporting.chart import Point, draw_curves
+
+from .measuring import Worker, check_least, draw_people, machine
+from .recluster import K1, recluster
 
 PER_PERSON, STRAYS = 30, 0.1
 COLUMNS = {

@@ -17,7 +17,6 @@ from fastreid.engine.train_loop import AMPTrainer, SimpleTrainer
 from fastreid.modeling.meta_arch import build_model
 from fastreid.solver import build_optimizer
 from fastreid.utils.events import EventStorage
-from measuring import Clock, check_least, machine
 from tabulate import tabulate
 from torch import Tensor
 
@@ -28,6 +27,8 @@ from fastreid_ice.engine.loss_log import LossLog
 from fastreid_ice.losses import Step
 from fastreid_ice.modeling import MomentumReID
 from fastreid_ice.progress import progress
+
+from .measuring import Clock, check_least, machine
 
 NETWORKS = {"resnet18": ("18x", 512), "resnet50": ("50x", 2048)}
 PRECISIONS = ("fp32", "amp")

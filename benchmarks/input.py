@@ -12,22 +12,18 @@ from dataclasses import replace
 from datetime import date
 from functools import partial
 
-from fastreid_ice import add_ice_config  # before fastreid, whose imports it mends
-
-# isort: split
 import torch
-from benchmark_recluster import K1
 from fastreid.config import CfgNode, get_cfg
 from fastreid.data.data_utils import read_image
 from fastreid.data.transforms import build_transforms
 from fastreid.engine.defaults import DefaultTrainer
 from fastreid.modeling import build_model
-from measuring import Clock, check_least, machine
 from PIL import Image, ImageFilter
 from tabulate import tabulate
 from torch import nn
 from torchvision.transforms import Compose, RandomApply
 
+from fastreid_ice import add_ice_config
 from fastreid_ice.compat.data import fast_batch_collator
 from fastreid_ice.compat.training import mixed_precision
 from fastreid_ice.config import merge_config_file, shipped_file
@@ -44,6 +40,9 @@ from fastreid_ice.data import (
 from fastreid_ice.data.views import crop_size
 from fastreid_ice.engine import extract_features
 from fastreid_ice.losses import required_views
+
+from .measuring import Clock, check_least, machine
+from .recluster import K1
 
 LOADER = "training loader, cache {cache}, {workers} workers"
 STEP = "network, training step"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 
-import benchmark
 import pytest
 import torch
-from benchmark_step import PUBLISHED, Ours, Published, config, draw_batch, draw_clusters
-from measuring import Clock
 
+from benchmarks import __main__ as benchmark
+from benchmarks.measuring import Clock
+from benchmarks.step import PUBLISHED, Ours, Published, config, draw_batch, draw_clusters
 from fastreid_ice.compat.training import mixed_precision
 
 

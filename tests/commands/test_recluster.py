@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import recluster
 import torch
 from sklearn.cluster import DBSCAN
 
+from fastreid_ice.commands import recluster
 from fastreid_ice.core import jaccard_graph, k_nearest
-from support import ROOT, SMALL
+from support import FASTREID_ICE, ROOT, SMALL
 
 OPTIONS = ["MODEL.DEVICE", "cpu", "CLUSTER.K1", "12", "CLUSTER.EPS", "0.5"]
 
@@ -48,7 +48,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> None:
 def test_labels_and_distances_of_features(tmp_path: Path) -> None:
     features = blobs(np.float16)
     np.save(tmp_path / "features.npy", features)
-    command = [sys.executable, recluster.__file__, "--features", "features.npy", *OPTIONS]
+    command = [*FASTREID_ICE, "recluster", "--features", "features.npy", *OPTIONS]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["features.npy", "labels.csv"]

@@ -1,13 +1,13 @@
-#!/usr/bin/env python
 """Trains several configs on the embedded data, from one start and with the same seeds, and puts them in a table.
 
 fastreid-ice compare
 fastreid-ice compare --seeds 5 --output logs/compare_mild DATASETS.SYNTHETIC.STRENGTH mild
 fastreid-ice compare --config-file configs/ice_demo.yml --config-file my.yml SOLVER.MAX_EPOCH 20
 
-Figures are those after the last epoch: mean and standard deviation over the seeds. Every run is a train_net.py of its
-own, in OUTPUT/CONFIG/seedN, with what it printed in output.txt. Called again with the same arguments, the command takes
-complete runs as they are and resumes the others. The table goes to table.txt, the curves of mAP to curves.png.
+Figures are those after the last epoch: mean and standard deviation over the seeds. Every run is a command `fastreid-ice
+train` of its own, in OUTPUT/CONFIG/seedN, with what it printed in output.txt. Called again with the same arguments, the
+command takes complete runs as they are and resumes the others. The table goes to table.txt, the curves of mAP to
+curves.png.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
-import train_net  # before fastreid, which cannot be imported without the plugin
-
-from fastreid_ice.reporting.chart import Point, draw_curves
-
-# isort: split
 from fastreid.config import CfgNode
 from fastreid.engine import default_argument_parser
 from tabulate import tabulate
 
-from fastreid_ice import InputError
-from fastreid_ice.config import CONFIGS
-from fastreid_ice.engine import stage_configs
-from fastreid_ice.engine.stages import is_complete
-from fastreid_ice.reporting import first_test_set, metrics_file, read_epochs
+from ..config import CONFIGS
+from ..engine import stage_configs
+from ..engine.stages import is_complete
+from ..errors import InputError
+from ..reporting import first_test_set, metrics_file, read_epochs
+from ..reporting.chart import Point, draw_curves
+from . import command_parser, train
 
+COMMAND_LINE = find_spec("fastreid_ice_cli").origin
 DEFAULT = [
     "ice_agnostic_demo",
     "ice_demo",
@@ -59,7 +59,7 @@ class Run:
         # A config that cannot work is told before the first run starts.
         arguments = default_argument_parser().parse_args(self._arguments())
         try:
-            self.cfg: CfgNode = train_net.setup(arguments)
+            self.cfg: CfgNode = train.setup(arguments)
         except InputError as error:
             raise InputError(f"{self.name}: {error}") from error
         earlier = self.folder / "config.yaml"
@@ -79,7 +79,7 @@ class Run:
         flags = ["--resume"] if Path(stage_configs(self.cfg)[0].OUTPUT_DIR, "last_checkpoint").is_file() else []
         self.folder.mkdir(parents=True, exist_ok=True)
         start = time.perf_counter()
-        command = [sys.executable, train_net.__file__, *flags, *self._arguments()]
+        command = [sys.executable, COMMAND_LINE, "train", *flags, *self._arguments()]
         try:
             with (self.folder / "output.txt").open("a") as output:
                 failed = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
@@ -188,8 +188,8 @@ def compare(configs: list[Path], seeds: int, output: Path, options: list[str]) -
     return not failed
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = command_parser("compare", __doc__)
     parser.add_argument(
         "--config-file", metavar="FILE", action="append", type=Path, help="once per config; default: all demo configs"
     )
@@ -202,7 +202,7 @@ def main() -> None:
     parser.add_argument(
         "options", nargs=argparse.REMAINDER, help="config keys and values for all runs, such as SOLVER.MAX_EPOCH 20"
     )
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if args.seeds < 1:
         parser.error("--seeds must be at least 1")
     configs = args.config_file or [CONFIGS / f"{name}.yml" for name in DEFAULT]
@@ -214,7 +214,3 @@ def main() -> None:
         sys.stderr.write("interrupted; the same command goes on\n")
         sys.exit(130)  # as a shell reports SIGINT
     sys.exit(0 if complete else "error: some runs failed; the same command resumes them")
-
-
-if __name__ == "__main__":
-    main()

@@ -12,17 +12,16 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-
-from fastreid_ice.core import jaccard_graph, k_nearest  # before faiss: the package orders their imports
-from fastreid_ice.core.retrieval import distance_blocks, rank_blocks, reranked_blocks
-
-# isort: split
 import torch.nn.functional as F
 from fastreid.evaluation.rank import eval_market1501
 from fastreid.utils.compute_dist import build_dist
-from measuring import Clock, Measurement, Worker, check_least, draw_people, machine
 from tabulate import tabulate
 from torch import Tensor
+
+from fastreid_ice.core import jaccard_graph, k_nearest
+from fastreid_ice.core.retrieval import distance_blocks, rank_blocks, reranked_blocks
+
+from .measuring import Clock, Measurement, Worker, check_least, draw_people, machine
 
 try:
     from fastreid.evaluation.rank_cylib.rank_cy import evaluate_cy
