@@ -7,17 +7,18 @@ fastreid-ice compare --config-file configs/ice_demo.yml --config-file my.yml SOL
 Figures are those after the last epoch: mean and standard deviation over the seeds. Every run is a command `fastreid-ice
 train` of its own, in OUTPUT/CONFIG/seedN, with what it printed in output.txt. Called again with the same arguments, the
 command takes complete runs as they are and resumes the others. The table goes to table.txt, the curves of mAP to
-curves.png.
+curves.png, and what the epochs gave to results.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -105,6 +106,25 @@ class Run:
         }
         return {name: value for name, value in figures.items() if value is not None}
 
+    def record(self) -> dict[str, object]:
+        """The run for those who come later: what was trained, and the scalars of each epoch that tell how it went."""
+        kept = ("mAP", "Rank-1", "cluster/number", "cluster/noise_share", "cluster/largest", "cluster/ari")
+        epochs = [
+            {
+                name: round(scalars[name], 4)
+                for name in (*(f"start/{name}" for name in kept[:2]), *kept)
+                if name in scalars
+            }
+            for scalars in self._epochs()
+        ]
+        return {
+            "config": self.config.name,
+            "options": self.options,
+            "seed": self.seed,
+            "seconds": self.figures()["seconds"],
+            "epochs": epochs,
+        }
+
     def curve(self) -> list[Point]:
         """(epochs trained, mAP), the stages one after the other."""
         epochs = self._epochs()
@@ -154,16 +174,33 @@ def _mean_and_spread(values: list[float], form: str) -> str:
     return f"{statistics.mean(values):{form}}{spread}"
 
 
-def compare(configs: list[Path], seeds: int, output: Path, options: list[str]) -> bool:
+def compare(
+    configs: Sequence[Path],
+    seeds: int,
+    output: Path,
+    options: Sequence[str],
+    own_options: Mapping[str, Sequence[str]] | None = None,
+) -> bool:
     """Trains, then writes and prints the table. Returns whether all runs are complete.
+
+    Args:
+        configs: the files.
+        seeds: runs of each config.
+        output: the folder of all runs.
+        options: config keys and values for all runs.
+        own_options: further ones by the name of a config, which count before ``options``.
 
     Raises:
         InputError: a config that cannot work, or a folder of ``output`` that holds another run.
     """
     if len({config.stem for config in configs}) < len(configs):
         raise InputError("two configs have the same file name, which names their folders; rename one")
+    own = own_options or {}
     groups = {
-        config.stem: [Run(config, seed, output / config.stem / f"seed{seed}", options) for seed in range(seeds)]
+        config.stem: [
+            Run(config, seed, output / config.stem / f"seed{seed}", [*options, *own.get(config.stem, ())])
+            for seed in range(seeds)
+        ]
         for config in configs
     }
     failed = []
@@ -181,6 +218,8 @@ def compare(configs: list[Path], seeds: int, output: Path, options: list[str]) -
     done = {name: runs for name, runs in done.items() if runs}
     table = comparison_table(done)
     (output / "table.txt").write_text(table + "\n")
+    records = [run.record() for runs in done.values() for run in runs]
+    (output / "results.json").write_text(json.dumps(records, indent=1) + "\n")
     print(table)
     curves = {name: [run.curve() for run in runs] for name, runs in done.items()}
     if any(point for runs in curves.values() for run in runs for point in run):

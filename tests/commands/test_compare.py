@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -52,6 +53,12 @@ def test_a_table_and_a_picture_and_nothing_is_run_twice(
     assert rows["staged"][3:5] == ["1.000", "6"], "the last stage clusters by the truth"
     assert 0 < float(rows["plain"][1]) <= 100 and 0 < float(rows["(start)"][0]) <= 100
     assert rows["plain"] != rows["staged"]
+    records = json.loads((output / "results.json").read_text())
+    assert [(record["config"], record["seed"], len(record["epochs"])) for record in records] == [
+        ("plain.yml", 0, 1),
+        ("staged.yml", 0, 2),
+    ]
+    assert f"{records[0]['epochs'][0]['mAP']:.1f}" == rows["plain"][1]
     picture = Image.open(output / "curves.png")
     assert {(0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)} <= {colour for _, colour in picture.getcolors(2**20)}
     # A second call takes what is there; a run that was interrupted goes on.

@@ -1,0 +1,82 @@
+"""Every method on Market-1501, from one start and at one budget that a CPU can afford."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from fastreid_ice import InputError
+from fastreid_ice.commands.compare import compare
+from fastreid_ice.config import CONFIGS
+
+# One network, one schedule and one batch for all: 1,500 steps of 32 images. The published temperatures, radii, samplers
+# and augmentations stay; the momentum encoder and the warm-up are shortened as the training is.
+BUDGET = {
+    "MODEL.BACKBONE.NAME": "build_osnet_backbone",
+    "MODEL.BACKBONE.DEPTH": "x0_25",
+    "MODEL.BACKBONE.FEAT_DIM": 128,
+    "MODEL.BACKBONE.WITH_IBN": False,
+    "MODEL.BACKBONE.PRETRAIN": True,
+    "MODEL.HEADS.POOL_LAYER": "GlobalAvgPool",  # that of the weights
+    "MODEL.MOMENTUM.ALPHA": 0.997,
+    "INPUT.SIZE_TRAIN": (256, 128),
+    "INPUT.SIZE_TEST": (256, 128),
+    "DATALOADER.NUM_INSTANCE": 4,
+    "DATALOADER.NUM_WORKERS": 0,
+    "DATALOADER.CACHE": "ram",
+    "SOLVER.AMP.ENABLED": True,
+    "SOLVER.IMS_PER_BATCH": 32,
+    "SOLVER.ITERS_PER_EPOCH": 150,
+    "SOLVER.CHECKPOINT_PERIOD": 1,
+    "TEST.EVAL_PERIOD": 2,
+}
+ICE = {"SOLVER.MAX_EPOCH": 10, "SOLVER.WARMUP_ITERS": 300}
+# A part of 8 images is too small to normalise for a recipe that splits 256.
+PROXIES = {"MODEL.BN_SPLITS": 1}
+METHODS = {
+    "ice_agnostic_market": ICE,
+    "ice_market": ICE,
+    "cluster_contrast_market": PROXIES | {"SOLVER.MAX_EPOCH": 10},
+    "dcmip_market": PROXIES | {"SOLVER.MAX_EPOCH": 5, "MODEL.LOSSES.MULTI_INSTANCE.NUM_INSTANCES": 4},  # two stages
+    "ice_hybrid_market": ICE,
+    "ice_groundtruth_market": ICE,
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        type=Path,
+        required=True,
+        help="of OSNet x0_25, bare, for MODEL.BACKBONE.PRETRAIN_PATH",
+    )
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="default: all")
+    parser.add_argument("--seeds", type=int, default=2, help="runs of each method; default: 2")
+    parser.add_argument(
+        "--output", metavar="FOLDER", type=Path, default=Path("logs/market"), help="default: logs/market"
+    )
+
+
+def check(args: argparse.Namespace) -> None:
+    if args.seeds < 1:
+        raise argparse.ArgumentError(None, "--seeds must be at least 1")
+    if not args.weights.is_file():
+        raise argparse.ArgumentError(None, f"--weights: no file {str(args.weights)!r}")
+
+
+def run(args: argparse.Namespace) -> None:
+    common = BUDGET | {"MODEL.DEVICE": args.device, "MODEL.BACKBONE.PRETRAIN_PATH": str(args.weights)}
+    complete = compare(
+        [CONFIGS / f"{name}.yml" for name in args.methods],
+        args.seeds,
+        args.output,
+        as_options(common),
+        {name: as_options(METHODS[name]) for name in args.methods},
+    )
+    if not complete:
+        raise InputError("some runs failed; the same command resumes them")
+
+
+def as_options(settings: dict[str, object]) -> list[str]:
+    return [str(part) for setting in settings.items() for part in setting]

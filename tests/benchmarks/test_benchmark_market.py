@@ -1,0 +1,32 @@
+"""The budget of the Market-1501 table: the same for every method, and what its command refuses."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from benchmarks import market
+from fastreid_ice.commands.compare import Run
+from fastreid_ice.config import CONFIGS
+from fastreid_ice.engine import stage_configs
+from support import FASTREID_ICE, ROOT
+
+
+@pytest.mark.parametrize("method", market.METHODS)
+def test_every_method_takes_the_same_steps_from_the_same_start(method: str, tmp_path: Path) -> None:
+    options = market.as_options(market.BUDGET | market.METHODS[method])
+    stages = stage_configs(Run(CONFIGS / f"{method}.yml", 0, tmp_path, options).cfg)
+    assert sum(stage.SOLVER.MAX_EPOCH * stage.SOLVER.ITERS_PER_EPOCH for stage in stages) == 1500
+    for stage in stages:
+        assert (stage.SOLVER.IMS_PER_BATCH, stage.DATALOADER.NUM_INSTANCE) == (32, 4)
+        assert stage.INPUT.SIZE_TRAIN == [256, 128] and stage.MODEL.HEADS.POOL_LAYER == "GlobalAvgPool"
+        assert stage.DATASETS.NAMES == stage.DATASETS.TESTS == ("Market1501",)
+        assert stage.SOLVER.MAX_EPOCH % stage.TEST.EVAL_PERIOD == 0 or len(stages) > 1
+
+
+def test_missing_weights_are_named() -> None:
+    command = [*FASTREID_ICE, "bench", "market", "--weights", "nowhere.pth"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 2 and "--weights: no file 'nowhere.pth'" in done.stderr
