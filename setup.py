@@ -36,6 +36,8 @@ setup(
     install_requires=[
         "torch>=2.4",  # networks, losses, data loading
         "torchvision",  # image transforms, ours and fastreid's
+        "timm>=1.0.31",  # backbones with weights that can be downloaded; ice_folder.yml starts from one
+        "huggingface_hub",  # timm: downloads
         "numpy>=2",  # arrays of labels and cameras; fastreid
         "scipy",  # the sparse Jaccard graph; fastreid
         "numba",  # the loops of neighbours, Jaccard graph and DBSCAN, compiled

@@ -214,7 +214,9 @@ def training_step(cfg: CfgNode, model: nn.Module, images: TrainingSet) -> Work:
     batch = next(loader)
     loader.close()
     optimizer, _ = DefaultTrainer.build_optimizer(cfg, model)
-    features = torch.randn(len(images), cfg.MODEL.BACKBONE.FEAT_DIM)
+    with torch.no_grad():
+        dim = model.eval()(batch["online"][:1]).shape[1]
+    features = torch.randn(len(images), dim)
     columns = (images.identities, features, images.cameras, features)
     model.begin_epoch(Clusters(*(column.to(model.device) for column in columns)))
 

@@ -171,7 +171,7 @@ def measure(cfg: CfgNode, args: argparse.Namespace) -> Stage:
             for name, history in trainer.storage.histories().items()
             if name.startswith("seconds/")
         }
-        learn_identities(trainer)
+        learn_identities(trainer, batch)
         with clock.stage("first steps"):
             train(trainer, first, "Taking the first steps")
         with clock.stage("train"):
@@ -235,12 +235,15 @@ def start_clustering(trainer: UnsupervisedTrainer, batch: dict[str, Tensor]) -> 
     build_clusterer(cfg)(F.normalize(torch.randn(len(cameras), 128)), cameras, identities)
 
 
-def learn_identities(trainer: UnsupervisedTrainer) -> None:
+def learn_identities(trainer: UnsupervisedTrainer, batch: dict[str, Tensor]) -> None:
     """Put true identities in place of the clusters, where they are known: random weights find too many or too few."""
     images = trainer.data_loader.training_set
     if (images.identities < 0).any():
         return
-    features = F.normalize(torch.randn(len(images), trainer.cfg.MODEL.BACKBONE.FEAT_DIM))
+    with torch.no_grad():
+        dim = trainer.model.eval()(batch["images"][:1]).shape[1]
+    trainer.model.train()
+    features = F.normalize(torch.randn(len(images), dim))
     columns = (images.identities, features, images.cameras, features)
     trainer.model.begin_epoch(Clusters(*(column.to(trainer.model.device) for column in columns)))
     trainer.data_loader.reset(images.identities, seed=0)

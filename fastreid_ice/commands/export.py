@@ -2,7 +2,8 @@
 
 fastreid-ice export --config-file configs/ice_demo.yml --weights logs/demo/model_best.pth --output exported
 
-writes three files to the folder exported, after comparing what they give with the model:
+writes three files to the folder exported, after comparing what they give with the model; of a timm backbone, which
+fast-reid lacks, the first alone:
 
 encoder.onnx   maps "images", float32 (N, 3, H, W), RGB in [0, 255], to "features", (N, D) of length 1. It holds the
                encoder that is evaluated (TEST.ENCODER), and normalises the images by itself.
@@ -35,7 +36,7 @@ from pathlib import Path
 from fastreid.engine import default_argument_parser
 from fastreid.modeling import build_model
 
-from ..deploy.export import CONFIG_FILE, ONNX_FILE, WEIGHTS_FILE, export_encoder
+from ..deploy.export import WEIGHTS_FILE, export_encoder, exported_files
 from ..engine import Checkpointer, stage_configs
 from ..errors import InputError
 from . import command_parser, train
@@ -55,8 +56,10 @@ def run(args: argparse.Namespace) -> None:
     Checkpointer(model).load(cfg.MODEL.WEIGHTS)
     difference = export_encoder(last, model, args.output)
     print(f"The {last.TEST.ENCODER} encoder of {cfg.MODEL.WEIGHTS}, features equal within {difference:.0e}:")
-    for name in (ONNX_FILE, WEIGHTS_FILE, CONFIG_FILE):
+    for name in exported_files(last):
         print(args.output / name)
+    if WEIGHTS_FILE not in exported_files(last):
+        print("fast-reid by itself has no backbones of timm, so that there is no checkpoint for it.")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

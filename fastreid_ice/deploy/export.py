@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..modeling import MomentumReID
+from ..modeling import MomentumReID, is_timm
 
 ONNX_FILE, WEIGHTS_FILE, CONFIG_FILE = "encoder.onnx", "fastreid.pth", "fastreid.yml"
 TOLERANCE = 1e-4
@@ -39,11 +39,12 @@ class UnitFeatures(nn.Module):
 
 
 def export_encoder(cfg: CfgNode, model: MomentumReID, folder: Path) -> float:
-    """Writes the encoder that ``TEST.ENCODER`` names to three files in ``folder``, which is made where it is missing.
+    """Writes the encoder that ``TEST.ENCODER`` names to files in ``folder``, which is made where it is missing.
 
     ``encoder.onnx`` maps ``images``, float32 (N, 3, H, W), RGB in [0, 255], to ``features``, (N, D) of length 1.
     ``fastreid.pth`` and ``fastreid.yml`` are checkpoint and config of fast-reid's Baseline, whose evaluation of them
-    gives the figures that ours gives. Both are compared with ``model`` before a file is put in place.
+    gives the figures that ours gives; fast-reid by itself has no backbones of timm, so that such an encoder has no
+    more than the ONNX file. All is compared with ``model`` before a file is put in place.
 
     Args:
         cfg: the config of ``model``.
@@ -59,7 +60,8 @@ def export_encoder(cfg: CfgNode, model: MomentumReID, folder: Path) -> float:
     """
     onnx, onnxruntime = _import("onnx"), _import("onnxruntime")
     plain_cfg = plain_config(cfg, folder)
-    plain = UnitFeatures(_plain_model(plain_cfg, model))
+    known = WEIGHTS_FILE in exported_files(cfg)
+    plain = UnitFeatures(_plain_model(plain_cfg, model) if known else model.cpu())
     examples = [_example_images(cfg, batch) for batch in CHECKED_BATCHES]
     with torch.no_grad():
         expected = [UnitFeatures(model.cpu())(images) for images in examples]
@@ -74,14 +76,21 @@ def export_encoder(cfg: CfgNode, model: MomentumReID, folder: Path) -> float:
             f"{str(error).strip().partition(chr(10))[0]}"
         ) from error
     difference = max(difference, _compare("the ONNX graph", expected, found))
-    weights = io.BytesIO()
-    torch.save({"model": plain.model.state_dict()}, weights)
-    files = {ONNX_FILE: graph, WEIGHTS_FILE: weights.getvalue(), CONFIG_FILE: plain_cfg.dump().encode()}
+    files = {ONNX_FILE: graph}
+    if known:
+        weights = io.BytesIO()
+        torch.save({"model": plain.model.state_dict()}, weights)
+        files |= {WEIGHTS_FILE: weights.getvalue(), CONFIG_FILE: plain_cfg.dump().encode()}
     try:
         _write(folder, files)
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror}") from error
     return difference
+
+
+def exported_files(cfg: CfgNode) -> tuple[str, ...]:
+    """The names of what an encoder is exported to."""
+    return (ONNX_FILE,) if is_timm(cfg) else (ONNX_FILE, WEIGHTS_FILE, CONFIG_FILE)
 
 
 def plain_config(cfg: CfgNode, folder: Path) -> CfgNode:
@@ -178,6 +187,8 @@ def _write(folder: Path, files: dict[str, bytes]) -> None:
             Path(scratch, name).write_bytes(content)
         for name in files:
             Path(scratch, name).replace(folder / name)
+    for name in {WEIGHTS_FILE, CONFIG_FILE} - set(files):
+        (folder / name).unlink(missing_ok=True)  # of another encoder
 
 
 def _import(name: str) -> ModuleType:

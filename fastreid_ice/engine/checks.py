@@ -16,6 +16,7 @@ from ..config import lookup, value_of
 from ..core.neighbors import METHODS
 from ..errors import InputError
 from ..losses import LOSS_REGISTRY, build_losses
+from ..modeling import check_name, is_timm
 from ..modeling.batch_norm import splits_per_process
 from .hooks import HOOK_REGISTRY
 from .stages import stage_configs
@@ -126,6 +127,8 @@ def _check_stage(cfg: CfgNode, num_processes: int) -> None:
     _check_batch(cfg, num_processes)
     splits_per_process(cfg, num_processes)
     build_losses(cfg)
+    if is_timm(cfg):
+        check_name(cfg.MODEL.BACKBONE.DEPTH)
     backbone = cfg.MODEL.BACKBONE
     if backbone.PRETRAIN and backbone.PRETRAIN_PATH and not os.path.isfile(backbone.PRETRAIN_PATH):
         raise InputError(f"MODEL.BACKBONE.PRETRAIN_PATH: no file {backbone.PRETRAIN_PATH!r}")

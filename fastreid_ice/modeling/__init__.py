@@ -1,6 +1,16 @@
 """The online and the momentum encoder as a fast-reid meta-architecture, and its head."""
 
+from .backbone import NoWeights, build_fitting_backbone
 from .head import ProxyHead
 from .meta_arch import MomentumReID
+from .timm_backbone import build_timm_backbone, check_name, is_timm
 
-__all__ = ["MomentumReID", "ProxyHead"]
+__all__ = [
+    "MomentumReID",
+    "NoWeights",
+    "ProxyHead",
+    "build_fitting_backbone",
+    "build_timm_backbone",
+    "check_name",
+    "is_timm",
+]

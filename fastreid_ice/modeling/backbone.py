@@ -1,11 +1,15 @@
-"""fast-reid's backbones, with the ways in which a config or machine can misfit them said in one sentence each."""
+"""Backbones, with the ways in which a config or machine can misfit them said in one sentence each."""
 
 from __future__ import annotations
 
 import os
 import pickle
 import shutil
+import socket
 import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from fastreid.config import CfgNode
@@ -13,29 +17,38 @@ from fastreid.modeling.backbones import build_backbone
 from torch import nn
 
 from ..errors import InputError
+from .timm_backbone import is_timm
+
+SILENCE_SECONDS = 30
+
+
+class NoWeights(InputError):
+    """The weights of ``MODEL.BACKBONE.PRETRAIN`` cannot be downloaded."""
 
 
 def build_fitting_backbone(cfg: CfgNode) -> nn.Module:
     """``build_backbone(cfg)``.
 
     Raises:
-        InputError: pretrained weights that cannot be had or do not fit, or a wrong ``MODEL.BACKBONE.FEAT_DIM``.
+        NoWeights: pretrained weights that cannot be downloaded.
+        InputError: pretrained weights that do not fit, or a wrong ``MODEL.BACKBONE.FEAT_DIM``.
     """
     node = cfg.MODEL.BACKBONE
     try:
         # Read here first: torch < 2.6, as fast-reid calls it, would run code that the file holds.
-        own = node.PRETRAIN and node.PRETRAIN_PATH
+        own = node.PRETRAIN and node.PRETRAIN_PATH and not is_timm(cfg)
         weights = torch.load(node.PRETRAIN_PATH, map_location="cpu", weights_only=True) if own else {}
-        backbone = build_backbone(cfg)
+        with _no_endless_download():
+            backbone = build_backbone(cfg)
     except (ImportError, OSError, RuntimeError, pickle.UnpicklingError) as error:
         if not node.PRETRAIN:
             raise
-        reason = str(error).strip().splitlines()[:2][-1].strip()
+        reason = textwrap.shorten(str(error).strip().splitlines()[:2][-1], 200)
         if node.PRETRAIN_PATH:
             raise InputError(
                 f"MODEL.BACKBONE.PRETRAIN_PATH {node.PRETRAIN_PATH!r} does not fit {node.NAME} {node.DEPTH}: {reason}"
             ) from error
-        raise InputError(
+        raise NoWeights(
             f"MODEL.BACKBONE.PRETRAIN: the weights of {node.NAME} {node.DEPTH} cannot be downloaded ({reason}); "
             f"get them by other means and set MODEL.BACKBONE.PRETRAIN_PATH"
         ) from error
@@ -45,6 +58,8 @@ def build_fitting_backbone(cfg: CfgNode) -> nn.Module:
             f"MODEL.BACKBONE.PRETRAIN_PATH {node.PRETRAIN_PATH!r} holds no weights of {node.NAME}: none of its "
             f"entries has a name of this backbone (a fast-reid checkpoint goes into MODEL.WEIGHTS)"
         )
+    if is_timm(cfg):
+        return backbone.train()
     with torch.no_grad():
         channels = backbone.eval()(torch.zeros(1, 3, *cfg.INPUT.SIZE_TRAIN)).shape[1]
     if channels != node.FEAT_DIM:
@@ -53,6 +68,17 @@ def build_fitting_backbone(cfg: CfgNode) -> nn.Module:
             f"channels"
         )
     return backbone.train()
+
+
+@contextmanager
+def _no_endless_download() -> Iterator[None]:
+    """Downloads that name no time limit of their own, as torch.hub's, end when nothing comes for half a minute."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(before or SILENCE_SECONDS)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def check_compiler() -> None:

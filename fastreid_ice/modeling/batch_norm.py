@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from fastreid.config import CfgNode
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from ..errors import InputError
@@ -40,7 +41,11 @@ class _Split:
         # output, and undo channels_last.
         first, *others = features.chunk(self.num_splits)
         normalised = [F.batch_norm(part, None, None, self.weight, self.bias, True, eps=self.eps) for part in others]
-        return torch.cat([super().forward(first), *normalised])
+        return torch.cat([super().forward(first), *map(self.activate, normalised)])
+
+    def activate(self, features: Tensor) -> Tensor:
+        """What the layer does besides: nothing."""
+        return features
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, num_splits={self.num_splits}"
@@ -54,6 +59,16 @@ class SplitBatchNorm2d(_Split, nn.BatchNorm2d):
     """See :class:`_Split`."""
 
 
+class SplitBatchNormAct2d(_Split, BatchNormAct2d):
+    """See :class:`_Split`. timm's batch norm, which has the activation in it."""
+
+    def activate(self, features: Tensor) -> Tensor:
+        return self.act(self.drop(features))
+
+
+SPLIT = {nn.BatchNorm1d: SplitBatchNorm1d, nn.BatchNorm2d: SplitBatchNorm2d, BatchNormAct2d: SplitBatchNormAct2d}
+
+
 def split_batch_norms(module: nn.Module, num_splits: int) -> None:
     """Let every batch norm of ``module`` see a batch as ``num_splits`` parts; 1 leaves all as it is.
 
@@ -65,10 +80,13 @@ def split_batch_norms(module: nn.Module, num_splits: int) -> None:
     for child in module.modules():
         if isinstance(child, nn.SyncBatchNorm):
             raise InputError("MODEL.BN_SPLITS splits what syncBN joins: set it to 1, or the NORM keys to BN")
-        for plain, split in ((nn.BatchNorm1d, SplitBatchNorm1d), (nn.BatchNorm2d, SplitBatchNorm2d)):
-            if isinstance(child, plain):
-                child.__class__ = split  # keeps parameters, buffers, hooks and mode
-                child.num_splits = num_splits
+        if isinstance(child, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            # The class that it normalises by: fast-reid's batch norms differ from torch's only when they are made.
+            plain = next((p for p in SPLIT if isinstance(child, p) and type(child).forward is p.forward), None)
+            if plain is None:
+                raise InputError(f"MODEL.BN_SPLITS cannot split a {type(child).__name__} of this backbone: set it to 1")
+            child.__class__ = SPLIT[plain]  # keeps parameters, buffers, hooks and mode
+            child.num_splits = num_splits
 
 
 def splits_per_process(cfg: CfgNode, processes: int) -> int:

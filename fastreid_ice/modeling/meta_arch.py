@@ -18,6 +18,7 @@ from ..losses import LossTerm, Step, build_losses
 from .backbone import build_fitting_backbone, check_compiler
 from .batch_norm import split_batch_norms, splits_per_process
 from .gather import encode_shuffled, gather_batch
+from .timm_backbone import with_found_values
 
 ENCODERS = ("online", "momentum")
 
@@ -92,8 +93,10 @@ class MomentumReID(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
+        backbone = build_fitting_backbone(cfg)
+        cfg = with_found_values(cfg, backbone)
         return {
-            "backbone": build_fitting_backbone(cfg),
+            "backbone": backbone,
             "heads": build_heads(cfg),
             "losses": build_losses(cfg),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,

@@ -1,0 +1,228 @@
+"""Any model of timm as a backbone: ``MODEL.BACKBONE.NAME`` build_timm_backbone, and ``DEPTH`` the name in timm."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import logging
+import os
+import textwrap
+import urllib.error
+import urllib.request
+from typing import Any
+
+import timm
+import torch
+from fastreid.config import CfgNode, get_cfg
+from fastreid.modeling.backbones import BACKBONE_REGISTRY
+from huggingface_hub import constants as hub
+from huggingface_hub.errors import LocalEntryNotFoundError
+from timm.models import get_pretrained_cfg, load_state_dict
+from torch import Tensor, nn
+
+from ..errors import InputError
+
+CONNECT_SECONDS = 10
+
+logger = logging.getLogger(f"fastreid.{__name__}")
+
+
+class TimmBackbone(nn.Module):
+    """A timm model without its classifier, as feature maps.
+
+    The last map of a convolutional or hierarchical network is given as it is. Of a network on tokens the output is
+    the feature that it was pretrained to pool: where that is the mean of the patch tokens, they are laid out on their
+    grid, and global average pooling takes the mean; where it is another one, such as the class token of DINO and CLIP,
+    the output is a map of one pixel.
+
+    Parameters that the output does not depend on, such as those of a head, get no gradient.
+
+    Args:
+        net: a timm model without classifier, with its weights.
+        image_size: height and width of the images.
+
+    Attributes:
+        feat_dim: channels of the output.
+        pixel_mean, pixel_std: 3 values each, those of the pretraining, on the scale 0..255.
+    """
+
+    def __init__(self, net: nn.Module, image_size: tuple[int, int]) -> None:
+        super().__init__()
+        self.net = net.eval()
+        self.pixel_mean = [255 * value for value in net.pretrained_cfg["mean"]]
+        self.pixel_std = [255 * value for value in net.pretrained_cfg["std"]]
+        images = torch.rand(2, 3, *image_size)
+        with torch.no_grad():
+            self.layout = self._find_layout(images)
+        # A copy, whose statistics may move: in evaluation mode some networks read what they have kept of parameters.
+        trial = copy.deepcopy(self).train()
+        output = trial(images)
+        self.feat_dim = output.shape[1]
+        gradients = torch.autograd.grad(output.sum(), list(trial.parameters()), allow_unused=True)
+        for parameter, gradient in zip(self.parameters(), gradients, strict=True):
+            parameter.requires_grad_(gradient is not None)
+
+    def _find_layout(self, images: Tensor) -> str:
+        features = self.net.forward_features(images)
+        if isinstance(features, Tensor) and features.ndim == 4:
+            return "NCHW" if features.shape[1] == self.net.num_features else "NHWC"
+        height, width = getattr(getattr(self.net, "patch_embed", None), "grid_size", (0, 0))
+        if isinstance(features, Tensor) and 0 < height * width <= features.shape[1]:
+            pooled, mean = self.net.forward_head(features, pre_logits=True), self._on_grid(features).mean((2, 3))
+            if pooled.shape == mean.shape and torch.allclose(pooled, mean, rtol=1e-3, atol=1e-4):
+                return "grid"
+        return "pooled"
+
+    def _on_grid(self, tokens: Tensor) -> Tensor:
+        """(B, class and register tokens + h * w, C) to (B, C, h, w)."""
+        height, width = self.net.patch_embed.grid_size
+        return tokens[:, -height * width :].transpose(1, 2).unflatten(2, (height, width))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) normalised images to (B, C, h, w) feature maps."""
+        features = self.net.forward_features(images)
+        if self.layout == "NCHW":
+            return features
+        if self.layout == "NHWC":
+            return features.permute(0, 3, 1, 2)
+        if self.layout == "grid":
+            return self._on_grid(features)
+        return self.net.forward_head(features, pre_logits=True)[..., None, None]
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_backbone(cfg: CfgNode) -> TimmBackbone:
+    """The timm model that ``MODEL.BACKBONE.DEPTH`` names, such as "resnet50", "vit_small_patch16_224.dino" (after the
+    dot which of its weights) or "vit_small_patch14_dinov2". timm has no IBN networks; fast-reid's ResNets do.
+
+    Read besides: ``PRETRAIN`` (a download by timm) and ``PRETRAIN_PATH`` (a safetensors or torch file, of which nothing
+    but tensors is read; with its classifier or without); ``LAST_STRIDE`` 1 gives maps of a 16th of the image's
+    size, dilating what follows, where timm offers that; ``INPUT.SIZE_TRAIN``, to which grids and position embeddings
+    are fitted. ``FEAT_DIM`` is found, not read, by MomentumReID; ``MODEL.PIXEL_MEAN`` and ``PIXEL_STD`` become those
+    that the model was pretrained with unless they differ from fast-reid's defaults. fast-reid's own meta-architectures
+    take all three from the config.
+
+    Raises:
+        InputError: no such model, weights in ``PRETRAIN_PATH`` that do not fit, or a size that the model cannot take.
+        OSError: weights that cannot be downloaded.
+    """
+    node = cfg.MODEL.BACKBONE
+    check_name(node.DEPTH)
+    try:
+        backbone = TimmBackbone(_create(cfg, pretrained=node.PRETRAIN), tuple(cfg.INPUT.SIZE_TRAIN))
+    except (AssertionError, RuntimeError) as error:
+        raise InputError(
+            f"{node.DEPTH} takes no images of INPUT.SIZE_TRAIN {cfg.INPUT.SIZE_TRAIN}: "
+            f"{textwrap.shorten(str(error), 200)}"
+        ) from error
+    if get_pretrained_cfg(node.DEPTH).fixed_input_size and list(cfg.INPUT.SIZE_TEST) != list(cfg.INPUT.SIZE_TRAIN):
+        raise InputError(
+            f"{node.DEPTH} takes images of one size: INPUT.SIZE_TEST {cfg.INPUT.SIZE_TEST} must be INPUT.SIZE_TRAIN "
+            f"{cfg.INPUT.SIZE_TRAIN}"
+        )
+    return backbone
+
+
+def is_timm(cfg: CfgNode) -> bool:
+    """Whether the config's backbone is one of timm."""
+    return cfg.MODEL.BACKBONE.NAME == "build_timm_backbone"
+
+
+def with_found_values(cfg: CfgNode, backbone: nn.Module) -> CfgNode:
+    """``cfg``; for a backbone of timm a copy with its channels and pixel values, see ``build_timm_backbone``."""
+    if not isinstance(backbone, TimmBackbone):
+        return cfg
+    cfg, default = cfg.clone(), get_cfg()
+    cfg.defrost()
+    cfg.MODEL.BACKBONE.FEAT_DIM = backbone.feat_dim
+    for key, value in {"PIXEL_MEAN": backbone.pixel_mean, "PIXEL_STD": backbone.pixel_std}.items():
+        if cfg.MODEL[key] == default.MODEL[key]:
+            cfg.MODEL[key] = value
+    return cfg
+
+
+def check_name(name: str) -> None:
+    """Raises InputError where timm has no model, or no weights, of this name; it offers what comes near."""
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=5, cutoff=0.5)
+        raise InputError(
+            f"MODEL.BACKBONE.DEPTH {name!r} is no model of timm {timm.__version__}; near it: "
+            f"{', '.join(near) or 'none'}"
+        )
+    if tag and name not in timm.list_pretrained(f"{architecture}.*"):
+        known = ", ".join(timm.list_pretrained(f"{architecture}.*")) or "none"
+        raise InputError(f"MODEL.BACKBONE.DEPTH {name!r}: timm has no such weights of {architecture}; it has {known}")
+
+
+def _create(cfg: CfgNode, *, pretrained: bool) -> nn.Module:
+    """The model without its classifier. It loads as a whole first, so that timm misses what a file lacks."""
+    name = cfg.MODEL.BACKBONE.DEPTH
+    arguments: dict[str, Any] = {}
+    if get_pretrained_cfg(name).fixed_input_size:
+        arguments["img_size"] = tuple(cfg.INPUT.SIZE_TRAIN)
+    elif cfg.MODEL.BACKBONE.LAST_STRIDE == 1:
+        arguments["output_stride"] = 16
+    try:
+        net = timm.create_model(name, **arguments)
+    except (AssertionError, NotImplementedError, TypeError):
+        if "output_stride" not in arguments:
+            raise
+        logger.info("MODEL.BACKBONE.LAST_STRIDE 1 changes nothing: timm offers no other stride for %s", name)
+        del arguments["output_stride"]
+        net = timm.create_model(name, **arguments)
+    net.reset_classifier(0)
+    path = cfg.MODEL.BACKBONE.PRETRAIN_PATH
+    if not pretrained:
+        return net
+    if path:
+        try:
+            net = _from_file(name, path, set(net.state_dict()), arguments)
+        except Exception as error:  # those of torch, safetensors and timm's conversions have no other base in common
+            reason = str(error).partition("\n")[2].strip() or str(error) or type(error).__name__
+            raise InputError(
+                f"MODEL.BACKBONE.PRETRAIN_PATH {path!r} does not fit build_timm_backbone {name}: "
+                f"{textwrap.shorten(reason, 200)}"
+            ) from error
+    else:
+        net = _from_hub(name, arguments)
+    net.reset_classifier(0)
+    return net
+
+
+def _from_file(name: str, path: str, needed: set[str], arguments: dict[str, Any]) -> nn.Module:
+    """The model with the weights of a file: ``needed`` out of it where it has them all, be its classifier what it may.
+
+    Otherwise timm converts it, as it does what it downloads, and needs its own classifier there too.
+    """
+    source: dict[str, Any] = {"state_dict": load_state_dict(path)}
+    if needed <= set(source["state_dict"]):
+        source["state_dict"] = {key: source["state_dict"][key] for key in needed}
+        source["num_classes"] = 0
+        arguments = arguments | {"num_classes": 0}
+    net = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=source, **arguments)
+    del net.pretrained_cfg["state_dict"]
+    return net
+
+
+def _from_hub(name: str, arguments: dict[str, Any]) -> nn.Module:
+    """The model with the weights that timm downloads, or has in its cache."""
+    try:
+        # Where the hub does not answer its client would try for minutes; told so, it looks into its cache alone.
+        hub.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE or not _answers(hub.ENDPOINT)
+        return timm.create_model(name, pretrained=True, **arguments)
+    except LocalEntryNotFoundError as error:
+        state = "is not to be asked (HF_HUB_OFFLINE)" if os.environ.get("HF_HUB_OFFLINE") else "does not answer"
+        raise OSError(f"{hub.ENDPOINT} {state}, and its cache on this machine does not hold them") from error
+    except Exception as error:  # those of the hub's client have no other base in common
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def _answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=CONNECT_SECONDS).close()
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
