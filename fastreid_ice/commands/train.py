@@ -15,7 +15,7 @@ CPU --num-gpus is the number of processes.
 from __future__ import annotations
 
 import argparse
-import os
+import logging
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -24,11 +24,12 @@ from pathlib import Path
 import torch
 from fastreid.config import CfgNode, get_cfg
 from fastreid.engine import DefaultTrainer, default_argument_parser, default_setup
+from fastreid.utils import comm
 from fastreid.utils.env import seed_all_rng
 
 from ..config import add_ice_config, import_files, merge_config_file, shipped_file
 from ..data import existing_tests
-from ..engine import Checkpointer, UnsupervisedTrainer, check_config, launch, stage_configs, train_stages
+from ..engine import Checkpointer, UnsupervisedTrainer, check_config, fall_back, launch, stage_configs, train_stages
 from ..engine.launch import ProcessFailed
 from ..engine.stages import without_keys
 from ..errors import InputError
@@ -38,43 +39,55 @@ from ..reporting import write_left_report
 
 def setup(args: argparse.Namespace) -> CfgNode:
     """The whole config, checked before anything is written."""
-    cfg = get_cfg()
-    add_ice_config(cfg)
     args.config_file = shipped_file(args.config_file)  # fast-reid logs it
-    try:
-        if args.config_file:
-            merge_config_file(cfg, args.config_file)
-        cfg.merge_from_list(args.opts)
-        cfg.STAGES = without_keys(cfg.STAGES or (), args.opts[::2])  # a bare `STAGES:` is None
-    except (AssertionError, KeyError, OSError, ValueError) as error:
-        raise InputError(f"config {args.config_file or '(none)'}: {error}") from error
+    cfg = read_config(args.config_file, args.opts)
     import_files(cfg.IMPORTS)
-    cfg.MODEL.WEIGHTS = shipped_file(cfg.MODEL.WEIGHTS)
     cfg.DATASETS.TESTS = existing_tests(cfg)
     if args.eval_only and not cfg.DATASETS.TESTS:
         raise InputError("--eval-only: nothing to evaluate; DATASETS.TESTS must name a dataset with a test set")
     if cfg.MODEL.DEVICE == "auto":
         cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-    if cfg.MODEL.WEIGHTS and (args.eval_only or cfg.MODEL.META_ARCHITECTURE == "MomentumReID"):
+    if args.resume or (cfg.MODEL.WEIGHTS and (args.eval_only or cfg.MODEL.META_ARCHITECTURE == "MomentumReID")):
         # They replace the whole backbone.
         cfg.MODEL.BACKBONE.PRETRAIN = False
-    if args.resume and not has_checkpoint(cfg):
+    if args.resume and not last_checkpoint(cfg):
         first = stage_configs(cfg)[0].OUTPUT_DIR
         raise InputError(f"--resume: {first!r} (OUTPUT_DIR) holds no checkpoint; train without --resume first")
     check_config(cfg, num_processes=args.num_gpus * args.num_machines)
     if cfg.MODEL.DEVICE.startswith("cuda") and args.num_gpus > torch.cuda.device_count():
         raise InputError(f"--num-gpus {args.num_gpus}: torch sees {torch.cuda.device_count()} GPU(s) here")
+    args.notice = ""
+    if cfg.MODEL.FALLBACK.CONFIG and not any(key.startswith("MODEL.BACKBONE.") for key in args.opts[::2]):
+        other = read_config(shipped_file(cfg.MODEL.FALLBACK.CONFIG))
+        args.notice = fall_back(cfg, other, checkpoint=last_checkpoint(cfg) if args.resume else cfg.MODEL.WEIGHTS)
     cfg.freeze()
     return cfg
 
 
-def has_checkpoint(cfg: CfgNode) -> bool:
-    return os.path.isfile(os.path.join(stage_configs(cfg)[0].OUTPUT_DIR, "last_checkpoint"))
+def read_config(path: str, options: Sequence[str] = ()) -> CfgNode:
+    """The config of a file, or the default one for "", under the keys and values of ``options``."""
+    cfg = get_cfg()
+    add_ice_config(cfg)
+    try:
+        if path:
+            merge_config_file(cfg, path)
+        cfg.merge_from_list(list(options))
+        cfg.STAGES = without_keys(cfg.STAGES or (), options[::2])  # a bare `STAGES:` is None
+    except (AssertionError, KeyError, OSError, ValueError) as error:
+        raise InputError(f"config {path or '(none)'}: {error}") from error
+    cfg.MODEL.WEIGHTS = shipped_file(cfg.MODEL.WEIGHTS)
+    return cfg
+
+
+def last_checkpoint(cfg: CfgNode) -> str:
+    """That of the first stage, or "" where a run has none."""
+    marker = Path(stage_configs(cfg)[0].OUTPUT_DIR, "last_checkpoint")
+    return str(marker.with_name(marker.read_text().strip())) if marker.is_file() else ""
 
 
 def way_on(args: argparse.Namespace, cfg: CfgNode) -> str:
     """What to do about a run that was interrupted."""
-    if not args.eval_only and has_checkpoint(cfg):
+    if not args.eval_only and last_checkpoint(cfg):
         return "the same command with --resume goes on from the last checkpoint"
     return "nothing was saved that it could go on from: start it again"
 
@@ -88,6 +101,8 @@ def run_process(args: argparse.Namespace, cfg: CfgNode) -> dict | None:
 
 def run(args: argparse.Namespace, cfg: CfgNode) -> dict | None:
     default_setup(cfg, args)
+    if args.notice and comm.is_main_process():
+        logging.getLogger("fastreid.start").warning(args.notice)
     seed_all_rng(cfg.SEED)
     import_files(cfg.IMPORTS)  # in every process of the run
     # Labelled training, as for the weights of a source domain, is fast-reid's own.

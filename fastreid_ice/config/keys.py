@@ -112,6 +112,11 @@ def add_ice_config(cfg: CfgNode) -> None:
 def _add_model(model: CfgNode) -> None:
     # torch.compile for both encoders in training: the first step takes minutes. Needs a C++ compiler.
     model.COMPILE = False
+    # A config file whose BACKBONE and WEIGHTS take the place of these where the weights of BACKBONE.PRETRAIN cannot be
+    # downloaded, or where a run goes on from a checkpoint of that network. Empty, or where the command line names a key
+    # of BACKBONE: the run ends with an error.
+    model.FALLBACK = CfgNode({"CONFIG": ""})
+    model.FALLBACK.NOTE = ""  # what the log then says: what is used instead, and what that costs
     # In training batch norm takes its statistics over each of so many contiguous parts of the whole batch: 4 trains a
     # recipe for four GPUs on one, two or four of them. 1: over the share of each process.
     model.BN_SPLITS = 1

@@ -3,6 +3,7 @@
 from .checkpoint import Checkpointer
 from .checks import check_config
 from .evaluator import BlockedReidEvaluator
+from .fallback import fall_back
 from .features import extract_features
 from .hooks import HOOK_REGISTRY, MomentumHook, ReclusterHook
 from .launch import launch
@@ -18,6 +19,7 @@ __all__ = [
     "UnsupervisedTrainer",
     "check_config",
     "extract_features",
+    "fall_back",
     "launch",
     "read_run",
     "stage_configs",
