@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .camera_jaccard import camera_jaccard_graph, camera_reranked_blocks
 from .clustering import Clusters, dbscan
 from .functional import (
     cluster_proxy_loss,
@@ -31,6 +32,8 @@ __all__ = [
     "LabelQuality",
     "RankMetrics",
     "camera_centroids",
+    "camera_jaccard_graph",
+    "camera_reranked_blocks",
     "centroids",
     "churn",
     "cluster_proxy_loss",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numba import njit
 from torch import Tensor
 
@@ -51,15 +52,20 @@ def rank_candidates(
 
 
 class Scan:
-    """All rows compared in float64, one by one: for the rows that no matrix product can settle, such as many copies."""
+    """All rows compared in float64, one by one: for the rows that no matrix product can settle, such as many copies.
 
-    def __init__(self, rows: Tensor, scale: Tensor, k: int) -> None:
+    With ``groups`` (N,) int64 those of the query's own group, or where ``same`` is False those of all others; a list
+    that comes short ends in filler.
+    """
+
+    def __init__(self, rows: Tensor, scale: Tensor, k: int, groups: Tensor | None = None, *, same: bool = True) -> None:
         self.rows, self.scale, self.k = rows.cpu().numpy(), scale.cpu().numpy(), k
+        self.groups = np.zeros(len(rows), np.int64) if groups is None else groups.cpu().numpy()
+        self.same = same
 
     def __call__(self, queries: Tensor) -> Found:
-        blocks = map_blocks(
-            _scan_block, len(queries), self.rows, self.scale, queries.cpu().numpy(), self.k, block=_SCANNED
-        )
+        arguments = (self.rows, self.scale, queries.cpu().numpy(), self.k, self.groups, self.same)
+        blocks = map_blocks(_scan_block, len(queries), *arguments, block=_SCANNED)
         similarities, indices = (torch.as_tensor(np.concatenate(parts)) for parts in zip(*blocks, strict=True))
         certain = torch.ones(len(queries), dtype=torch.bool, device=queries.device)
         return similarities.to(queries.device), indices.to(queries.device), certain
@@ -90,7 +96,8 @@ def _rank_in_torch(
     within = (((similarities - scores).abs() <= errors) | own | ~counted).all(1)
     similarities = similarities.where(~own, torch.inf).where(counted, -torch.inf)
     best, order = similarities.sort(dim=1, descending=True, stable=True)
-    return best[:, :k], candidates.gather(1, order[:, :k]), within
+    filler = (0, max(k - best.shape[1], 0))
+    return F.pad(best[:, :k], filler, value=-torch.inf), F.pad(candidates.gather(1, order[:, :k]), filler), within
 
 
 @njit(nogil=True, cache=True)
@@ -115,8 +122,8 @@ def _rank_block(start, stop, k, rows, scale, queries, candidates, counts, scores
 
 
 @njit(nogil=True, cache=True)
-def _scan_block(start, stop, rows, scale, queries, k):
-    """The nearest of all rows for queries [start, stop). A tile of rows stays in the cache for all of them."""
+def _scan_block(start, stop, rows, scale, queries, k, groups, same):
+    """The nearest of the rows that count for queries [start, stop). A tile of rows stays in the cache for all."""
     num_queries = stop - start
     similarities = np.full((num_queries, k), -np.inf)
     indices = np.zeros((num_queries, k), np.int64)
@@ -128,6 +135,8 @@ def _scan_block(start, stop, rows, scale, queries, k):
     for tile in range(0, len(rows), _SCANNED):
         for r in range(num_queries):
             for j in range(tile, min(tile + _SCANNED, len(rows))):
+                if (groups[j] == groups[queries[start + r]]) != same:
+                    continue
                 similarity = np.inf if j == queries[start + r] else dot(units[r], rows[j]) * scale[j]
                 filled[r] = insert(similarities[r], indices[r], filled[r], similarity, j)
     return similarities, indices

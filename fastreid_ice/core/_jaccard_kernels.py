@@ -61,8 +61,11 @@ def expanded_of_block(start, stop, indptr, indices, half_indptr, half_indices):
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
-def weights_of_rows(own, features, scale, indptr, columns):
-    """Weights of ``columns``, which start with entry ``indptr[0]``. own: the row of ``features`` of each row."""
+def weights_of_rows(own, features, scale, furthest, indptr, columns):
+    """Weights of ``columns``, which start with entry ``indptr[0]``. own: the row of ``features`` of each row.
+
+    furthest: none, or for each row the squared distance that the others are divided by before they are squared.
+    """
     weights = np.empty(len(columns), np.float32)
     for row in range(len(own)):
         i = own[row]
@@ -73,7 +76,10 @@ def weights_of_rows(own, features, scale, indptr, columns):
             dot = np.float32(0)
             for d in range(features.shape[1]):
                 dot += features[i, d] * features[j, d]
-            weights[p] = np.exp(2 * dot * scale[i] * scale[j] - 2)
+            distance = 2 - 2 * dot * scale[i] * scale[j]
+            if len(furthest):
+                distance = (distance / furthest[row]) ** 2
+            weights[p] = np.exp(-distance)
             total += weights[p]
         for p in range(first, last):
             weights[p] /= total

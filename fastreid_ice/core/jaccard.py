@@ -90,8 +90,13 @@ def expand(reciprocal: sparse.csr_array, half: sparse.csr_array, shard: Shard = 
     return _matrix(*_map_blocks(kernels.expanded_of_block, reciprocal.shape[0], *pattern, shard=shard))
 
 
-def neighbor_weights(features: np.ndarray, expanded: sparse.csr_array, shard: Shard = ALONE) -> sparse.csr_array:
-    """Stage 3, the weights V: exp(-d) over E(i), scaled to sum 1; d the squared distance of unit rows (sec. 3.3)."""
+def neighbor_weights(
+    features: np.ndarray, expanded: sparse.csr_array, shard: Shard = ALONE, furthest: np.ndarray | None = None
+) -> sparse.csr_array:
+    """Stage 3, the weights V: exp(-d) over E(i), scaled to sum 1; d the squared distance of unit rows (sec. 3.3).
+
+    With ``furthest`` (N,) float32, the largest of these distances in each row, d is (d / furthest) ** 2 instead.
+    """
     (norms,) = _map_blocks(_norms_of_block, len(features), features)
     unusable = ~(np.isfinite(norms) & (norms > 0))
     if unusable.any():
@@ -102,7 +107,8 @@ def neighbor_weights(features: np.ndarray, expanded: sparse.csr_array, shard: Sh
     # In this order rows with the same neighbours follow each other, which saves most of the reading of features.
     order = _first_columns(expanded).argsort(kind="stable").astype(expanded.indices.dtype)
     expanded = expanded[order]
-    arguments = (order, features, 1 / norms, expanded.indptr, expanded.indices)
+    furthest = np.empty(0, np.float32) if furthest is None else furthest[order]
+    arguments = (order, features, 1 / norms, furthest, expanded.indptr, expanded.indices)
     (weights,) = _map_blocks(_weights_of_block, len(features), *arguments, shard=shard)
     return sparse.csr_array((weights, expanded.indices, expanded.indptr), shape=expanded.shape)[order.argsort()]
 
@@ -115,24 +121,52 @@ def average_over_neighbors(weights: sparse.csr_array, ranks: np.ndarray, shard: 
 
 def jaccard_distances(weights: sparse.csr_array, max_distance: float = 1.0, shard: Shard = ALONE) -> sparse.csr_array:
     """J_ij = 1 - t / (2 - t), t = sum_l min(V_il, V_jl), for rows of sum 1 (sec. 3.3), by an inverted index."""
+    return _matrix(*kernels.mirrored(*_upper_distances(weights, weights.shape[0], max_distance, shard)))
+
+
+def query_distances(weights: sparse.csr_array, num_queries: int) -> sparse.csr_array:
+    """As :func:`jaccard_distances`, of the first ``num_queries`` = Q of N rows to the others only: (Q, N - Q)."""
+    counts, columns, distances = _upper_distances(weights, num_queries)
+    rows = np.repeat(np.arange(num_queries), counts)
+    others = columns >= num_queries
+    entries = (distances[others], (rows[others], columns[others] - num_queries))
+    return sparse.csr_array(entries, shape=(num_queries, weights.shape[0] - num_queries))
+
+
+def _upper_distances(
+    weights: sparse.csr_array, num_rows: int, max_distance: float = 1.0, shard: Shard = ALONE
+) -> list[np.ndarray]:
+    """Entries in each of the first rows, their columns and distances, on and above the diagonal."""
     inverted = weights.T.tocsr()  # this conversion sorts the indices
     arrays = [array for matrix in (weights, inverted) for array in (matrix.indptr, matrix.indices, matrix.data)]
-    upper = _map_blocks(kernels.distances_of_block, weights.shape[0], *arrays, np.float32(max_distance), shard=shard)
-    return _matrix(*kernels.mirrored(*upper))
+    return _map_blocks(kernels.distances_of_block, num_rows, *arrays, np.float32(max_distance), shard=shard)
+
+
+def checked_features(features: Tensor | np.ndarray) -> np.ndarray:
+    """Features as a floating point (N, D) array of a type that NumPy has; without a copy where possible."""
+    if not isinstance(features, (Tensor, np.ndarray)):
+        raise ValueError(f"features must be an array or a tensor, got a {type(features).__name__}")
+    if isinstance(features, Tensor) and features.dtype == torch.bfloat16:
+        features = features.float()
+    features = to_numpy(features)
+    if features.ndim != 2 or not np.issubdtype(features.dtype, np.floating):
+        raise ValueError(f"features must be a floating point (N, D) matrix, got {features.dtype} {features.shape}")
+    return features
+
+
+def check_max_distance(max_distance: float) -> None:
+    if not isinstance(max_distance, (int, float, np.number)) or not 0 < max_distance <= 1:
+        raise ValueError(f"max_distance must lie in (0, 1], got {max_distance}")
 
 
 def _checked(
     features: Tensor | np.ndarray, ranks: Tensor | np.ndarray, k1: int, k2: int, max_distance: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features, and the first k1 columns of ranks as int32; all but the values of the features checked."""
-    if isinstance(features, Tensor) and features.dtype == torch.bfloat16:
-        features = features.float()  # NumPy has no such type
-    for name, array in (("features", features), ("ranks", ranks)):
-        if not isinstance(array, (Tensor, np.ndarray)):
-            raise ValueError(f"{name} must be an array or a tensor, got a {type(array).__name__}")
-    features, ranks = to_numpy(features), to_numpy(ranks)
-    if features.ndim != 2 or not np.issubdtype(features.dtype, np.floating):
-        raise ValueError(f"features must be a floating point (N, D) matrix, got {features.dtype} {features.shape}")
+    features = checked_features(features)
+    if not isinstance(ranks, (Tensor, np.ndarray)):
+        raise ValueError(f"ranks must be an array or a tensor, got a {type(ranks).__name__}")
+    ranks = to_numpy(ranks)
     if ranks.ndim != 2 or not np.issubdtype(ranks.dtype, np.integer):
         raise ValueError(f"ranks must be an integer (N, k) matrix, got {ranks.dtype} {ranks.shape}")
     num_rows = len(features)
@@ -150,8 +184,7 @@ def _checked(
             f"k1 = {k1} neighbours need as many columns of ranks and as many images, got ranks of shape {ranks.shape}; "
             f"search for more neighbours or lower k1"
         )
-    if not isinstance(max_distance, (int, float, np.number)) or not 0 < max_distance <= 1:
-        raise ValueError(f"max_distance must lie in (0, 1], got {max_distance}")
+    check_max_distance(max_distance)
     ranks = ranks[:, :k1]
     if ranks.min() < 0 or ranks.max() >= num_rows:
         raise ValueError(f"ranks must lie in [0, {num_rows}), got values from {ranks.min()} to {ranks.max()}")
@@ -209,19 +242,20 @@ def _weights_of_block(
     order: np.ndarray,
     features: np.ndarray,
     scale: np.ndarray,
+    furthest: np.ndarray,
     indptr: np.ndarray,
     indices: np.ndarray,
 ) -> tuple[np.ndarray]:
     """Weights of rows [start, stop), which are those of the images ``order[start:stop]``, concatenated."""
     if features.dtype == np.float32:
-        columns = indices[indptr[start] : indptr[stop]]
-        return (kernels.weights_of_rows(order[start:stop], features, scale, indptr[start : stop + 1], columns),)
+        columns, limits = indices[indptr[start] : indptr[stop]], indptr[start : stop + 1]
+        return (kernels.weights_of_rows(order[start:stop], features, scale, furthest[start:stop], limits, columns),)
     weights = []  # other precisions: the features that a few rows need are converted at a time
     for first in range(start, stop, _COPIED):
         last = min(first + _COPIED, stop)
         needed = np.append(order[first:last], indices[indptr[first] : indptr[last]])
         images, position = np.unique(needed, return_inverse=True)
         own, columns = np.split(position.astype(indices.dtype), [last - first])
-        copies = features[images].astype(np.float32)
-        weights.append(kernels.weights_of_rows(own, copies, scale[images], indptr[first : last + 1], columns))
+        copies, limits = features[images].astype(np.float32), indptr[first : last + 1]
+        weights.append(kernels.weights_of_rows(own, copies, scale[images], furthest[first:last], limits, columns))
     return (np.concatenate(weights),)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -12,6 +13,9 @@ from ._candidates import Found, rank_candidates
 
 _TILE = 16384  # columns of a block of similarities: 32 MiB in half precision, which a large cache holds
 _NORMALISED = 1024  # rows normalised at a time
+
+# Columns [first, last) of a block of products, and (b, last - first) bool, which of them count; None: all.
+Piece = tuple[int, int, Tensor | None]
 
 
 @cache
@@ -40,61 +44,91 @@ class Screen:
     way than assumed, and nothing is settled.
     """
 
-    def __init__(self, precision: torch.dtype, rows: Tensor, scale: Tensor, k: int) -> None:
+    def __init__(
+        self, precision: torch.dtype, rows: Tensor, scale: Tensor, k: int, order: Tensor | None = None
+    ) -> None:
         self.rows, self.scale, self.k = rows, scale, k
-        self.rounded, self.taken = rounded_units(precision, rows, scale)
+        self.rounded, self.taken = rounded_units(precision, rows, scale, order)
         self.absolute = 1.01 * self.taken.max() + (rows.shape[1] + 8) * torch.finfo(torch.float32).eps
         self.relative = 0.51 * torch.finfo(precision).eps
 
     def __call__(self, queries: Tensor) -> Found:
-        num_rows = len(self.rows)
-        count = min(max(4 * self.k, self.k + 64), num_rows)
+        count = min(candidates_for(self.k), len(self.rows))
         scores, candidates = largest_products(self.rounded[queries], self.rounded, count, own=queries)
+        return self.settle(queries, scores, candidates, self.k, torch.full_like(queries, len(self.rows)))
+
+    def settle(self, queries: Tensor, scores: Tensor, candidates: Tensor, k: int, available: Tensor) -> Found:
+        """The ``k`` nearest of each query's candidates by float64, or all where fewer are available.
+
+        Args:
+            queries: (b,) int64 rows.
+            scores: (b, m) products, descending; inf for the query itself, -inf for filler.
+            candidates: (b, m) int64 rows.
+            k: length of the lists.
+            available: (b,) int64, how many rows each query's candidates are the best of.
+        """
+        wanted = available.clamp(max=k)
         errors = self.absolute + self.taken[queries, None] + self.relative * scores.abs()
-        errors[:, 0] = 0  # the row itself, which comes first
-        lowest = (scores - errors)[:, self.k - 1, None]
-        counts = (scores + errors >= lowest).sum(1)
-        complete = (counts >= self.k) & ((counts < scores.shape[1]) | (scores.shape[1] == num_rows))
+        errors = errors.where(scores.isfinite(), 0)  # the row itself comes first whatever its product
+        lowest = (scores - errors).gather(1, (wanted - 1).clamp(min=0)[:, None])
+        counts = ((scores + errors >= lowest) & (scores > -torch.inf)).sum(1)
+        complete = (counts >= wanted) & ((counts < scores.shape[1]) | (scores.shape[1] >= available))
         similarities, indices, within = rank_candidates(
-            self.rows, self.scale, queries, candidates, counts, self.k, scores, errors
+            self.rows, self.scale, queries, candidates, counts, k, scores, errors
         )
         return similarities, indices, complete & within
 
 
-def rounded_units(precision: torch.dtype, rows: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit rows (N, D) in ``precision``, and (N,) the norm of what rounding took from each."""
+def candidates_for(k: int) -> int:
+    """How many candidates are kept for ``k`` neighbours: enough for nearly all rows to be settled."""
+    return max(4 * k, k + 64)
+
+
+def rounded_units(
+    precision: torch.dtype, rows: Tensor, scale: Tensor, order: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Unit rows (N, D) in ``precision``, in ``order`` if given; and (N,) the norm of what rounding took from each row,
+    in the order of ``rows``."""
     rounded = torch.empty_like(rows, dtype=precision)
     taken = torch.empty(len(rows), device=rows.device)
     for start in range(0, len(rows), _NORMALISED):
         block = slice(start, start + _NORMALISED)
-        unit = rows[block] * scale[block, None].to(rows.dtype)
+        chosen = block if order is None else order[block]
+        unit = rows[chosen] * scale[chosen, None].to(rows.dtype)
         rounded[block] = unit
-        taken[block] = torch.linalg.vector_norm(unit - rounded[block], dim=1)
+        taken[chosen] = torch.linalg.vector_norm(unit - rounded[block], dim=1).to(taken.dtype)
     return rounded, taken
 
 
-def largest_products(queries: Tensor, rows: Tensor, count: int, own: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def largest_products(
+    queries: Tensor, rows: Tensor, count: int, own: Tensor | None = None, pieces: Sequence[Piece] | None = None
+) -> tuple[Tensor, Tensor]:
     """The ``count`` largest products of each query with the rows.
 
     Args:
         queries: (b, D).
         rows: (N, D) in the same precision.
-        count: how many, at most N.
+        count: how many, at most as many as there are columns.
         own: (b,) int64, a row to put first whatever its product, as copies of a row are as near to it as it is itself.
+        pieces: the columns to look at, all by default.
 
     Returns:
-        (b, count) products float32, descending, and (b, count) int64 where they are.
+        (b, count) products float32, descending, and (b, count) int64 where they are; products of -inf are filler.
     """
     products = torch.empty(len(queries), 0, device=queries.device)
     indices = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
-    for start in range(0, len(rows), _TILE):
-        tile = queries @ rows[start : start + _TILE].T
-        if own is not None:
-            inside = ((own >= start) & (own < start + _TILE)).nonzero().squeeze(1)
-            tile[inside, own[inside] - start] = torch.inf
-        best = tile.topk(min(count, tile.shape[1]), sorted=False)
-        # Keeping the best of all tiles up to the end would scatter what malloc holds over gigabytes.
-        indices = torch.cat([indices, best.indices + start], 1)
-        products, order = torch.cat([products, best.values.float()], 1).topk(min(count, indices.shape[1]))
-        indices = indices.gather(1, order)
+    for first, last, counting in [(0, len(rows), None)] if pieces is None else pieces:
+        for start in range(first, last, _TILE):
+            stop = min(start + _TILE, last)
+            tile = queries @ rows[start:stop].T
+            if counting is not None:
+                tile.masked_fill_(~counting[:, start - first : stop - first], -torch.inf)
+            if own is not None:
+                inside = ((own >= start) & (own < stop)).nonzero().squeeze(1)
+                tile[inside, own[inside] - start] = torch.inf
+            best = tile.topk(min(count, tile.shape[1]), sorted=False)
+            # Keeping the best of all tiles up to the end would scatter what malloc holds over gigabytes.
+            indices = torch.cat([indices, best.indices + start], 1)
+            products, order = torch.cat([products, best.values.float()], 1).topk(min(count, indices.shape[1]))
+            indices = indices.gather(1, order)
     return products, indices

@@ -1,0 +1,207 @@
+"""Nearest neighbours of one's own camera and of the other cameras, both out of one exact search.
+
+The images are sorted by camera, so that a camera is a range of columns. A block of rows meets all columns in one matrix
+product; the largest products inside its camera and those outside of it are two lists over disjoint columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ._candidates import Found, Scan
+from .neighbors import checked_rows
+from .screen import Piece, Screen, candidates_for, largest_products, precisions
+from .shard import ALONE, Shard
+
+
+@torch.no_grad()
+def camera_neighbors(
+    features: Tensor | np.ndarray,
+    cameras: Tensor | np.ndarray,
+    k_intra: int,
+    k_inter: int,
+    *,
+    chunk_size: int = 1024,
+    device: torch.device | str | None = None,
+    progress: Callable[[Sequence[Tensor]], Iterable[Tensor]] = iter,
+    shard: Shard = ALONE,
+) -> tuple[Tensor, Tensor]:
+    """List all images around each image twice: those of its own camera first, and those of the others first.
+
+    The own camera's list starts with the image itself. A list that runs out of images of its kind goes on with the
+    other kind, nearest first, the image itself before its camera; both lists together follow one order of all images.
+    As exact, and with the same order of equals, as :func:`~fastreid_ice.core.k_nearest`.
+
+    Args:
+        features: (N, D) floating point of any row norm but zero; compared by direction.
+        cameras: (N,) integers, told apart by equality only.
+        k_intra: length of the first list, in [1, N].
+        k_inter: length of the second list, in [1, N].
+        chunk_size: queries per block.
+        device: where to compute; by default where ``features`` lives.
+        progress: wraps the sequence of query blocks, ``tqdm`` for instance; silent by default.
+        shard: which of several processes this is, all called with the same arguments: each searches for its share.
+
+    Returns:
+        (N, k_intra) and (N, k_inter) int64, on the CPU.
+
+    Raises:
+        ValueError: for arguments that do not fit each other or are out of range.
+
+    Exact search takes time O(N^2 D). Memory beside ``features``: a copy in the precision of the product and a block of
+    ``chunk_size`` x 16384 similarities.
+    """
+    rows, scale = checked_rows(features, device)
+    groups = _Groups.of(cameras, len(rows), rows.device)
+    for name, k in (("k_intra", k_intra), ("k_inter", k_inter)):
+        if not 1 <= k <= len(rows):
+            raise ValueError(f"{name} must lie in [1, {len(rows)}], the number of images, got {k}")
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+    # Where a list runs out it goes on with the other one, which may have to be longer for that.
+    smallest, largest = int(groups.sizes.min()), int(groups.sizes.max())
+    both = max(k_intra, k_inter)
+    lengths = both if k_inter > len(rows) - largest else k_intra, both if k_intra > smallest else k_inter
+
+    searches: list[Callable[..., _CameraScreen | _CameraScan]]
+    searches = [*(partial(_CameraScreen, precision) for precision in precisions(rows.device)), _CameraScan]
+    blocks = groups.blocks(chunk_size)[shard.rank :: shard.size]
+    mine = torch.cat(blocks) if blocks else groups.order[:0]
+    intra, inter = (mine.new_zeros(len(rows), k) for k in lengths)
+    while blocks:
+        search = searches.pop(0)(rows, scale, groups, *lengths)
+        uncertain = []
+        for positions in progress(blocks):
+            (_, near, certain), (_, far, also) = search(positions)
+            queries = groups.order[positions]
+            intra[queries], inter[queries] = near, far
+            uncertain.append(positions[~(certain & also)])
+        blocks = [block for block in uncertain if len(block)]
+    mine = groups.order[mine]
+    parts = shard.gather([array.cpu().numpy() for array in (mine, intra[mine], inter[mine])])
+    order, *lists = (torch.as_tensor(np.concatenate(arrays)) for arrays in zip(*parts, strict=True))
+    intra, inter = (torch.empty_like(found).index_copy_(0, order, found) for found in lists)
+    own = groups.sizes[groups.codes].cpu()
+    return _continued(intra, own, inter, k_intra), _continued(inter, len(rows) - own, intra, k_inter)
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """Which images share a camera. ``order``: the images sorted by camera; a position is a place in this order.
+
+    Attributes:
+        codes: (N,) int64, the camera of each image, in 0..C-1.
+        order: (N,) int64.
+        sizes, starts: (C,) int64, how many images each camera has and at which position they start.
+    """
+
+    codes: Tensor
+    order: Tensor
+    sizes: Tensor
+    starts: Tensor
+
+    @classmethod
+    def of(cls, cameras: Tensor | np.ndarray, num_rows: int, device: torch.device) -> _Groups:
+        cameras = torch.as_tensor(cameras, device=device)
+        if cameras.shape != (num_rows,) or cameras.is_floating_point():
+            raise ValueError(
+                f"cameras must be ({num_rows},) integers, one for each feature row, got {cameras.dtype} "
+                f"{tuple(cameras.shape)}"
+            )
+        codes, sizes = cameras.unique(return_inverse=True, return_counts=True)[1:]
+        return cls(codes, codes.argsort(stable=True), sizes, sizes.cumsum(0) - sizes)
+
+    def blocks(self, chunk_size: int) -> list[Tensor]:
+        """All positions in blocks of up to ``chunk_size``: parts of one camera, or several whole cameras."""
+        borders = [0]
+        for start, size in zip(self.starts.tolist(), self.sizes.tolist(), strict=True):
+            if start + size - borders[-1] > chunk_size and start > borders[-1]:
+                borders.append(start)
+            while start + size - borders[-1] > chunk_size:
+                borders.append(borders[-1] + chunk_size)
+            if size > chunk_size:
+                borders.append(start + size)
+        return [
+            block
+            for block in torch.arange(len(self.order), device=self.order.device).tensor_split(borders[1:])
+            if len(block)
+        ]
+
+
+class _CameraScreen:
+    """Both lists by :class:`.Screen`, called with a block of positions of one camera, or of several cameras."""
+
+    def __init__(
+        self, precision: torch.dtype, rows: Tensor, scale: Tensor, groups: _Groups, k_intra: int, k_inter: int
+    ) -> None:
+        self.screen = Screen(precision, rows, scale, max(k_intra, k_inter), groups.order)
+        self.groups, self.k_intra, self.k_inter = groups, k_intra, k_inter
+
+    def __call__(self, positions: Tensor) -> tuple[Found, Found]:
+        groups, num_rows = self.groups, len(self.groups.order)
+        queries = groups.order[positions]
+        own = groups.codes[queries]
+        # The columns of the cameras of this block.
+        first, last = int(groups.starts[own[0]]), int(groups.starts[own[-1]] + groups.sizes[own[-1]])
+        same = None
+        if own[0] != own[-1]:
+            same = own[:, None] == groups.codes[groups.order[first:last]]
+        inside: list[Piece] = [(first, last, same)]
+        outside: list[Piece] = [(0, first, None), (last, num_rows, None)]
+        if same is not None:
+            outside.append((first, last, ~same))
+        available = groups.sizes[own]
+        return (
+            self._settle(positions, queries, self.k_intra, inside, available, positions),
+            self._settle(positions, queries, self.k_inter, outside, num_rows - available, None),
+        )
+
+    def _settle(
+        self,
+        positions: Tensor,
+        queries: Tensor,
+        k: int,
+        pieces: Sequence[Piece],
+        available: Tensor,
+        own: Tensor | None,
+    ) -> Found:
+        rounded = self.screen.rounded
+        columns = sum(last - first for first, last, _ in pieces)
+        if not columns:
+            filler = queries.new_zeros(len(queries), k)
+            return filler, filler, torch.ones_like(queries, dtype=torch.bool)
+        count = min(candidates_for(k), columns)
+        scores, candidates = largest_products(rounded[positions], rounded, count, own, pieces)
+        return self.screen.settle(queries, scores, self.groups.order[candidates], k, available)
+
+
+class _CameraScan:
+    """Both lists by :class:`.Scan`."""
+
+    def __init__(self, rows: Tensor, scale: Tensor, groups: _Groups, k_intra: int, k_inter: int) -> None:
+        self.order = groups.order
+        self.scans = (
+            Scan(rows, scale, k_intra, groups.codes, same=True),
+            Scan(rows, scale, k_inter, groups.codes, same=False),
+        )
+
+    def __call__(self, positions: Tensor) -> tuple[Found, Found]:
+        queries = self.order[positions]
+        return self.scans[0](queries), self.scans[1](queries)
+
+
+def _continued(lists: Tensor, lengths: Tensor, others: Tensor, k: int) -> Tensor:
+    """The first ``lengths`` (N,) entries of each list, then the other list, ``k`` in all."""
+    place = torch.arange(k)
+    beyond = place - lengths[:, None]
+    return torch.where(
+        beyond < 0,
+        lists.gather(1, place.clamp(max=lists.shape[1] - 1).expand(len(lists), -1)),
+        others.gather(1, beyond.clamp(min=0, max=others.shape[1] - 1)),
+    )
