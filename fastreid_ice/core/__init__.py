@@ -10,6 +10,7 @@ from .functional import (
     discrepant_proxy_loss,
     hard_instance_loss,
     multi_instance_loss,
+    online_proxy_loss,
     soft_consistency_loss,
 )
 from .jaccard import jaccard_graph
@@ -47,6 +48,7 @@ __all__ = [
     "k_nearest",
     "label_quality",
     "multi_instance_loss",
+    "online_proxy_loss",
     "rank_metrics",
     "soft_consistency_loss",
     "update_each",

@@ -10,6 +10,8 @@ References
 [DCMIP] Zou, Chen, Cui, Liu, Zhang, "Discrepant and Multi-Instance Proxies for Unsupervised Person Re-Identification",
     ICCV 2023.
 [CAP] Wang et al., "Camera-aware Proxies for Unsupervised Person Re-Identification", AAAI 2021.
+[O2CAP] Wang, Li, Lai, Gong, Hua, "Offline-Online Associated Camera-Aware Proxies for Unsupervised Person
+    Re-Identification", IEEE TIP 2022.
 """
 
 from __future__ import annotations
@@ -95,8 +97,75 @@ def cross_camera_loss(
     logits = torch.cat((similarities.masked_fill(~positives, -torch.inf), negatives), 1) / temperature
     log_probabilities = F.log_softmax(logits, 1)[:, : len(proxies)]
     losses = -log_probabilities.masked_fill(~positives, 0).sum(1) / positives.sum(1)
-    camera_sizes = (cameras[:, None] == cameras).sum(1)
-    return (losses / camera_sizes).sum()
+    return _sum_of_camera_means(losses, cameras)
+
+
+def online_proxy_loss(
+    features: Tensor,
+    labels: Tensor,
+    cameras: Tensor,
+    proxies: Tensor,
+    proxy_labels: Tensor,
+    proxy_cameras: Tensor,
+    *,
+    temperature: float = 0.07,
+    num_negatives: int = 50,
+    num_positives: int = 3,
+    balance: float = 0.15,
+) -> Tensor:
+    """Contrast the proxies that look most like the anchor now with the next ones, whatever their labels ([O2CAP]).
+
+    Proxies are ranked by r = ``balance`` s + (1 - ``balance``) s_own, s their cosine with the anchor and s_own with the
+    anchor's own proxy, that of its label and camera. The best proxy of each camera is a candidate; the
+    ``num_positives`` best candidates are positives, of all other proxies the ``num_negatives`` best are negatives, also
+    those of the anchor's label. Softmax over both by s; cross-entropy with a target spread evenly over the positives.
+    Mean over the anchors of each camera, then the *sum* over the cameras of the batch. The offline loss of the paper
+    is :func:`cross_camera_loss` with a weight of 1.
+
+    Where fewer cameras have proxies than ``num_positives``, or fewer proxies are left than ``num_negatives``, it takes
+    all there are; the published code takes a negative for a positive there, or fails.
+
+    Args:
+        features: (B, D), normalised here.
+        labels: (B,) int64.
+        cameras: (B,) int64; each pair of label and camera has a proxy.
+        proxies: (P, D), used as given.
+        proxy_labels: (P,) int64.
+        proxy_cameras: (P,) int64, in any order.
+        temperature: above 0.
+        num_negatives: at least 1.
+        num_positives: at least 1.
+        balance: weight of the anchor itself in the ranking, in [0, 1].
+
+    Raises:
+        ValueError: for shapes that do not match, an empty batch, or a parameter out of range.
+
+    Memory O(B P).
+    """
+    _check(temperature, features=features, labels=labels, cameras=cameras)
+    _check_proxies(features, proxies=proxies, shape="(P, D)")
+    _check_aligned(proxies, proxy_labels=proxy_labels, proxy_cameras=proxy_cameras)
+    for name, number in (("num_negatives", num_negatives), ("num_positives", num_positives)):
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}")
+    if not 0 <= balance <= 1:
+        raise ValueError(f"balance must lie in [0, 1], got {balance}")
+
+    proxies = proxies.to(features.dtype)
+    similarities = F.normalize(features) @ proxies.T
+    with torch.no_grad():
+        same = (labels[:, None] == proxy_labels) & (cameras[:, None] == proxy_cameras)
+        own = proxies[same.int().argmax(1)]
+        ranking = balance * similarities + (1 - balance) * (own @ proxies.T).to(similarities.dtype)
+        candidates = _best_of_each_camera(ranking, proxy_cameras)
+        best = ranking.masked_fill(~candidates, -torch.inf).topk(min(num_positives, len(proxies))).indices
+        positives = torch.zeros_like(candidates).scatter(1, best, True) & candidates
+        rest = ranking.masked_fill(positives, -torch.inf).topk(min(num_negatives, len(proxies))).indices
+        chosen = positives.scatter(1, rest, True)
+    # Where fewer proxies are left than negatives are wanted, the rest ends in positives, which count once.
+    log_probabilities = F.log_softmax((similarities / temperature).masked_fill(~chosen, -torch.inf), 1)
+    losses = -log_probabilities.masked_fill(~positives, 0).sum(1) / positives.sum(1)
+    return _sum_of_camera_means(losses, cameras)
 
 
 def hard_instance_loss(queries: Tensor, keys: Tensor, labels: Tensor, *, temperature: float = 0.1) -> Tensor:
@@ -224,6 +293,21 @@ def multi_instance_loss(
     own = labels[:, None] == torch.arange(len(bank), device=labels.device)
     logits = torch.where(own, hardest, similarities.amax(2)) / temperature
     return F.cross_entropy(logits, labels)
+
+
+def _best_of_each_camera(ranking: Tensor, proxy_cameras: Tensor) -> Tensor:
+    """(B, P) bool, the first of the highest entries of each row among the proxies of each camera."""
+    # The columns by camera, and within it from the highest to the lowest; the first of each camera is its best.
+    order = ranking.argsort(dim=1, descending=True, stable=True)
+    order = order.gather(1, proxy_cameras[order].argsort(dim=1, stable=True))
+    sorted_cameras = proxy_cameras[order]
+    first = F.pad(sorted_cameras[:, 1:] != sorted_cameras[:, :-1], (1, 0), value=True)
+    return torch.zeros_like(first).scatter(1, order, first)
+
+
+def _sum_of_camera_means(losses: Tensor, cameras: Tensor) -> Tensor:
+    camera_sizes = (cameras[:, None] == cameras).sum(1)
+    return (losses / camera_sizes).sum()
 
 
 def _cosine(queries: Tensor, keys: Tensor) -> Tensor:
