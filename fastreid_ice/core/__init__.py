@@ -26,16 +26,19 @@ from .proxies import (
     update_mean,
 )
 from .quality import LabelQuality, churn, label_quality
+from .radius import EpsSweep, choose_eps
 from .retrieval import RankMetrics, rank_metrics
 
 __all__ = [
     "Clusters",
+    "EpsSweep",
     "LabelQuality",
     "RankMetrics",
     "camera_centroids",
     "camera_jaccard_graph",
     "camera_reranked_blocks",
     "centroids",
+    "choose_eps",
     "churn",
     "cluster_proxy_loss",
     "cross_camera_loss",
