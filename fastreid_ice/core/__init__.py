@@ -28,6 +28,7 @@ from .proxies import (
 from .quality import LabelQuality, churn, label_quality
 from .radius import EpsSweep, choose_eps
 from .retrieval import RankMetrics, rank_metrics
+from .standardize import standardize_by_camera
 
 __all__ = [
     "Clusters",
@@ -54,6 +55,7 @@ __all__ = [
     "online_proxy_loss",
     "rank_metrics",
     "soft_consistency_loss",
+    "standardize_by_camera",
     "update_each",
     "update_hardest",
     "update_mean",
