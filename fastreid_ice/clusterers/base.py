@@ -40,7 +40,7 @@ class Clusterer:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
-    def labels(self, features: Tensor, identities: Tensor) -> Tensor | None:
+    def labels(self, features: Tensor, cameras: Tensor, identities: Tensor) -> Tensor | None:
         """(N,) int64 labels, -1 for noise, else 0..C-1. Only ``GroundTruth`` may look at ``identities``.
 
         Where ``shared``, what processes other than the first return does not matter.
@@ -52,11 +52,11 @@ class Clusterer:
 
         Args:
             features: (N, D) unit rows.
-            cameras: (N,) int64.
+            cameras: (N,) int64, -1 where not known.
             identities: (N,) int64 true identities, for the upper bound alone.
         """
         self.seconds = {}
-        labels = self.labels(features, identities) if self.shared or comm.is_main_process() else None
+        labels = self.labels(features, cameras, identities) if self.shared or comm.is_main_process() else None
         return Clusters(comm.all_gather(labels if comm.is_main_process() else None)[0], features, cameras)
 
     @contextmanager

@@ -18,7 +18,7 @@ class GroundTruth(Clusterer):
     def from_config(cls, cfg: CfgNode) -> GroundTruth:
         return cls()
 
-    def labels(self, features: Tensor, identities: Tensor) -> Tensor:
+    def labels(self, features: Tensor, cameras: Tensor, identities: Tensor) -> Tensor:
         if (identities < 0).any():
             raise InputError(
                 "CLUSTER.NAME GroundTruth needs the identities of all images, and they are not known; choose another"

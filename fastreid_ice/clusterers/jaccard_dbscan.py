@@ -12,7 +12,7 @@ from fastreid.utils import comm
 from scipy import sparse
 from torch import Tensor
 
-from ..core import dbscan, jaccard_graph, k_nearest
+from ..core import choose_eps, dbscan, jaccard_graph, k_nearest, standardize_by_camera
 from ..core.shard import Shard
 from ..progress import progress
 from .base import CLUSTERER_REGISTRY, Clusterer, this_shard
@@ -31,6 +31,8 @@ class JaccardClusterer(Clusterer):
         min_samples: images close to an image, itself included, that make it a core image.
         k1: neighbours in the k-reciprocal sets (lowered, with a log line, where the set has fewer images).
         k2: neighbours averaged in the query expansion.
+        camera_norm: standardise features within each camera first, see
+            :func:`~fastreid_ice.core.standardize_by_camera`; over all images where no camera is known.
         neighbors: how neighbours are searched: "exact", "ivf" or "hnsw", see :func:`~fastreid_ice.core.k_nearest`.
         max_distance: pairs further apart do not matter to the clusterer.
         device: where neighbours are searched.
@@ -44,6 +46,7 @@ class JaccardClusterer(Clusterer):
         min_samples: int = 4,
         k1: int = 30,
         k2: int = 6,
+        camera_norm: bool = False,
         neighbors: str = "exact",
         max_distance: float = 1.0,
         device: str = "cpu",
@@ -52,6 +55,7 @@ class JaccardClusterer(Clusterer):
         self.min_samples = min_samples
         self.k1 = k1
         self.k2 = k2
+        self.camera_norm = camera_norm
         self.neighbors = neighbors
         self.max_distance = max_distance
         self.device = torch.device(device)
@@ -64,6 +68,7 @@ class JaccardClusterer(Clusterer):
             "min_samples": node.MIN_SAMPLES,
             "k1": node.K1,
             "k2": node.K2,
+            "camera_norm": node.CAMERA_NORM,
             "neighbors": node.NEIGHBORS,
             "device": cfg.MODEL.DEVICE,
         }
@@ -72,12 +77,14 @@ class JaccardClusterer(Clusterer):
         """(N,) integer labels, -1 for noise, else 0..C-1, from the graph of N >= 3 images."""
         raise NotImplementedError
 
-    def labels(self, features: Tensor, identities: Tensor) -> Tensor | None:
+    def labels(self, features: Tensor, cameras: Tensor, identities: Tensor) -> Tensor | None:
         k1 = min(self.k1, len(features) - 1)
         if k1 < 2:
             return torch.full((len(features),), -1)
         if k1 < self.k1:
             logger.warning("CLUSTER.K1 %d exceeds what %d images can have; using %d", self.k1, len(features), k1)
+        if self.camera_norm:
+            features = standardize_by_camera(features, cameras)
         shard = this_shard()
         with self.stage("neighbors"):
             ranks = self._ranks(features, k1, shard)
@@ -104,20 +111,29 @@ class JaccardDBSCAN(JaccardClusterer):
 
     Args:
         eps: radius in (0, 1]; an image with ``min_samples`` images within it is a core image.
+        auto_eps: choose the radius from the graph in place of ``eps``, each time, without truth; see
+            :func:`~fastreid_ice.core.choose_eps`. The graph then keeps every pair below distance 1, and takes several
+            times the memory.
         graph: keywords of :class:`JaccardClusterer`.
     """
 
     if_all_noise = "raise CLUSTER.EPS"
     if_one_cluster = "lower CLUSTER.EPS"
 
-    def __init__(self, *, eps: float, **graph) -> None:
-        super().__init__(max_distance=eps, **graph)
+    def __init__(self, *, eps: float, auto_eps: bool = False, **graph) -> None:
+        super().__init__(max_distance=1.0 if auto_eps else eps, **graph)
         self.eps = eps
+        self.auto_eps = auto_eps
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> JaccardDBSCAN:
-        return cls(eps=cfg.CLUSTER.EPS, **cls.graph_keywords(cfg))
+        return cls(eps=cfg.CLUSTER.EPS, auto_eps=cfg.CLUSTER.AUTO_EPS, **cls.graph_keywords(cfg))
 
     def partition(self, graph: sparse.csr_array) -> np.ndarray:
+        eps = self.eps
+        if self.auto_eps:
+            with self.stage("eps"):
+                eps, _ = choose_eps(graph, min_samples=self.min_samples)
+            logger.info("CLUSTER.AUTO_EPS chose the radius %.3f", eps)
         with self.stage("dbscan"):
-            return dbscan(graph, eps=self.eps, min_samples=self.min_samples)
+            return dbscan(graph, eps=eps, min_samples=self.min_samples)

@@ -34,7 +34,7 @@ class KMeans(Clusterer):
     def from_config(cls, cfg: CfgNode) -> KMeans:
         return cls(num_clusters=cfg.CLUSTER.NUM_CLUSTERS, seed=max(cfg.SEED, 0))
 
-    def labels(self, features: Tensor, identities: Tensor) -> Tensor:
+    def labels(self, features: Tensor, cameras: Tensor, identities: Tensor) -> Tensor:
         rows = np.ascontiguousarray(features.cpu().numpy(), dtype=np.float32)
         if not np.isfinite(rows).all():
             raise ValueError(

@@ -53,6 +53,12 @@ def add_ice_config(cfg: CfgNode) -> None:
     cfg.CLUSTER.NAME = "JaccardDBSCAN"  # or "HDBSCAN", "KMeans", or "GroundTruth" (upper bound)
     cfg.CLUSTER.FEATURES = "momentum"  # the encoder whose features are clustered: "momentum" (ICE) or "online"
     cfg.CLUSTER.EPS = 0.55  # JaccardDBSCAN only: radius, a Jaccard distance in (0, 1] (ICE: 0.55)
+    # JaccardDBSCAN only: choose the radius from the graph at every epoch, without truth, in place of EPS. A fixed one
+    # suits one network at one stage of its training.
+    cfg.CLUSTER.AUTO_EPS = False
+    # Standardise features within each camera before neighbours are searched: what a camera adds to all of its images
+    # makes two images of one camera look alike.
+    cfg.CLUSTER.CAMERA_NORM = False
     cfg.CLUSTER.MIN_SAMPLES = 4  # images close to an image (within EPS), itself included, that make it a core image
     cfg.CLUSTER.MIN_CLUSTER_SIZE = 4  # HDBSCAN only: fewer images than this are no cluster
     cfg.CLUSTER.K1 = 30  # neighbours in the k-reciprocal sets

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastreid_ice import InputError
 from fastreid_ice.clusterers import HDBSCAN, Clusterer, GroundTruth, JaccardDBSCAN, KMeans, build_clusterer
-from fastreid_ice.core import dbscan, jaccard_graph, k_nearest, label_quality
+from fastreid_ice.core import choose_eps, dbscan, jaccard_graph, k_nearest, label_quality, standardize_by_camera
 from fastreid_ice.data import build_training_set
 from fastreid_ice.engine import launch
 from golden import load_golden
@@ -39,6 +39,22 @@ def test_jaccard_dbscan_is_the_core_chain() -> None:
     assert clusters.labels.tolist() == expected.tolist()
     assert clusters.num_clusters == golden["dbscan_num_clusters"][3]
     assert set(clusterer.seconds) == {"neighbors", "jaccard", "dbscan"}
+
+
+def test_auto_eps_and_camera_norm_are_those_of_core() -> None:
+    """A word in the config each; features shifted by camera are one person's again only where the camera is known."""
+    features, cameras, identities = blobs()
+    shifted = F.normalize(features + 0.8 * F.one_hot(cameras, 16))
+    cfg = small_config(**{"CLUSTER.K1": 10, "CLUSTER.AUTO_EPS": True, "CLUSTER.CAMERA_NORM": True, "CLUSTER.EPS": 0.01})
+    clusterer = build_clusterer(cfg)
+    found = clusterer(shifted, cameras, torch.zeros_like(identities)).labels
+    standardised = standardize_by_camera(shifted, cameras)
+    graph = jaccard_graph(standardised, k_nearest(standardised, 10)[1], k1=10, k2=6)
+    assert found.tolist() == dbscan(graph, eps=choose_eps(graph)[0]).tolist()
+    assert set(clusterer.seconds) == {"neighbors", "jaccard", "eps", "dbscan"}
+    unknown = clusterer(shifted, torch.full_like(cameras, -1), identities).labels
+    quality = [label_quality(labels, identities).adjusted_rand_index for labels in (found, unknown)]
+    assert quality[0] > quality[1] + 0.1
 
 
 def test_jaccard_dbscan_finds_clear_people() -> None:

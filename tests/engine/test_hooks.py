@@ -49,7 +49,7 @@ def inject(cfg: CfgNode):
             def from_config(cls, cfg: CfgNode) -> Clusterer:
                 return cls()
 
-            def labels(self, features: Tensor, identities: Tensor) -> Tensor:
+            def labels(self, features: Tensor, cameras: Tensor, identities: Tensor) -> Tensor:
                 return self.rest.pop(0) if len(self.rest) > 1 else self.rest[0]
 
         CLUSTERER_REGISTRY._obj_map["Injected"] = Injected
