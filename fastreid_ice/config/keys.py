@@ -40,8 +40,9 @@ def add_ice_config(cfg: CfgNode) -> None:
     cfg.SEED = 0
     # Hooks that run before fast-reid's own, by name, in this order.
     cfg.HOOKS = ("ReclusterHook", "MomentumHook")
-    # Overlays over this config, trained one after the other in one run, each from the best weights of the one before
-    # (DCMIP trains in two). In a file: a list of mappings with the keys that differ. Empty: one stage.
+    # Overlays over this config, trained one after the other in one run, each from the weights of the one before that
+    # MODEL.START_FROM names (DCMIP trains in two). In a file: a list of mappings with the keys that differ. Empty: one
+    # stage.
     cfg.STAGES = ()
 
     # Python files to import first, with losses, clusterers or hooks of one's own. In a file: relative to that file.
@@ -111,11 +112,18 @@ def add_ice_config(cfg: CfgNode) -> None:
 
     cfg.SOLVER.ITERS_PER_EPOCH = 400  # an epoch is from one clustering to the next, whatever the number of images (ICE)
 
-    cfg.TEST.ENCODER = "momentum"  # the encoder that is evaluated: "momentum" (ICE) or "online"
+    # The encoder that is evaluated, and chooses model_best.pth: "momentum" (ICE) or "online". The best is that of the
+    # evaluated epoch with the highest mean of mAP and rank-1 on the test set, as fast-reid takes it: its labels choose.
+    cfg.TEST.ENCODER = "momentum"
+    # Evaluate the other encoder as well, on the same pass over the images; its metrics are called online/mAP and so on.
+    cfg.TEST.BOTH_ENCODERS = False
     cfg.TEST.BEFORE_TRAINING = True  # also evaluate the weights that training starts from
 
 
 def _add_model(model: CfgNode) -> None:
+    # What a stage after the first starts from: the "last" weights of the stage before, or its "best" (TEST.ENCODER),
+    # which a labelled test set chooses: labels leak into unsupervised training that way, as in the published DCMIP.
+    model.START_FROM = "last"
     # torch.compile for both encoders in training: the first step takes minutes. Needs a C++ compiler.
     model.COMPILE = False
     # A config file whose BACKBONE and WEIGHTS take the place of these where the weights of BACKBONE.PRETRAIN cannot be

@@ -7,6 +7,7 @@ import pickle
 from pathlib import Path
 
 import torch
+from fastreid.engine.train_loop import HookBase
 from fastreid.utils.checkpoint import Checkpointer as _Checkpointer
 
 from ..errors import InputError
@@ -87,15 +88,17 @@ class Checkpointer(_Checkpointer):
             file.write(last_filename_basename.encode())
 
     def tidy(self, *, resumed: bool) -> None:
-        """Before training: removes what a kill has left half written, and the mark of an earlier run.
+        """Before training: removes what a kill has left half written, and mark and best weights of an earlier run.
 
-        A run that starts anew and is killed before its first checkpoint would otherwise be resumed from that run's.
+        A run that starts anew and is killed before its first checkpoint would otherwise be resumed from that run's, and
+        one that is killed before its first evaluation would name that run's best weights as its own.
         """
         if not self.save_dir or not self.save_to_disk:
             return
         remove_parts(self.save_dir)
         if not resumed:
-            Path(self.save_dir, "last_checkpoint").unlink(missing_ok=True)
+            for name in ("last_checkpoint", "model_best.pth"):
+                Path(self.save_dir, name).unlink(missing_ok=True)
 
     def what_is_left(self) -> str:
         """For the end of a sentence: the checkpoint that a run which cannot go on leaves."""
@@ -126,3 +129,21 @@ class Checkpointer(_Checkpointer):
                 f"MODEL.BACKBONE that it was trained with"
             )
         super()._log_incompatible_keys(incompatible)
+
+
+class SaveEpochs(HookBase):
+    """Saves ``model_0004.pth`` after every so many epochs, counted from 0, and ``model_final.pth`` after the last one.
+
+    Args:
+        period: in epochs; 0 for the last one alone.
+    """
+
+    def __init__(self, period: int) -> None:
+        self.period = period
+
+    def after_epoch(self) -> None:
+        epoch = self.trainer.epoch
+        if epoch + 1 == self.trainer.max_epoch:
+            self.trainer.checkpointer.save("model_final", epoch=epoch)
+        elif self.period and (epoch + 1) % self.period == 0:
+            self.trainer.checkpointer.save(f"model_{epoch:04d}", epoch=epoch)

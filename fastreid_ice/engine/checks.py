@@ -18,6 +18,7 @@ from ..errors import InputError
 from ..losses import LOSS_REGISTRY, build_losses
 from ..modeling import check_name, is_timm
 from ..modeling.batch_norm import splits_per_process
+from .best import evaluates
 from .hooks import HOOK_REGISTRY
 from .stages import stage_configs
 
@@ -43,6 +44,7 @@ RANGES = {
     "DATALOADER.NUM_WORKERS": ("must be at least 0", lambda value: value >= 0),
     "DATALOADER.UNREADABLE": ("must be 'error' or 'skip'", lambda value: value in ("error", "skip")),
     "DATALOADER.CACHE": ("must be 'none' or 'ram'", lambda value: value in ("none", "ram")),
+    "MODEL.START_FROM": ("must be 'last' or 'best'", lambda value: value in ("last", "best")),
     "MODEL.MOMENTUM.ALPHA": SHARE,
     "MODEL.LOSSES.CLUSTER_PROXY.TEMPERATURE": ABOVE_ZERO,
     "MODEL.LOSSES.CLUSTER_PROXY.LABEL_SMOOTHING": SHARE,
@@ -101,9 +103,15 @@ def check_config(cfg: CfgNode, *, num_processes: int = 1) -> None:
     # Those of later stages are yet to be made.
     if ours and cfg.MODEL.WEIGHTS and not os.path.isfile(cfg.MODEL.WEIGHTS):
         raise InputError(f"MODEL.WEIGHTS: no file {cfg.MODEL.WEIGHTS!r}")
-    for number, stage in enumerate(stage_configs(cfg), 1):
+    stages = stage_configs(cfg)
+    for number, stage in enumerate(stages, 1):
         try:
             _check_stage(stage, num_processes)
+            if number > 1 and stage.MODEL.START_FROM == "best" and not evaluates(stages[number - 2]):
+                raise InputError(
+                    "MODEL.START_FROM best: the stage before is not evaluated, so none of its epochs is the best; set "
+                    "it to last, or DATASETS.TESTS and TEST.EVAL_PERIOD so that it is"
+                )
         except InputError as error:
             if not cfg.STAGES:
                 raise

@@ -1,9 +1,10 @@
-"""fast-reid's evaluator, with ranking and re-ranking that need neither all distances at once nor a compiler."""
+"""Evaluation of one encoder or both. Ranking and re-ranking need neither all distances at once nor a compiler."""
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -15,12 +16,59 @@ from fastreid.evaluation import ReidEvaluator
 from fastreid.evaluation.roc import evaluate_roc
 from fastreid.utils import comm
 from sklearn.metrics import roc_curve
-from torch import Tensor
+from tabulate import tabulate
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from ..core import jaccard_graph, k_nearest
 from ..core.retrieval import distance_blocks, expand_features, rank_blocks, reranked_blocks
 from ..errors import InputError
 from ..progress import progress
+from .features import encode_images
+
+logger = logging.getLogger(f"fastreid.{__name__}")
+
+
+def evaluate_encoders(
+    model: nn.Module,
+    loader: DataLoader,
+    evaluator: ReidEvaluator,
+    encoders: Sequence[str],
+    *,
+    dataset: str,
+    amp: bool = False,
+    flip: bool = False,
+) -> OrderedDict[str, Any]:
+    """Evaluates encoders in one pass over the test images, and logs a table with a row for each.
+
+    Args:
+        model: a ``MomentumReID``.
+        loader: this process's part of the test images, as ``build_test_loader`` gives it.
+        evaluator: of these images.
+        encoders: "online", "momentum" or both, the one first that chooses the best weights.
+        dataset: its name, for the log.
+        amp, flip: as for ``encode_images``.
+
+    Returns:
+        The metrics of the first encoder under the evaluator's names, those of another one as ``online/mAP`` or
+        ``momentum/mAP``; empty but in the main process.
+    """
+    title = f"Evaluating {' and '.join(encoders)} features"
+    features, columns = encode_images(model, loader, encoders, title=title, amp=amp, flip=flip)
+    found = {}
+    for encoder in encoders:
+        evaluator.reset()
+        if columns:
+            evaluator.process(columns, features.pop(encoder))
+        found[encoder] = evaluator.evaluate()
+    if comm.is_main_process():
+        rows = [[f"{dataset}, {encoder}", *metrics.values()] for encoder, metrics in found.items()]
+        table = tabulate(rows, ["Dataset, encoder", *found[encoders[0]]], "pipe", floatfmt=".2f", numalign="left")
+        logger.info("Evaluation:\n%s", table)
+    first, *others = encoders
+    return OrderedDict(found[first]) | {
+        f"{encoder}/{name}": value for encoder in others for name, value in found[encoder].items()
+    }
 
 
 class BlockedReidEvaluator(ReidEvaluator):
@@ -33,11 +81,9 @@ class BlockedReidEvaluator(ReidEvaluator):
     fast-reid's.
     """
 
-    _device = torch.device("cpu")
-
-    def process(self, inputs: Mapping[str, Tensor], outputs: Tensor) -> None:
-        self._device = outputs.device
-        super().process(inputs, outputs)
+    def __init__(self, cfg: CfgNode, num_query: int, output_dir: str | None = None) -> None:
+        super().__init__(cfg, num_query, output_dir)
+        self._device = torch.device(cfg.MODEL.DEVICE)
 
     def evaluate(self) -> OrderedDict[str, Any]:
         """Rank-1, -5 and -10, mAP, mINP and their summary, in percent; empty but in the main process.
@@ -46,11 +92,6 @@ class BlockedReidEvaluator(ReidEvaluator):
             InputError: ``TEST.RERANK.K1`` or ``K2``, or ``TEST.AQE.QE_K``, does not fit the test set.
             ValueError: features are not finite, or no query has a right image.
         """
-        # Features may come from a network in lower precision; distances are computed in that of the features.
-        with torch.autocast(self._device.type, enabled=False):
-            return self._evaluate()
-
-    def _evaluate(self) -> OrderedDict[str, Any]:
         test = self.cfg.TEST
         if test.RERANK.ENABLED and test.METRIC != "cosine":
             return super().evaluate()

@@ -1,6 +1,9 @@
-"""Features of a whole dataset, in dataset order, over all processes."""
+"""Features of a whole dataset, in dataset order."""
 
 from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,44 +16,62 @@ from ..compat.training import mixed_precision
 from ..progress import progress
 
 
-def autocast(device: torch.device, amp: bool) -> torch.autocast:
-    """The precision in which features are extracted for clustering and evaluation: that of training, if ``amp``."""
-    precision = mixed_precision(device) if amp else None
-    return torch.autocast(device.type, precision, enabled=precision is not None)
-
-
 def extract_features(
     model: nn.Module, loader: DataLoader, encoder: str, *, amp: bool = False, flip: bool = False
 ) -> tuple[Tensor, Tensor]:
     """The features of every image that the processes' loaders hold together.
+
+    Args:
+        model, amp, flip: as for ``encode_images``.
+        loader: this process's contiguous part of the dataset, as ``build_feature_loader`` gives it.
+        encoder: "online" or "momentum".
+
+    Returns:
+        (N, D) float32 unit rows on the CPU, in dataset order, equal in all processes; and (N,) bool, False for an image
+        that could not be read (its row is zero).
+    """
+    title = f"Extracting {encoder} features"
+    features, columns = encode_images(model, loader, (encoder,), title=title, amp=amp, flip=flip)
+    mine = (F.normalize(features[encoder], out=features[encoder]), columns["readable"].bool()) if columns else None
+    parts = [part for part in comm.all_gather(mine) if part is not None]
+    usable = torch.cat([flags for _, flags in parts])
+    return torch.cat([rows for rows, _ in parts]).mul_(usable[:, None]), usable
+
+
+def encode_images(
+    model: nn.Module, loader: DataLoader, encoders: Sequence[str], *, title: str, amp: bool = False, flip: bool = False
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The features of the images of this process's loader, each of which is read once for all encoders.
 
     On a GPU nothing waits for a batch to be done: while the network runs, the loader brings the next images, and
     features come back by themselves, into page-locked memory of their own size.
 
     Args:
         model: a ``MomentumReID``; run in evaluation mode and left as it was.
-        loader: this process's contiguous part of the dataset, as ``build_feature_loader`` gives it.
-        encoder: "online" or "momentum".
+        loader: batches of ``images`` and further columns.
+        encoders: "online", "momentum" or both.
+        title: of the progress bar.
         amp: run the network under autocast, where the device gains by it.
         flip: average the features of each image and its mirror image, as fast-reid's TEST.FLIP does; twice the time.
 
     Returns:
-        (N, D) float32 unit rows on the CPU, in dataset order, equal in all processes; and (N,) bool, False for an image
-        that could not be read (its row is zero).
+        Encoder -> (n, D) float32 features on the CPU, and the other columns of the loader, (n,) each, both in its
+        order; both empty where the loader has no image.
     """
     device = model.device
-    features, readable = [], []
-    with inference_context(model), torch.inference_mode(), autocast(device, amp):
-        for batch in progress(loader, f"Extracting {encoder} features"):
-            images = batch["images"].to(device, non_blocking=True)
-            rows = model.encode(images, encoder).float()
-            if flip:
-                rows = (rows + model.encode(images.flip(3), encoder).float()) / 2
-            readable.append(batch["readable"].bool())
-            features.append(F.normalize(rows).to("cpu", non_blocking=True))
+    precision = mixed_precision(device) if amp else None
+    autocast = torch.autocast(device.type, precision, enabled=precision is not None)
+    features, columns = defaultdict(list), defaultdict(list)
+    with inference_context(model), torch.inference_mode(), autocast:
+        for batch in progress(loader, title):
+            images = batch.pop("images").to(device, non_blocking=True)
+            for encoder in encoders:
+                rows = model.encode(images, encoder).float()
+                if flip:
+                    rows = (rows + model.encode(images.flip(3), encoder).float()) / 2
+                features[encoder].append(rows.to("cpu", non_blocking=True))
+            for name, values in batch.items():
+                columns[name].append(values)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    mine = (torch.cat(features), torch.cat(readable)) if features else None
-    parts = [part for part in comm.all_gather(mine) if part is not None]
-    usable = torch.cat([flags for _, flags in parts])
-    return torch.cat([rows for rows, _ in parts]).mul_(usable[:, None]), usable
+    return tuple({name: torch.cat(parts) for name, parts in lists.items()} for lists in (features, columns))

@@ -1,4 +1,4 @@
-"""Training in stages: overlays over one config, each trained from the best weights of the one before.
+"""Training in stages: overlays over one config, each trained from the weights of the one before.
 
 DCMIP (ICCV 2023) is the case at hand, with two stages. Stages run one after the other in one command, each in a folder
 of its own, with a fresh optimiser and schedule.
@@ -22,7 +22,16 @@ from torch import Tensor
 
 from ..config import add_ice_config, value_of
 from ..errors import InputError
-from ..reporting import LABELS_FILE, WriteReport, metrics_file, stage_table
+from ..reporting import (
+    CHOSEN,
+    LABELS_FILE,
+    WriteReport,
+    describe_evaluations,
+    metrics_file,
+    read_stage,
+    stage_table,
+)
+from .best import evaluates
 from .checkpoint import read_checkpoint, write_checkpoint
 from .summary import AnnounceStage
 from .trainer import UnsupervisedTrainer
@@ -107,9 +116,13 @@ def is_complete(cfg: CfgNode) -> bool:
 
 
 def best_checkpoint(cfg: CfgNode) -> str:
-    """The checkpoint that a complete stage hands on: the best where epochs were evaluated, else the last."""
-    evaluated = cfg.DATASETS.TESTS and 0 < cfg.TEST.EVAL_PERIOD <= cfg.SOLVER.MAX_EPOCH
-    return os.path.join(cfg.OUTPUT_DIR, "model_best.pth" if evaluated else "model_final.pth")
+    """The best weights of a complete stage, which the test set chooses; the last where nothing was evaluated."""
+    return os.path.join(cfg.OUTPUT_DIR, "model_best.pth") if evaluates(cfg) else last_checkpoint(cfg)
+
+
+def last_checkpoint(cfg: CfgNode) -> str:
+    """The weights after the last epoch of a complete stage."""
+    return os.path.join(cfg.OUTPUT_DIR, "model_final.pth")
 
 
 def encoder_weights(weights: dict[str, Tensor], encoder: str) -> dict[str, Tensor]:
@@ -122,10 +135,10 @@ def encoder_weights(weights: dict[str, Tensor], encoder: str) -> dict[str, Tenso
 def train_stages(cfg: CfgNode, *, resume: bool = False) -> OrderedDict | None:
     """Trains all stages of ``cfg``, one after the other; called in every process.
 
-    Each stage after the first starts both encoders from the encoder that ``TEST.ENCODER`` evaluated, out of the best
-    checkpoint of the stage before, with a fresh optimiser and schedule. A report is written when a stage ends, also
-    where an error or an interrupt ends it after an epoch or more; of several processes the one that started them has to
-    see to that (``write_left_report``).
+    Each stage after the first starts both encoders from the encoder that the stage before evaluated (``TEST.ENCODER``),
+    out of its last weights or its best (``MODEL.START_FROM``), with a fresh optimiser and schedule. A report is written
+    when a stage ends, also where an error or an interrupt ends it after an epoch or more; of several processes the one
+    that started them has to see to that (``write_left_report``).
 
     Args:
         cfg: a config that passes ``check_config``.
@@ -140,7 +153,9 @@ def train_stages(cfg: CfgNode, *, resume: bool = False) -> OrderedDict | None:
     stages = stage_configs(cfg)
     report = [WriteReport(stages, Path(cfg.OUTPUT_DIR))] if comm.is_main_process() else []
     results = _train_all(stages, resume, report) if len(stages) > 1 else _train(stages[0], resume, last_hooks=report)
-    logger.info("The weights to use: %s", best_checkpoint(stages[-1]))
+    best, last = best_checkpoint(stages[-1]), last_checkpoint(stages[-1])
+    chosen = "" if best == last else f" (the best, {CHOSEN}; the last: {last})"
+    logger.info("The weights to use: %s%s", best, chosen)
     return results
 
 
@@ -160,6 +175,9 @@ def _train_all(stages: list[CfgNode], resume: bool, last_hooks: Sequence[HookBas
         results = _train(stages[index], resumes, first_hooks=[announce], last_hooks=last_hooks)
     if comm.is_main_process():
         logger.info("All stages:\n%s", stage_table(stages))
+        for number, stage in enumerate(stages, 1):
+            if evaluations := describe_evaluations(read_stage(stage), stage.TEST.ENCODER):
+                logger.info("Result of stage %d: %s", number, evaluations)
     return results
 
 
@@ -182,10 +200,18 @@ def _prepare(stages: list[CfgNode], index: int, resumes: bool) -> None:
     if index == 0 or (resumes and _marker(stage).is_file()):
         return
     before = stages[index - 1]
-    path = best_checkpoint(before)
-    best = read_checkpoint(path, mmap=True)
-    write_checkpoint(stage.MODEL.WEIGHTS, {"model": encoder_weights(best["model"], before.TEST.ENCODER)})
-    logger.info("Both encoders start from the %s encoder of %s, epoch %d", before.TEST.ENCODER, path, best["epoch"])
+    best = stage.MODEL.START_FROM == "best"
+    path = best_checkpoint(before) if best else last_checkpoint(before)
+    start = read_checkpoint(path, mmap=True)
+    write_checkpoint(stage.MODEL.WEIGHTS, {"model": encoder_weights(start["model"], before.TEST.ENCODER)})
+    logger.info(
+        "Both encoders start from the %s encoder of %s, epoch %d (MODEL.START_FROM %s%s)",
+        before.TEST.ENCODER,
+        path,
+        start["epoch"],
+        stage.MODEL.START_FROM,
+        f": {CHOSEN}, whose labels training does without otherwise" if best else "",
+    )
 
 
 def _overlaid(cfg: CfgNode, overlay: object, number: int) -> CfgNode:

@@ -8,7 +8,7 @@ import os
 from fastreid.engine.train_loop import HookBase
 from fastreid.evaluation.testing import flatten_results_dict
 
-from ..reporting.tables import epoch_table, first_test_set, metrics_file
+from ..reporting import describe_evaluations, epoch_table, first_test_set, metrics_file, read_stage
 
 logger = logging.getLogger(f"fastreid.{__name__}")
 
@@ -46,10 +46,12 @@ class EvaluateStart(HookBase):
 
 
 class EpochTable(HookBase):
-    """Closes a run with a table over its epochs, those before a resume included."""
+    """Closes a run with a table over its epochs, those before a resume included, and its last and best evaluation."""
 
     def after_train(self) -> None:
         cfg = self.trainer.cfg
         path = metrics_file(cfg)
         if os.path.isfile(path) and os.path.getsize(path) > 0:
             logger.info("Epochs:\n%s", epoch_table(path, self.trainer.iters_per_epoch, first_test_set(cfg)))
+            if evaluations := describe_evaluations(read_stage(cfg), cfg.TEST.ENCODER):
+                logger.info("%s", evaluations)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from fastreid.config import CfgNode
 from fastreid.engine import DefaultTrainer
+from fastreid.engine.hooks import EvalHook, PeriodicCheckpointer
 from fastreid.engine.train_loop import HookBase
 from fastreid.utils import comm
 from fastreid.utils.events import EventWriter
@@ -17,9 +18,11 @@ from torch.utils.data import DataLoader
 from ..data import PseudoLabelLoader, build_feature_loader, build_test_loader, build_training_set, inspect_images
 from ..errors import InputError
 from ..losses import check_cameras, required_views
-from .checkpoint import Checkpointer
-from .evaluator import BlockedReidEvaluator
-from .features import autocast
+from ..modeling import ENCODERS
+from ..reporting import first_test_set
+from .best import EvaluateEpochs, evaluates
+from .checkpoint import Checkpointer, SaveEpochs
+from .evaluator import BlockedReidEvaluator, evaluate_encoders
 from .hooks import build_hooks, sync_buffers, unwrap
 from .loss_log import LossLog, NotFinite
 from .summary import EpochTable, EvaluateStart
@@ -61,11 +64,6 @@ class UnsupervisedTrainer(DefaultTrainer):
         """
         self.checkpointer.tidy(resumed=self.start_epoch > 0)
         return super().train()
-
-    def after_train(self) -> None:
-        if self.iter < self.max_iter:
-            self.epoch -= 1  # the epoch was not completed: fast-reid evaluates after the last one
-        super().after_train()
 
     def after_step(self) -> None:
         # A GPU is waited for once in a while only: where the losses are written, and before evaluation and checkpoint.
@@ -109,16 +107,30 @@ class UnsupervisedTrainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
-        """fast-reid's evaluation of the encoder that ``TEST.ENCODER`` names, on every dataset of ``DATASETS.TESTS``."""
-        sync_buffers(unwrap(model))
-        with autocast(unwrap(model).device, cfg.SOLVER.AMP.ENABLED):
-            return super().test(cfg, model)
+        """Evaluates the encoder under test, or both (``TEST.BOTH_ENCODERS``), on every dataset of ``DATASETS.TESTS``.
+
+        Returns:
+            Name -> value as ``evaluate_encoders`` gives them; of several datasets dataset -> name -> value.
+        """
+        model = unwrap(model)
+        sync_buffers(model)
+        others = [encoder for encoder in ENCODERS if cfg.TEST.BOTH_ENCODERS and encoder != model.test_encoder]
+        options = {"amp": cfg.SOLVER.AMP.ENABLED, "flip": cfg.TEST.FLIP.ENABLED}
+        results = OrderedDict()
+        for name in cfg.DATASETS.TESTS:
+            tested = cls.build_evaluator(cfg, name)
+            results[name] = evaluate_encoders(model, *tested, [model.test_encoder, *others], dataset=name, **options)
+        return next(iter(results.values())) if len(results) == 1 else results
 
     def build_hooks(self) -> list[HookBase]:
         cfg = self.cfg
         own = build_hooks(cfg)
+        start, evaluation = [], []
+        if evaluates(cfg):
+            start = [EvaluateStart()] if cfg.TEST.BEFORE_TRAINING else []
+            evaluation = [EvaluateEpochs(cfg.TEST.EVAL_PERIOD, first_test_set(cfg))]
         # fast-reid has built its Checkpointer just before; ours also keeps what the hooks must not forget.
-        stateful = {type(hook).__name__: hook for hook in own if hasattr(hook, "state_dict")}
+        stateful = {type(hook).__name__: hook for hook in [*own, *evaluation] if hasattr(hook, "state_dict")}
         if cfg.SOLVER.AMP.ENABLED and self._trainer.grad_scaler.is_enabled():  # for float16
             stateful["grad_scaler"] = self._trainer.grad_scaler
         self.checkpointer = Checkpointer(
@@ -129,12 +141,15 @@ class UnsupervisedTrainer(DefaultTrainer):
             **self.scheduler,
             **stateful,
         )
-        evaluates = cfg.DATASETS.TESTS and cfg.TEST.EVAL_PERIOD >= 0
-        start = [EvaluateStart()] if evaluates and cfg.TEST.BEFORE_TRAINING else []
+        # In place of fast-reid's evaluation and checkpoints, in an order in which a saved epoch lacks nothing.
+        saving = [ScalarWriter(), SaveEpochs(cfg.SOLVER.CHECKPOINT_PERIOD)] if comm.is_main_process() else []
+        theirs = []
+        for hook in super().build_hooks():
+            if isinstance(hook, EvalHook):
+                theirs += [*evaluation, *saving]
+            elif not isinstance(hook, PeriodicCheckpointer):
+                theirs.append(hook)
         end = [EpochTable()] if comm.is_main_process() else []
-        theirs = super().build_hooks()
-        if comm.is_main_process():
-            theirs.insert(-2, ScalarWriter())  # before the checkpointer and fast-reid's writer
         return [*self.first_hooks, *start, *own, *theirs, *end, *self.last_hooks]
 
     def build_writers(self) -> list[EventWriter]:

@@ -2,10 +2,11 @@
 
 from .backbone import NoWeights, build_fitting_backbone
 from .head import ProxyHead
-from .meta_arch import MomentumReID
+from .meta_arch import ENCODERS, MomentumReID
 from .timm_backbone import build_timm_backbone, check_name, is_timm
 
 __all__ = [
+    "ENCODERS",
     "MomentumReID",
     "NoWeights",
     "ProxyHead",

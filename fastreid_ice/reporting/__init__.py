@@ -2,18 +2,30 @@
 
 from .labels import LABELS_FILE, PseudoLabels, centroid_distances, last_labels, save_labels
 from .report import WriteReport, write_left_report, write_report
-from .tables import epoch_table, first_test_set, metrics_file, read_epochs, stage_table
+from .tables import (
+    CHOSEN,
+    describe_evaluations,
+    epoch_table,
+    first_test_set,
+    metrics_file,
+    read_epochs,
+    read_stage,
+    stage_table,
+)
 
 __all__ = [
+    "CHOSEN",
     "LABELS_FILE",
     "PseudoLabels",
     "WriteReport",
     "centroid_distances",
+    "describe_evaluations",
     "epoch_table",
     "first_test_set",
     "last_labels",
     "metrics_file",
     "read_epochs",
+    "read_stage",
     "save_labels",
     "stage_table",
     "write_left_report",

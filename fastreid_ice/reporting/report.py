@@ -28,7 +28,7 @@ from ..progress import progress
 from .labels import PseudoLabels, last_labels
 from .sheets import Group, Sheet, contact_sheets, shown, thumbnail
 from .svg import Point, bar_chart, line_chart
-from .tables import first_test_set, metrics_file, read_epochs
+from .tables import describe_evaluations, evaluations, metrics_file, read_stage
 
 REPORT_FILE = "report.html"
 TEMPLATE = Path(__file__).with_name(REPORT_FILE)
@@ -39,7 +39,7 @@ CHARTS = (
     ("Clusters", "cluster/(number)", 1),
     ("Noise and churn, in %", "cluster/(noise|churn)(?:_share)?", 100),
     ("Losses", "(?:loss_(.+)|(total)_loss)", 1),
-    ("Evaluation, in %", "((?!start/).*(?:mAP|Rank-1))", 1),
+    ("Evaluation, in %", "((?!start/|best/).*(?:mAP|Rank-1))", 1),
     ("Agreement with the true identities", "cluster/(ari|nmi)", 1),
 )
 
@@ -61,7 +61,7 @@ def write_report(stages: Sequence[CfgNode], folder: Path) -> Path:
     Raises:
         InputError: what the run has left cannot be read, or the page cannot be written.
     """
-    epochs, marks = _read_epochs(stages)
+    epochs, marks, encoder = _read_epochs(stages)
     charts = [(title, curves) for title, *which in CHARTS if (curves := _curves(epochs, *which))]
     path = last_labels(stages)
     clustering = PseudoLabels.read(path) if path else PseudoLabels((), (), np.empty(0, np.int64), np.empty(0))
@@ -74,7 +74,8 @@ def write_report(stages: Sequence[CfgNode], folder: Path) -> Path:
         title=_escape(folder.resolve().name),
         what=_escape(f"{', '.join(last.MODEL.LOSSES.NAME)}; {last.CLUSTER.NAME} on {', '.join(last.DATASETS.NAMES)}"),
         images=_escape(common),
-        facts=_facts(charts, clustering),
+        facts=_facts(charts, clustering, evaluations(epochs)),
+        evaluations=_escape(describe_evaluations(epochs, encoder)),
         charts="".join(line_chart(curves, title=title, marks=marks) for title, curves in charts) + _sizes(clustering),
         table=_table(charts),
         lost=_lost(sum(picture is None for picture in pictures.values()), len(rows)),
@@ -130,27 +131,31 @@ def _try_report(stages: Sequence[CfgNode], folder: Path) -> None:
         logger.warning("No report: %s", error)
 
 
-def _read_epochs(stages: Sequence[CfgNode]) -> tuple[dict[int, dict[str, float]], dict[float, str]]:
-    """The scalars of each epoch, counted from 1 through all stages, and where stages after the first begin."""
+def _read_epochs(stages: Sequence[CfgNode]) -> tuple[dict[int, dict[str, float]], dict[float, str], str]:
+    """The scalars of each epoch, counted from 0 through all stages; where stages after the first begin; and the encoder
+    that chose the best of the last stage that was evaluated."""
     epochs: dict[int, dict[str, float]] = {}
     marks: dict[float, str] = {}
+    encoder = ""
     for number, cfg in enumerate(stages, 1):
-        path = metrics_file(cfg)
-        if not os.path.isfile(path):
-            continue
         try:
-            found = read_epochs(path, cfg.SOLVER.ITERS_PER_EPOCH, first_test_set(cfg))
+            found = read_stage(cfg)
         except (KeyError, ValueError) as error:
-            raise InputError(f"{path} is no file of scalars as a run writes it: {error}") from error
+            raise InputError(f"{metrics_file(cfg)} is no file of scalars as a run writes it: {error}") from error
+        if evaluations(found):
+            encoder = cfg.TEST.ENCODER
         done = len(epochs)
-        if done:
+        if done and found:
             marks[done + 0.5] = f"stage {number}"
-        epochs |= {done + count: scalars for count, scalars in enumerate(found.values(), 1)}
-    return epochs, marks
+        for count, scalars in enumerate(found.values(), done):
+            if "best/epoch" in scalars:  # of this stage
+                scalars["best/epoch"] += done
+            epochs[count] = scalars
+    return epochs, marks, encoder
 
 
 def _curves(epochs: Mapping[int, Mapping[str, float]], pattern: str, factor: float) -> Curves:
-    """Name -> (epoch, value) of the scalars that match, named by what a group of the pattern matches."""
+    """Name -> (epochs done, value) of the scalars that match, named by what a group of the pattern matches."""
     curves: Curves = {}
     for epoch, scalars in epochs.items():
         for key, value in scalars.items():
@@ -158,13 +163,15 @@ def _curves(epochs: Mapping[int, Mapping[str, float]], pattern: str, factor: flo
             if match and math.isfinite(value):
                 name = next(filter(None, match.groups()))
                 name = NAMES.get(name, name.replace("_", " "))
-                if epoch == 1 and f"start/{key}" in scalars:
+                if epoch == 0 and f"start/{key}" in scalars:
                     curves[name] = [(0, factor * scalars[f"start/{key}"])]
-                curves.setdefault(name, []).append((epoch, factor * value))
+                curves.setdefault(name, []).append((epoch + 1, factor * value))
     return curves
 
 
-def _facts(charts: Sequence[tuple[str, Curves]], clustering: PseudoLabels) -> str:
+def _facts(
+    charts: Sequence[tuple[str, Curves]], clustering: PseudoLabels, evaluated: Mapping[str, Mapping[str, float]]
+) -> str:
     labels, total = clustering.labels, max(len(clustering.labels), 1)
     sizes = np.bincount(labels[labels >= 0])
     facts = {
@@ -176,9 +183,8 @@ def _facts(charts: Sequence[tuple[str, Curves]], clustering: PseudoLabels) -> st
     }
     curves = {name: curve for _, group in charts for name, curve in group.items()}
     facts["epochs"] = int(max((x for curve in curves.values() for x, _ in curve), default=0))
-    if "mAP" in curves:
-        epoch, best = max(curves["mAP"], key=lambda point: point[1])
-        facts["best mAP"] = f"{best:.1f} % <small>epoch {epoch:g}</small>"
+    for name, scalars in evaluated.items():
+        facts[f"{name} mAP"] = f"{scalars['mAP']:.1f} % <small>epoch {scalars['epoch']:.0f}</small>"
     return "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items())
 
 

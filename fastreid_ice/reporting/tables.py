@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from fastreid.config import CfgNode
 from tabulate import tabulate
 
-HEADERS = ["epoch", "clusters", "noise %", "ARI", "mAP", "rank-1"]
-FORMATS = ("", ".0f", ".1f", ".3f", ".1f", ".1f")
+ENCODERS = {"": "", "online ": "online/", "momentum ": "momentum/"}  # before a header: before the name of a scalar
+HEADERS = ["epoch", "clusters", "noise %", "ARI", *(f"{of}{name}" for of in ENCODERS for name in ("mAP", "rank-1"))]
+FORMATS = ("", ".0f", ".1f", ".3f", *(2 * len(ENCODERS) * (".1f",)))
+CHOSEN = "chosen on the test set"  # how the best epoch is found, in every text about it
 
 
 def epoch_table(path: str, iters_per_epoch: int, dataset: str = "") -> str:
@@ -29,11 +31,42 @@ def stage_table(stages: list[CfgNode]) -> str:
     """The tables of all stages as one, out of the metrics.json that each has left."""
     rows = []
     for number, cfg in enumerate(stages, 1):
-        if not os.path.isfile(metrics_file(cfg)):
-            continue
-        epochs = read_epochs(metrics_file(cfg), cfg.SOLVER.ITERS_PER_EPOCH, first_test_set(cfg))
-        rows += [[number, *row] for row in _rows(epochs)]
+        rows += [[number, *row] for row in _rows(read_stage(cfg))]
     return _table(rows, ["stage", *HEADERS], ("", *FORMATS))
+
+
+def read_stage(cfg: CfgNode) -> dict[int, dict[str, float]]:
+    """``read_epochs`` of the metrics.json that the stage ``cfg`` has left; empty where there is none."""
+    path = metrics_file(cfg)
+    return read_epochs(path, cfg.SOLVER.ITERS_PER_EPOCH, first_test_set(cfg)) if os.path.isfile(path) else {}
+
+
+def evaluations(epochs: dict[int, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """The scalars of the "last" and the "best" evaluation, and the ``epoch`` of each, from 1; empty without any."""
+    evaluated = {epoch: scalars for epoch, scalars in epochs.items() if "best/mAP" in scalars}
+    if not evaluated:
+        return {}
+    epoch, last = max(evaluated.items())
+    best = {name.removeprefix("best/"): value for name, value in last.items() if name.startswith("best/")}
+    return {"last": last | {"epoch": epoch + 1}, "best": best}
+
+
+def describe_evaluations(epochs: dict[int, dict[str, float]], encoder: str) -> str:
+    """The last and the best evaluation in words, empty where nothing was evaluated.
+
+    Args:
+        epochs: as ``read_epochs`` gives them.
+        encoder: the one that chooses the best.
+    """
+    parts = []
+    for name, scalars in evaluations(epochs).items():
+        metrics = [
+            f"{of or f'{encoder} '}mAP {scalars[f'{prefix}mAP']:.1f}, rank-1 {scalars[f'{prefix}Rank-1']:.1f}"
+            for of, prefix in ENCODERS.items()
+            if f"{prefix}mAP" in scalars
+        ]
+        parts.append(f"{name.capitalize()} evaluation, epoch {scalars['epoch']:.0f}: {', '.join(metrics)}.")
+    return " ".join([*parts, f"The best is {CHOSEN}, as in the papers."]) if parts else ""
 
 
 def read_epochs(path: str, iters_per_epoch: int, dataset: str = "") -> dict[int, dict[str, float]]:
@@ -86,7 +119,7 @@ def _rows(epochs: dict[int, dict[str, float]]) -> list[list]:
     start = epochs.get(0, {})
     rows = []
     if "start/mAP" in start:
-        rows.append(["start", None, None, None, start["start/mAP"], start["start/Rank-1"]])
+        rows.append(["start", None, None, None, *_metrics(start, "start/")])
     for epoch, scalars in epochs.items():
         noise = scalars.get("cluster/noise_share")
         rows.append(
@@ -95,8 +128,12 @@ def _rows(epochs: dict[int, dict[str, float]]) -> list[list]:
                 scalars.get("cluster/number"),
                 None if noise is None else 100 * noise,
                 scalars.get("cluster/ari"),
-                scalars.get("mAP"),
-                scalars.get("Rank-1"),
+                *_metrics(scalars),
             ]
         )
     return rows
+
+
+def _metrics(scalars: dict[str, float], prefix: str = "") -> list[float | None]:
+    """mAP and rank-1 of the encoder that chooses, and of the other one under its name."""
+    return [scalars.get(f"{prefix}{of}{name}") for of in ENCODERS.values() for name in ("mAP", "Rank-1")]

@@ -49,7 +49,7 @@ def test_train_resume_and_evaluate(datasets_root: Path, tmp_path: Path) -> None:
     weights = ["MODEL.WEIGHTS", str(output / "model_final.pth")]
     evaluated = run(datasets_root, output, flags=["--eval-only"], options=weights)
     assert evaluated.returncode == 0
-    row = next(line for line in evaluated.stdout.splitlines() if line.startswith("| SyntheticPeople"))
+    row = next(line for line in evaluated.stdout.splitlines() if line.startswith("| SyntheticPeople, momentum"))
     assert float(row.split("|")[5]) == pytest.approx(float(table[5].split()[-2]), abs=0.06)
 
 

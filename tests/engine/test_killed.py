@@ -51,7 +51,7 @@ def result(cfg: CfgNode) -> tuple[dict[str, Tensor], dict[str, Tensor], list[tup
     folder = Path(cfg.OUTPUT_DIR)
     last, best = (torch.load(folder / f"model_{name}.pth", weights_only=True)["model"] for name in ("final", "best"))
     lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
-    names = ("cluster/number", "cluster/churn", "lr", "mAP")
+    names = ("cluster/number", "cluster/churn", "lr", "mAP", "best/mAP", "best/epoch")
     return last, best, [(line["iteration"], name, line[name]) for line in lines for name in names if name in line]
 
 

@@ -162,6 +162,7 @@ class TestConfigs:
 @pytest.mark.parametrize("encoder", ["online", "momentum"])
 def test_the_encoder_under_test_starts_both_encoders(cfg: CfgNode, encoder: str) -> None:
     cfg.STAGES = TWO_STAGES
+    cfg.MODEL.START_FROM = "best"
     cfg.TEST.ENCODER = encoder
     train_stages(cfg)
     first, second = stage_configs(cfg)
