@@ -144,6 +144,8 @@ STAGES: list[Recipe] = [
         "MODEL.LOSSES.NAME": (("DiscrepantProxyLoss", "MultiInstanceLoss"), "R:113"),
         "SOLVER.MAX_EPOCH": (50, "run_code.sh:7"),
         "TEST.ENCODER": ("momentum", "E:369-382: both are evaluated, and the figures are the momentum encoder's"),
+        "TEST.BOTH_ENCODERS": (True, "E:369-370"),
+        "MODEL.START_FROM": ("best", "E:266-268"),
     },
 ]
 MSMT17: Recipe = {"MODEL.LOSSES.DISCREPANT_PROXY": (PROXIES | {"UPDATES": ("each", "mean")}, "C:79-82")}
