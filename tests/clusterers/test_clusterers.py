@@ -43,8 +43,8 @@ def test_jaccard_dbscan_is_the_core_chain() -> None:
 
 def test_auto_eps_and_camera_norm_are_those_of_core() -> None:
     """A word in the config each; features shifted by camera are one person's again only where the camera is known."""
-    features, cameras, identities = blobs()
-    shifted = F.normalize(features + 0.8 * F.one_hot(cameras, 16))
+    features, cameras, identities = blobs(noise=0.15)
+    shifted = F.normalize(features + 3.0 * F.one_hot(cameras, 16))
     cfg = small_config(**{"CLUSTER.K1": 10, "CLUSTER.AUTO_EPS": True, "CLUSTER.CAMERA_NORM": True, "CLUSTER.EPS": 0.01})
     clusterer = build_clusterer(cfg)
     found = clusterer(shifted, cameras, torch.zeros_like(identities)).labels
