@@ -121,17 +121,13 @@ class _Groups:
         """All positions in blocks of up to ``chunk_size``: parts of one camera, or several whole cameras."""
         borders = [0]
         for start, size in zip(self.starts.tolist(), self.sizes.tolist(), strict=True):
-            if start + size - borders[-1] > chunk_size and start > borders[-1]:
-                borders.append(start)
-            while start + size - borders[-1] > chunk_size:
-                borders.append(borders[-1] + chunk_size)
-            if size > chunk_size:
-                borders.append(start + size)
-        return [
-            block
-            for block in torch.arange(len(self.order), device=self.order.device).tensor_split(borders[1:])
-            if len(block)
-        ]
+            if start + size - borders[-1] > chunk_size:
+                parts = -(-size // chunk_size)  # of equal size, as small ones waste time
+                borders += [start + size * part // parts for part in range(parts)]
+                if parts > 1:
+                    borders.append(start + size)
+        positions = torch.arange(len(self.order), device=self.order.device)
+        return [block for block in positions.tensor_split(borders[1:]) if len(block)]
 
 
 class _CameraScreen:

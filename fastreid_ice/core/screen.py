@@ -69,7 +69,7 @@ class Screen:
         """
         wanted = available.clamp(max=k)
         errors = self.absolute + self.taken[queries, None] + self.relative * scores.abs()
-        errors = errors.where(scores.isfinite(), 0)  # the row itself comes first whatever its product
+        errors.masked_fill_(errors == torch.inf, 0)  # the row itself comes first whatever its product
         lowest = (scores - errors).gather(1, (wanted - 1).clamp(min=0)[:, None])
         counts = ((scores + errors >= lowest) & (scores > -torch.inf)).sum(1)
         complete = (counts >= wanted) & ((counts < scores.shape[1]) | (scores.shape[1] >= available))
