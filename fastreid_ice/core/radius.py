@@ -12,7 +12,7 @@ from ._arrays import map_blocks
 from .clustering import dbscan
 
 RADII = np.linspace(0.2, 0.7, 21)
-_SHARPNESS = 1.3
+_SHARPNESS = 1.25
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ class EpsSweep:
 def choose_eps(graph: sparse.csr_array, *, min_samples: int = 4) -> tuple[float, EpsSweep]:
     """Choose the radius of :func:`~fastreid_ice.core.dbscan` whose clusters agree best with the graph.
 
-    Two images at Jaccard distance J are taken to show one person with probability p = (1 - J)^1.3, as if the share of
+    Two images at Jaccard distance J are taken to show one person with probability p = (1 - J)^1.25, as if the share of
     neighbours that they have in common said so. With these, a clustering has an expected pairwise F-measure
 
         F = 2 sum of p over the pairs that it joins / (number of pairs that it joins + sum of p over all pairs),
@@ -45,7 +45,7 @@ def choose_eps(graph: sparse.csr_array, *, min_samples: int = 4) -> tuple[float,
     the harmonic mean of expected precision and recall. A radius that is too small joins too few of the probable pairs.
     One that is too large chains people: the number of joined pairs then grows by the square of the cluster's size, of
     which the graph knows few, so that F falls at once. The exponent was chosen on real and drawn people from several
-    networks; from 1.25 to 1.4 the choice changes little. Where people have far fewer images than lists have neighbours
+    networks; from 1.2 to 1.4 the choice changes little. Where people have far fewer images than lists have neighbours
     and features are weak, the radius comes out too large.
 
     Args:
