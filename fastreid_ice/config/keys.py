@@ -38,8 +38,9 @@ def add_ice_config(cfg: CfgNode) -> None:
     # Seeds weights, sampling, augmentation and dropout, of each epoch anew: equal seeds give equal runs, and a resumed
     # run goes on as the uninterrupted one would.
     cfg.SEED = 0
-    # Hooks that run before fast-reid's own, by name, in this order.
-    cfg.HOOKS = ("ReclusterHook", "MomentumHook")
+    # Further hooks by name, in this order, after ReclusterHook and MomentumHook, which always run, and before
+    # fast-reid's own. Name these two as well to have them run elsewhere in the order.
+    cfg.HOOKS = ()
     # Overlays over this config, trained one after the other in one run, each from the weights of the one before that
     # MODEL.START_FROM names (DCMIP trains in two). In a file: a list of mappings with the keys that differ. Empty: one
     # stage.

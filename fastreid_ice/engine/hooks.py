@@ -1,4 +1,4 @@
-"""Hooks, and a registry for them: ``HOOKS`` in the config names those that run, in order, before fast-reid's own."""
+"""The hooks that every run has, and a registry for further ones, which ``HOOKS`` in the config names."""
 
 from __future__ import annotations
 
@@ -32,12 +32,16 @@ logger = logging.getLogger(f"fastreid.{__name__}")
 
 
 def build_hooks(cfg: CfgNode) -> list[HookBase]:
-    """The hooks that ``HOOKS`` names, in that order.
+    """``ReclusterHook`` and ``MomentumHook``, then the hooks that ``HOOKS`` names, in that order.
+
+    One of the two that ``HOOKS`` names itself, or a hook derived from it, runs in the place where it is named.
 
     Raises:
         InputError: a name is not registered.
     """
-    return [lookup(HOOK_REGISTRY, name, "HOOKS")(cfg) for name in cfg.HOOKS]
+    named = [lookup(HOOK_REGISTRY, name, "HOOKS")(cfg) for name in cfg.HOOKS]
+    missing = [cls for cls in (ReclusterHook, MomentumHook) if not any(isinstance(hook, cls) for hook in named)]
+    return [*(cls(cfg) for cls in missing), *named]
 
 
 @HOOK_REGISTRY.register()

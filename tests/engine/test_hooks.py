@@ -21,7 +21,7 @@ from fastreid_ice.clusterers import CLUSTERER_REGISTRY, HDBSCAN, Clusterer, Jacc
 from fastreid_ice.core import centroids
 from fastreid_ice.data import build_training_set
 from fastreid_ice.engine import UnsupervisedTrainer, extract_features
-from fastreid_ice.engine.hooks import HOOK_REGISTRY, build_hooks
+from fastreid_ice.engine.hooks import HOOK_REGISTRY, MomentumHook, ReclusterHook, build_hooks
 from support import small_config, train
 
 N = 54  # images of small_config
@@ -230,3 +230,27 @@ def test_hooks_by_name(cfg: CfgNode) -> None:
     with pytest.raises(InputError, match="HOOKS: 'Nothing' is not registered; choose from MomentumHook, ReclusterHook"):
         build_hooks(cfg)
     assert HOOK_REGISTRY.get("MomentumHook")
+
+
+@pytest.mark.parametrize("hooks", [(), ("MomentumHook",), ("ReclusterHook",), ("ReclusterHook", "MomentumHook")])
+def test_what_a_method_needs_runs_whatever_hooks_says(cfg: CfgNode, hooks: tuple[str, ...]) -> None:
+    cfg.HOOKS = hooks
+    cfg.SOLVER.MAX_EPOCH = 1
+    trainer = train(cfg)
+    own = [hook for hook in trainer._hooks if isinstance(hook, (ReclusterHook, MomentumHook))]
+    assert len(own) == 2, "each once"
+    torch.manual_seed(cfg.SEED)
+    start = dict(UnsupervisedTrainer(cfg).model.momentum.named_parameters())
+    now = dict(trainer.model.named_parameters())
+    learnt = [name for name in start if not torch.equal(now[name], start[name])]
+    followed = [name for name in start if not torch.equal(now[f"momentum.{name}"], start[name])]
+    assert learnt == followed != []
+
+
+def test_a_hook_of_ones_own_takes_the_place_of_its_base(cfg: CfgNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Recluster(ReclusterHook):
+        pass
+
+    monkeypatch.setitem(HOOK_REGISTRY._obj_map, "Recluster", Recluster)
+    cfg.HOOKS = ("Recluster",)
+    assert [type(hook) for hook in build_hooks(cfg)] == [MomentumHook, Recluster]
