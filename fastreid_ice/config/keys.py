@@ -85,6 +85,9 @@ def add_ice_config(cfg: CfgNode) -> None:
 
     # The folder of all datasets, of UnlabeledFolder that of the images; empty: the variable FASTREID_DATASETS names it.
     cfg.DATASETS.ROOT = ""
+    # Training images that have changed between a checkpoint and its --resume: "error", or "relabel", which goes on with
+    # the present images; their labels start anew.
+    cfg.DATASETS.CHANGED = "error"
     # Cameras of UnlabeledFolder: "none", they are not known; "folders", the first sub-folder; or a regular
     # expression with one group, searched in the path below ROOT, such as "_c([0-9]+)".
     cfg.DATASETS.FOLDER = CfgNode({"CAMERAS": "none"})

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -48,6 +50,13 @@ class TrainingSet:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Equal for equal listings: a hash of the paths, in order, below the folder that they have in common."""
+        paths = [os.path.abspath(path) for path in self.paths]
+        start = len(os.path.commonpath(paths))
+        return hashlib.blake2b(os.fsencode("\0".join(path[start:] for path in paths)), digest_size=16).hexdigest()
 
     @property
     def named_cameras(self) -> list[str]:

@@ -43,6 +43,7 @@ RANGES = {
     "DATALOADER.NUM_INSTANCE": POSITIVE,
     "DATALOADER.NUM_WORKERS": ("must be at least 0", lambda value: value >= 0),
     "DATALOADER.UNREADABLE": ("must be 'error' or 'skip'", lambda value: value in ("error", "skip")),
+    "DATASETS.CHANGED": ("must be 'error' or 'relabel'", lambda value: value in ("error", "relabel")),
     "DATALOADER.CACHE": ("must be 'none' or 'ram'", lambda value: value in ("none", "ram")),
     "MODEL.START_FROM": ("must be 'last' or 'best'", lambda value: value in ("last", "best")),
     "MODEL.MOMENTUM.ALPHA": SHARE,

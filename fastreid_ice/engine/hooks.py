@@ -56,6 +56,7 @@ class ReclusterHook(HookBase):
         encoder: the encoder whose features are clustered, "online" or "momentum".
         patience: see above.
         seed: everything random in an epoch follows from this and the number of the epoch.
+        relabel: go on from a checkpoint of other training images, without its labels.
         amp, flip: how features are extracted, see ``extract_features``.
     """
 
@@ -67,6 +68,7 @@ class ReclusterHook(HookBase):
         encoder: str,
         patience: int,
         seed: int,
+        relabel: bool = False,
         amp: bool = False,
         flip: bool = False,
     ) -> None:
@@ -74,6 +76,7 @@ class ReclusterHook(HookBase):
         self.encoder = encoder
         self.patience = patience
         self.seed = seed
+        self.relabel = relabel
         self.options = {"amp": amp, "flip": flip}
         self.labels: Tensor | None = None
         self.failures = 0
@@ -85,15 +88,32 @@ class ReclusterHook(HookBase):
             "encoder": cfg.CLUSTER.FEATURES,
             "patience": cfg.CLUSTER.PATIENCE,
             "seed": cfg.SEED,
+            "relabel": cfg.DATASETS.CHANGED == "relabel",
             "amp": cfg.SOLVER.AMP.ENABLED,
             "flip": cfg.TEST.FLIP.ENABLED,
         }
 
     def state_dict(self) -> dict:
-        return {"labels": self.labels, "failures": self.failures}
+        images = self.trainer.data_loader.training_set
+        return {"labels": self.labels, "failures": self.failures, "images": images.fingerprint}
 
     def load_state_dict(self, state: dict) -> None:
-        self.labels, self.failures = state["labels"], state["failures"]
+        """Labels and failures go on where the training images are those that the labels are of.
+
+        Raises:
+            InputError: they are others, and ``relabel`` is not set.
+        """
+        images = self.trainer.data_loader.training_set
+        if state.get("images", images.fingerprint) == images.fingerprint:
+            self.labels, self.failures = state["labels"], state["failures"]
+        elif self.relabel:
+            logger.warning("The training images have changed (DATASETS.CHANGED relabel): labels start anew")
+        else:
+            raise InputError(
+                f"--resume: the last checkpoint in {self.trainer.cfg.OUTPUT_DIR!r} was trained on "
+                f"{len(state['labels'])} images, which are not the {len(images)} of now; restore the earlier ones, or "
+                "go on with the present ones and new labels by DATASETS.CHANGED relabel"
+            )
 
     def before_epoch(self) -> None:
         epoch = self.trainer.epoch
