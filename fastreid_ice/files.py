@@ -14,7 +14,7 @@ from fastreid.utils import comm
 
 from .errors import InputError
 
-PART = ".part"  # ends the name of a file that is being written
+PART = ".ice-part"  # ends the name of a file that is being written, and of none that a user would have
 
 
 @contextmanager
@@ -47,7 +47,8 @@ def replacing(path: str, mode: str = "wb", **options: str) -> Iterator[IO]:
 def remove_parts(folder: str) -> None:
     """Removes what a run that was killed had begun to write into ``folder``."""
     for part in Path(folder).glob(f"*{PART}"):
-        part.unlink()
+        if part.is_file():
+            part.unlink()
 
 
 @contextmanager

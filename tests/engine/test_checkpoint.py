@@ -164,6 +164,22 @@ def test_the_best_weights_are_no_place_to_go_on_from(tmp_path: Path) -> None:
     assert Path(checkpointer.get_checkpoint_file()).name == "model_final.pth"
 
 
+def test_files_of_the_user_stay(cfg: CfgNode) -> None:
+    """Whatever they are called; a download that is under way, say."""
+    own = (
+        Path(cfg.OUTPUT_DIR, "film.part"),
+        Path(cfg.OUTPUT_DIR, "labels.csv.part"),
+        Path(cfg.OUTPUT_DIR, "x.part", "y"),
+    )
+    for path in own:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    Path(cfg.OUTPUT_DIR, f"folder{PART}").mkdir()
+    cfg.SOLVER.MAX_EPOCH = 1
+    train(cfg)
+    assert [path.read_text() for path in own] == ["mine"] * 3
+
+
 def test_broken_weights_are_not_saved(tmp_path: Path) -> None:
     Checkpointer(model_of(1.0), str(tmp_path)).save("model_0000")
     with pytest.raises(InputError, match=r"weight \(and 0 more\) is not finite .* stays: .*model_0000.pth"):

@@ -24,7 +24,7 @@ from fastreid_ice.commands.train import run_process, setup
 from fastreid_ice.data import build_training_set
 from fastreid_ice.engine import UnsupervisedTrainer
 from fastreid_ice.engine.hooks import HOOK_REGISTRY
-from fastreid_ice.files import owned_folder
+from fastreid_ice.files import PART, owned_folder
 from fastreid_ice.losses import LOSS_REGISTRY
 from support import ROOT, SMALL, train
 
@@ -92,7 +92,7 @@ def test_interrupt_refuse_a_second_run_and_resume(
     assert run.returncode == 130
     assert errors.splitlines()[-1] == "interrupted; the same command with --resume goes on from the last checkpoint"
     assert "Traceback" not in errors
-    assert not list(output.glob("*.part")) and not (output / "model_final.pth").exists()
+    assert not list(output.glob(f"*{PART}")) and not (output / "model_final.pth").exists()
     assert (output / "report.html").is_file()
 
     weights = []
