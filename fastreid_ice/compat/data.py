@@ -59,9 +59,9 @@ def dataset_pickle() -> None:
 @patch
 def image_modes() -> None:
     """read_image gives palette images wrong colours, RGBA, CMYK and LA images a size error later on, refuses 1 and
-    16 bit images, and does not say which file is broken.
+    16 bit images, does not say which file is broken, and waits for ever at a named pipe.
 
-    Until it converts to RGB and names the file.
+    Until it converts to RGB, names the file, and refuses what is no regular file.
     """
     replace(fastreid.data.data_utils.read_image, read_image)
 
@@ -164,9 +164,11 @@ def read_image(file_name: str, format: str | None = None) -> Image.Image:
         format: another mode of PIL, or "BGR".
 
     Raises:
-        OSError: the file is missing, broken, or no image; the message names it.
+        OSError: the file is missing, broken, no image, or no regular file; the message names it.
     """
     try:
+        if os.path.exists(file_name) and not os.path.isfile(file_name):
+            raise OSError("it is no regular file")  # whoever opens a pipe waits for its writer
         with fastreid.data.data_utils.PathManager.open(file_name, "rb") as file:
             image = Image.open(file)
             with suppress(Exception):  # a broken EXIF block does not spoil the picture

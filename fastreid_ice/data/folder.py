@@ -7,6 +7,7 @@ import os
 import re
 from collections import Counter, defaultdict, deque
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 from fastreid.data.datasets import DATASET_REGISTRY
@@ -166,11 +167,17 @@ def list_images(root: Path, leave_out: Collection[Path] = ()) -> list[str]:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 if entry.name.startswith("."):
                     continue
-                if entry.is_dir():
+                if _is_folder(entry):
                     (links if entry.is_symlink() else folders).append(Path(entry.path))
                 elif entry.name.lower().endswith(SUFFIXES):
                     names.append(prefix + entry.name)
     return sorted(names)
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    with suppress(OSError):  # a link to itself
+        return entry.is_dir()
+    return False
 
 
 def _identity(folder: Path) -> tuple[int, int]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import random
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastreid_ice import InputError
-from fastreid_ice.data import CropCache, Crops, inspect_images
+from fastreid_ice.data import CropCache, Crops, UnlabeledFolder, inspect_images
 from fastreid_ice.data.crops import LabelledCrops
 from fastreid_ice.reporting.sheets import thumbnail
 
@@ -132,6 +135,39 @@ def test_an_image_of_too_many_pixels_is_named(tmp_path: Path, monkeypatch: pytes
     batch = Crops(paths, (32, 16), {}, skip_unreadable=True)[[0]]
     assert batch["readable"].item() == 0 and not batch["images"].any()
     assert thumbnail(paths[0]) is None and thumbnail(paths[1])
+
+
+@pytest.fixture
+def alarm() -> Iterator[None]:
+    """Ends a test that waits for ever."""
+
+    def end(number: int, frame: object) -> None:
+        raise AssertionError("waited for 20 s")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.alarm(20)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_a_pipe_and_a_link_to_itself_are_unreadable_images(tmp_path: Path, alarm) -> None:
+    for number in range(2):
+        Image.fromarray(PATCHES).save(tmp_path / f"{number}.png")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "round.jpg").symlink_to("round.jpg")
+    (tmp_path / "round").symlink_to("round")
+    paths = UnlabeledFolder(str(tmp_path)).paths
+    assert [Path(path).name for path in paths] == ["0.png", "1.png", "pipe.jpg", "round.jpg"]
+    for path in paths[2:]:
+        assert thumbnail(path) is None
+        with pytest.raises(InputError, match=f"{Path(path).name}.*DATALOADER.UNREADABLE skip"):
+            read(Path(path))
+    with pytest.raises(InputError, match="2 of 4 training images cannot be read, the first: .*pipe.jpg"):
+        inspect_images(paths, unreadable="error")
+    inspect_images(paths, unreadable="skip")
+    batch = Crops(paths, (64, 32), {}, skip_unreadable=True)[range(4)]
+    assert batch["readable"].tolist() == [1, 1, 0, 0]
 
 
 @pytest.mark.parametrize("name", ["two words.png", "é ü 人 🚶.png", "a'b\"c;$(d) %s {e}.png", "-n", "latin\udce9.png"])
