@@ -24,25 +24,30 @@ def shipped_file(path: str) -> str:
 
     "configs/ice_demo.yml" and "ice_demo.yml" both name ``CONFIGS / "ice_demo.yml"``; other folders name nothing.
     """
+    return path if os.path.exists(path) else _shipped(path) or path
+
+
+def _shipped(path: str) -> str | None:
     shipped = CONFIGS / os.path.basename(path)
-    named = os.path.dirname(path) in ("", CONFIGS.name) and shipped.is_file()
-    return str(shipped) if named and not os.path.exists(path) else path
+    return str(shipped) if os.path.dirname(path) in ("", CONFIGS.name) and shipped.is_file() else None
 
 
 def merge_config_file(cfg: CfgNode, path: str) -> None:
     """Merges a config file and its ``_BASE_`` into ``cfg``, in place, as fast-reid's ``merge_from_file`` does.
 
     Unlike there a ``_BASE_`` that does not exist may be a file that comes with the package (see ``shipped_file``), and
-    the files of ``IMPORTS`` count from the file that names them.
+    the files of ``IMPORTS`` count from the file that names them. A file with the name of its ``_BASE_`` stands over the
+    one that comes with the package.
 
     Raises:
         AssertionError, KeyError, OSError, ValueError: as ``merge_from_file``; no file, or keys that do not fit ``cfg``.
-        InputError: a file that is no mapping of keys.
+        InputError: a file that is no mapping of keys, or a ``_BASE_`` that is no name or leads back to the file.
     """
     cfg.merge_from_other_cfg(CfgNode(_read(path)))
 
 
-def _read(path: str) -> dict[str, Any]:
+def _read(path: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The keys of a file over those of its ``_BASE_``; ``above`` are the files that lie over it."""
     with open(path, encoding="utf-8") as file:
         try:
             own = yaml.safe_load(file)
@@ -57,8 +62,15 @@ def _read(path: str) -> dict[str, Any]:
     base = own.pop("_BASE_", None)
     if base is None:
         return own
-    beside = os.path.join(folder, os.path.expanduser(base))
-    return _overlaid(_read(beside if os.path.exists(beside) else shipped_file(base)), own)
+    if not isinstance(base, str):
+        raise InputError(f"{path}: _BASE_ {base!r} must be the name of a config file")
+    read = (*above, os.path.realpath(path))
+    places = (os.path.join(folder, os.path.expanduser(base)), base, _shipped(base))
+    files = [place for place in places if place and os.path.exists(place)] or [base]
+    below = next((file for file in files if os.path.realpath(file) not in read), None)
+    if below is None:
+        raise InputError(f"{path}: its _BASE_ leads back to {files[0]}; name a config that is not over this one")
+    return _overlaid(_read(below, read), own)
 
 
 def _overlaid(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -62,6 +62,39 @@ def test_bases_and_imports_count_from_the_file(tmp_path: Path) -> None:
     assert tuple(cfg.IMPORTS) == (str(tmp_path / "deep" / "a.py"), str(tmp_path / "b.py"))
 
 
+@pytest.mark.parametrize("folder", ["", "configs"])
+def test_a_config_over_the_shipped_one_of_its_name(tmp_path: Path, monkeypatch, folder: str) -> None:
+    """By the name of the file, which is its own, and from the folder in which people run it."""
+    monkeypatch.chdir(tmp_path)
+    mine = Path(folder, "ice_demo.yml")
+    mine.parent.mkdir(exist_ok=True)
+    for base in ("ice_demo.yml", "configs/ice_demo.yml"):
+        mine.write_text(f"_BASE_: {base}\nSEED: 3\n")
+        cfg = read(mine)
+        assert (cfg.SEED, cfg.CLUSTER.K1) == (3, 15)
+    Path(folder, "near.yml").write_text("_BASE_: ice_demo.yml\nSEED: 4\n")
+    mine.write_text("_BASE_: near.yml\n")
+    cfg = read(mine)
+    assert (cfg.SEED, cfg.CLUSTER.K1) == (4, 15), "through another file"
+
+
+def test_configs_in_a_circle(tmp_path: Path) -> None:
+    for name, base in (("a", "b"), ("b", "c"), ("c", "a"), ("self", "self")):
+        (tmp_path / f"{name}.yml").write_text(f"_BASE_: {base}.yml\n")
+    with pytest.raises(InputError, match=r"c.yml: its _BASE_ leads back to .*/a.yml; .*") as error:
+        read(tmp_path / "a.yml")
+    assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match=r"self.yml: its _BASE_ leads back to .*/self.yml"):
+        read(tmp_path / "self.yml")
+
+
+@pytest.mark.parametrize("base", ["5", "[ice_demo.yml]", "true", "{a: b}"])
+def test_a_base_is_a_file_name(tmp_path: Path, base: str) -> None:
+    (tmp_path / "mine.yml").write_text(f"_BASE_: {base}\n")
+    with pytest.raises(InputError, match="mine.yml: _BASE_ .* must be the name of a config file"):
+        read(tmp_path / "mine.yml")
+
+
 @pytest.mark.parametrize(
     ("text", "error"),
     [("- SEED", "is no mapping"), ("SEED: [", "is no YAML"), ("_BASE_: nothing.yml", "nothing.yml")],
