@@ -5,6 +5,7 @@ A new loss is one file with a registered :class:`LossTerm` and its name in ``MOD
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -84,14 +85,19 @@ def build_losses(cfg: CfgNode) -> nn.ModuleDict:
     """The loss terms that ``MODEL.LOSSES.NAME`` lists, keyed by the name under which they are logged.
 
     Raises:
-        InputError: an unknown or doubled name, or a key that the loss does not take.
+        InputError: an unknown or doubled name, a key that the loss does not take, or a value that it refuses with an
+            InputError of its own. Any other error of a loss stays as it is.
     """
     terms = nn.ModuleDict()
     for cls in _named_losses(cfg):
         options = {key.lower(): value for key, value in cfg.MODEL.LOSSES.get(cls.node, {}).items()}
         try:
+            inspect.signature(cls).bind(**options)
+        except TypeError as error:
+            raise InputError(f"MODEL.LOSSES.{cls.node}: {error}") from error
+        try:
             terms[f"loss_{cls.node.lower()}"] = cls(**options)
-        except (TypeError, ValueError) as error:
+        except InputError as error:
             raise InputError(f"MODEL.LOSSES.{cls.node}: {error}") from error
     return terms
 

@@ -23,6 +23,7 @@ from ..core import (
     update_hardest,
     update_mean,
 )
+from ..errors import InputError
 from .base import LOSS_REGISTRY, LossTerm, Step
 
 # How a batch moves a proxy, by the word that says so in the config. A further design is a function like these,
@@ -44,7 +45,7 @@ class DiscrepantProxyLoss(LossTerm):
         momentum: weight of the old proxy in an update, in [0, 1].
 
     Raises:
-        ValueError: for an unknown word, or a value out of range.
+        InputError: for an unknown word, or a value out of range.
     """
 
     views = frozenset({"online"})
@@ -61,14 +62,15 @@ class DiscrepantProxyLoss(LossTerm):
     ) -> None:
         super().__init__(scale=scale)
         if not updates or not set(updates) <= set(UPDATE_REGISTRY):
-            raise ValueError(f"UPDATES {tuple(updates)} must be one or more of {', '.join(sorted(UPDATE_REGISTRY))}")
-        if margins and (len(margins) != len(updates) or min(margins) < 0):
-            raise ValueError(
+            raise InputError(f"UPDATES {tuple(updates)} must be one or more of {', '.join(sorted(UPDATE_REGISTRY))}")
+        numbers = all(isinstance(margin, (int, float)) and margin >= 0 for margin in margins or ())
+        if margins and (len(margins) != len(updates) or not numbers):
+            raise InputError(
                 f"MARGINS {tuple(margins)} must hold a number from 0 for each of the UPDATES {tuple(updates)}, "
                 "or be () for none"
             )
         if not 0 <= momentum <= 1:
-            raise ValueError(f"MOMENTUM {momentum} must lie in [0, 1]")
+            raise InputError(f"MOMENTUM {momentum} must lie in [0, 1]")
         self.temperature = temperature
         self.updates = [UPDATE_REGISTRY[name] for name in updates]
         self.margins = margins or None
@@ -108,7 +110,7 @@ class MultiInstanceLoss(LossTerm):
         positive: where the positive is looked for, in the "bank" or among the momentum features of the "batch".
 
     Raises:
-        ValueError: for a value out of range.
+        InputError: for a value out of range.
     """
 
     views = frozenset({"online", "momentum"})
@@ -127,13 +129,13 @@ class MultiInstanceLoss(LossTerm):
     ) -> None:
         super().__init__(scale=scale)
         if num_instances < 1:
-            raise ValueError(f"NUM_INSTANCES {num_instances} must be at least 1")
+            raise InputError(f"NUM_INSTANCES {num_instances} must be at least 1")
         if repetition not in ("needed", "always"):
-            raise ValueError(f"REPETITION {repetition!r} must be 'needed' or 'always'")
+            raise InputError(f"REPETITION {repetition!r} must be 'needed' or 'always'")
         if store not in ("momentum", "online"):
-            raise ValueError(f"STORE {store!r} must be 'momentum' or 'online'")
+            raise InputError(f"STORE {store!r} must be 'momentum' or 'online'")
         if positive not in ("bank", "batch"):
-            raise ValueError(f"POSITIVE {positive!r} must be 'bank' or 'batch'")
+            raise InputError(f"POSITIVE {positive!r} must be 'bank' or 'batch'")
         self.temperature = temperature
         self.num_instances = num_instances
         self.repetition = repetition

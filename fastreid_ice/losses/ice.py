@@ -14,6 +14,7 @@ from ..core import (
     hard_instance_loss,
     soft_consistency_loss,
 )
+from ..errors import InputError
 from .base import LOSS_REGISTRY, LossTerm, Step
 
 
@@ -63,9 +64,9 @@ class CrossCameraLoss(LossTerm):
     ) -> None:
         super().__init__(scale=scale)
         if proxy_norm not in ("row", "coordinate"):
-            raise ValueError(f"PROXY_NORM {proxy_norm!r} must be 'row' or 'coordinate'")
+            raise InputError(f"PROXY_NORM {proxy_norm!r} must be 'row' or 'coordinate'")
         if positives not in ("other_cameras", "all"):
-            raise ValueError(f"POSITIVES {positives!r} must be 'other_cameras' or 'all'")
+            raise InputError(f"POSITIVES {positives!r} must be 'other_cameras' or 'all'")
         self.temperature = temperature
         self.num_negatives = num_negatives
         self.proxy_norm = proxy_norm

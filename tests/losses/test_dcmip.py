@@ -386,6 +386,7 @@ def test_cluster_contrast_is_a_config() -> None:
         ("DISCREPANT_PROXY.UPDATES", (), r"UPDATES \(\) must be one or more of"),
         ("DISCREPANT_PROXY.MARGINS", (0.2,), r"MARGINS \(0.2,\) must hold a number from 0 for each of the UPDATES"),
         ("DISCREPANT_PROXY.MARGINS", (0.2, -0.1), "MARGINS .* must hold a number from 0"),
+        ("DISCREPANT_PROXY.MARGINS", (0.2, "small"), "MARGINS .* must hold a number from 0"),
         ("DISCREPANT_PROXY.MOMENTUM", 1.5, r"MOMENTUM 1.5 must lie in \[0, 1\]"),
         ("MULTI_INSTANCE.NUM_INSTANCES", 0, "NUM_INSTANCES 0 must be at least 1"),
         ("MULTI_INSTANCE.POSITIVE", "queue", "POSITIVE 'queue' must be 'bank' or 'batch'"),

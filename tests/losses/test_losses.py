@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from fastreid.config import CfgNode
 from torch import Tensor
 
 from fastreid_ice import InputError
@@ -156,6 +157,27 @@ def test_unknown_key_of_a_loss_is_named() -> None:
     cfg = small_config()
     cfg.MODEL.LOSSES.HARD_INSTANCE.TEMPERATUR = 0.2
     with pytest.raises(InputError, match="MODEL.LOSSES.HARD_INSTANCE: .*temperatur"):
+        build_losses(cfg)
+
+
+@pytest.mark.parametrize("error", [TypeError, ValueError])
+def test_an_error_in_a_loss_of_ones_own_stays_as_it_is(monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
+    """With its traceback; what the config gives it that it does not take is still a sentence."""
+
+    class Faulty(LossTerm):
+        views = frozenset({"online"})
+        node = "FAULTY"
+
+        def __init__(self, *, scale: float = 1.0) -> None:
+            raise error("a slip of its author")
+
+    monkeypatch.setitem(LOSS_REGISTRY._obj_map, "Faulty", Faulty)
+    cfg = small_config(MODEL__LOSSES__NAME=("Faulty",))
+    with pytest.raises(error, match="^a slip of its author$") as raised:
+        build_losses(cfg)
+    assert not isinstance(raised.value, InputError)
+    cfg.MODEL.LOSSES.FAULTY = CfgNode({"SCALES": 2.0})
+    with pytest.raises(InputError, match="^MODEL.LOSSES.FAULTY: .*scales.*"):
         build_losses(cfg)
 
 
