@@ -237,9 +237,7 @@ def _recall_best_metric(self: Any) -> None:
     _before_checkpoints(self)
     path = os.path.join(self.checkpointer.save_dir, "model_best.pth")
     if self.trainer.start_epoch > 0 and os.path.isfile(path):
-        # mmap: only this number is read, not the weights.
-        best = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        self.best_metric = best.get("metric", self.best_metric)
+        self.best_metric = self.checkpointer._load_file(path).get("metric", self.best_metric)
 
 
 def _load_weights(self: Any, path: str) -> Any:

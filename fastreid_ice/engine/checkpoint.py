@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ from fastreid.utils.checkpoint import Checkpointer as _Checkpointer
 
 from ..errors import InputError
 from ..files import explaining_writes, remove_parts, replacing
+from ..modeling.weights import read_weights
 
 
 def read_checkpoint(path: str, *, mmap: bool = False) -> dict:
@@ -20,15 +20,11 @@ def read_checkpoint(path: str, *, mmap: bool = False) -> dict:
     Raises:
         InputError: no file, a file that cannot be read, or one that holds something else.
     """
-    try:
-        state = torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
-    except FileNotFoundError as error:
-        raise InputError(f"no checkpoint {path}") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise InputError(
-            f"cannot load weights from {path}: {str(error).partition(chr(10))[0] or type(error).__name__}"
-        ) from error
-    if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
+    state = read_weights(path, mmap=mmap)
+    weights = state.get("model") if isinstance(state, dict) else None
+    if not isinstance(weights, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()
+    ):
         raise InputError(
             f"{path} is no fast-reid checkpoint (a dict with the weights under 'model'); bare backbone weights "
             f"go into MODEL.BACKBONE.PRETRAIN_PATH, with MODEL.BACKBONE.PRETRAIN True"

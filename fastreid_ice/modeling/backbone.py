@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import shutil
 import socket
 import sys
@@ -18,6 +17,7 @@ from torch import nn
 
 from ..errors import InputError
 from .timm_backbone import is_timm
+from .weights import read_weights
 
 SILENCE_SECONDS = 30
 
@@ -34,16 +34,23 @@ def build_fitting_backbone(cfg: CfgNode) -> nn.Module:
         InputError: pretrained weights that do not fit, or a wrong ``MODEL.BACKBONE.FEAT_DIM``.
     """
     node = cfg.MODEL.BACKBONE
+    own = node.PRETRAIN and node.PRETRAIN_PATH and not is_timm(cfg)
+    weights = {}
+    if own:  # read here first: torch < 2.6, as fast-reid calls it, would run code that the file holds
+        try:
+            weights = read_weights(node.PRETRAIN_PATH)
+        except InputError as error:
+            raise InputError(f"MODEL.BACKBONE.PRETRAIN_PATH: {error}") from error
+        if not isinstance(weights, dict):
+            raise _no_weights(node)
     try:
-        # Read here first: torch < 2.6, as fast-reid calls it, would run code that the file holds.
-        own = node.PRETRAIN and node.PRETRAIN_PATH and not is_timm(cfg)
-        weights = torch.load(node.PRETRAIN_PATH, map_location="cpu", weights_only=True) if own else {}
         with _no_endless_download():
             backbone = build_backbone(cfg)
-    except (ImportError, OSError, RuntimeError, pickle.UnpicklingError) as error:
+    except (ImportError, OSError, RuntimeError) as error:
         if not node.PRETRAIN:
             raise
-        reason = textwrap.shorten(str(error).strip().splitlines()[:2][-1], 200)
+        reason = " ".join(str(error).strip().splitlines()[:2][-1:]) or type(error).__name__
+        reason = textwrap.shorten(reason, 200)
         if node.PRETRAIN_PATH:
             raise InputError(
                 f"MODEL.BACKBONE.PRETRAIN_PATH {node.PRETRAIN_PATH!r} does not fit {node.NAME} {node.DEPTH}: {reason}"
@@ -54,10 +61,7 @@ def build_fitting_backbone(cfg: CfgNode) -> nn.Module:
         ) from error
     # All but the vision transformer want bare weights, and train from random ones where these are wrapped.
     if own and node.NAME != "build_vit_backbone" and not set(weights) & set(backbone.state_dict()):
-        raise InputError(
-            f"MODEL.BACKBONE.PRETRAIN_PATH {node.PRETRAIN_PATH!r} holds no weights of {node.NAME}: none of its "
-            f"entries has a name of this backbone (a fast-reid checkpoint goes into MODEL.WEIGHTS)"
-        )
+        raise _no_weights(node)
     if is_timm(cfg):
         return backbone.train()
     with torch.no_grad():
@@ -79,6 +83,13 @@ def _no_endless_download() -> Iterator[None]:
         yield
     finally:
         socket.setdefaulttimeout(before)
+
+
+def _no_weights(node: CfgNode) -> InputError:
+    return InputError(
+        f"MODEL.BACKBONE.PRETRAIN_PATH {node.PRETRAIN_PATH!r} holds no weights of {node.NAME}: none of its "
+        f"entries has a name of this backbone (a fast-reid checkpoint goes into MODEL.WEIGHTS)"
+    )
 
 
 def check_compiler() -> None:

@@ -21,6 +21,7 @@ from timm.models import get_pretrained_cfg, load_state_dict
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .weights import read_weights
 
 CONNECT_SECONDS = 10
 
@@ -195,6 +196,8 @@ def _from_file(name: str, path: str, needed: set[str], arguments: dict[str, Any]
 
     Otherwise timm converts it, as it does what it downloads, and needs its own classifier there too.
     """
+    if not path.endswith(".safetensors"):
+        read_weights(path)  # of a file that holds none this gives the reason, and not torch's advice to load it anyway
     source: dict[str, Any] = {"state_dict": load_state_dict(path)}
     if needed <= set(source["state_dict"]):
         source["state_dict"] = {key: source["state_dict"][key] for key in needed}

@@ -1,0 +1,31 @@
+"""Files of weights, read without running what may be in them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+
+from ..errors import InputError
+
+
+def read_weights(path: str, *, mmap: bool = False) -> Any:
+    """What ``torch.save`` wrote to ``path``, on the CPU; with ``mmap`` its tensors are read when they are used.
+
+    Raises:
+        InputError: no file, a file that cannot be read, or one that holds more than tensors, numbers, texts and
+            containers of them. torch advises to load such a file all the same, which runs the code in it.
+    """
+    try:
+        return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
+    except OSError as error:
+        raise InputError(f"cannot load weights from {path}: {error.strerror or error}") from error
+    except Exception as error:  # torch reads bytes as instructions, and what others than its own lead to is anything
+        held = re.search(r"GLOBAL (\S+)", str(error))
+        reason = (
+            f"it holds {held[1]}, which is no tensor, and loading that could run code; use a file of weights alone"
+            if held
+            else "it is cut off, or was not written by torch.save; use another file"
+        )
+        raise InputError(f"cannot load weights from {path}: {reason}") from error
