@@ -26,7 +26,7 @@ from torchvision.transforms import Compose, RandomApply
 from fastreid_ice import add_ice_config
 from fastreid_ice.compat.data import fast_batch_collator
 from fastreid_ice.compat.training import mixed_precision
-from fastreid_ice.config import merge_config_file, shipped_file
+from fastreid_ice.config import merge_config_file, merge_options, shipped_file
 from fastreid_ice.core import Clusters
 from fastreid_ice.data import (
     CropCache,
@@ -99,7 +99,7 @@ def build_config(args: argparse.Namespace) -> CfgNode:
     merge_config_file(cfg, shipped_file(args.config_file))
     cfg.merge_from_list(["DATASETS.NAMES", ("SyntheticPeople",), "MODEL.DEVICE", args.device, "MODEL.WEIGHTS", ""])
     cfg.merge_from_list(["MODEL.BACKBONE.PRETRAIN", False, "DATALOADER.NUM_WORKERS", 0])
-    cfg.merge_from_list(args.opts)
+    merge_options(cfg, args.opts)
     if "INPUT.SIZE_TEST" not in args.opts:
         cfg.INPUT.SIZE_TEST = cfg.INPUT.SIZE_TRAIN  # or extraction would take other images, and none from the cache
     return cfg

@@ -27,7 +27,7 @@ from fastreid.engine import DefaultTrainer, default_argument_parser, default_set
 from fastreid.utils import comm
 from fastreid.utils.env import seed_all_rng
 
-from ..config import add_ice_config, import_files, merge_config_file, shipped_file
+from ..config import add_ice_config, import_files, merge_config_file, merge_options, shipped_file
 from ..data import existing_tests
 from ..engine import Checkpointer, UnsupervisedTrainer, check_config, fall_back, launch, stage_configs, train_stages
 from ..engine.launch import ProcessFailed
@@ -68,13 +68,10 @@ def read_config(path: str, options: Sequence[str] = ()) -> CfgNode:
     """The config of a file, or the default one for "", under the keys and values of ``options``."""
     cfg = get_cfg()
     add_ice_config(cfg)
-    try:
-        if path:
-            merge_config_file(cfg, path)
-        cfg.merge_from_list(list(options))
-        cfg.STAGES = without_keys(cfg.STAGES or (), options[::2])  # a bare `STAGES:` is None
-    except (AssertionError, KeyError, OSError, ValueError) as error:
-        raise InputError(f"config {path or '(none)'}: {error}") from error
+    if path:
+        merge_config_file(cfg, path)
+    merge_options(cfg, options)
+    cfg.STAGES = without_keys(cfg.STAGES or (), options[::2])  # a bare `STAGES:` is None
     cfg.MODEL.WEIGHTS = shipped_file(cfg.MODEL.WEIGHTS)
     return cfg
 

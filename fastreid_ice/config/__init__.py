@@ -1,6 +1,6 @@
 """Configs: every key that this plugin adds, and the files that set them."""
 
-from .files import CONFIGS, import_files, merge_config_file, shipped_file
+from .files import CONFIGS, import_files, merge_config_file, merge_options, merge_values, shipped_file
 from .keys import add_ice_config, lookup, value_of
 
 __all__ = [
@@ -9,6 +9,8 @@ __all__ = [
     "import_files",
     "lookup",
     "merge_config_file",
+    "merge_options",
+    "merge_values",
     "shipped_file",
     "value_of",
 ]

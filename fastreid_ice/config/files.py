@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import yaml
 from fastreid.config import CfgNode
 
 from ..errors import InputError
+from .keys import value_of
 
 # A wheel holds configs/ in the package; in a checkout it lies beside the package.
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -40,19 +41,86 @@ def merge_config_file(cfg: CfgNode, path: str) -> None:
     one that comes with the package.
 
     Raises:
-        AssertionError, KeyError, OSError, ValueError: as ``merge_from_file``; no file, or keys that do not fit ``cfg``.
-        InputError: a file that is no mapping of keys, or a ``_BASE_`` that is no name or leads back to the file.
+        InputError: no file, one that is no mapping of keys, keys that do not fit ``cfg``, or a ``_BASE_`` that is no
+            name or leads back to the file.
     """
-    cfg.merge_from_other_cfg(CfgNode(_read(path)))
+    values = _read(path)
+    try:
+        merge_values(cfg, values)
+    except InputError as error:
+        raise InputError(f"config {path}: {error}") from error
+
+
+def merge_values(cfg: CfgNode, values: dict[str, Any]) -> None:
+    """Merges nested keys into ``cfg``, in place; a whole number stands for a float where ``cfg`` holds one.
+
+    Raises:
+        InputError: keys that ``cfg`` does not have, or values of another type.
+    """
+    try:
+        cfg.merge_from_other_cfg(CfgNode(_all_fitted(values, cfg)))
+    except (AssertionError, KeyError, ValueError) as error:
+        raise InputError(_sentence(error)) from error
+
+
+def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
+    """Merges the keys and values of a command line into ``cfg``, in place, as ``merge_values`` does.
+
+    Raises:
+        InputError: as there; a key without a value, or an option among them.
+    """
+    late = next((option for option in options if option.startswith("--")), None)
+    if late:
+        raise InputError(f"{late} stands behind a config key: options come before keys and values")
+    if len(options) % 2:
+        raise InputError(f"{options[-1]}: a value is missing; config keys follow as KEY VALUE KEY VALUE ...")
+    pairs = []
+    for key, text in zip(options[::2], options[1::2], strict=True):
+        try:
+            fitted = _fitted(key, CfgNode._decode_cfg_value(text), value_of(cfg, key))
+        except (KeyError, TypeError) as error:
+            raise InputError(f"there is no config key {key}") from error
+        pairs += [key, fitted if isinstance(fitted, float) else text]
+    try:
+        cfg.merge_from_list(pairs)
+    except (AssertionError, KeyError, ValueError) as error:
+        raise InputError(_sentence(error)) from error
+
+
+def _fitted(key: str, value: Any, known: Any) -> Any:
+    """``value`` for a key that holds ``known`` so far, as a float where that is one.
+
+    Raises:
+        InputError: it is no mapping, and ``known`` is a node.
+    """
+    if isinstance(known, CfgNode):
+        if not isinstance(value, dict):
+            raise InputError(f"{key} must hold keys, not {value!r}")
+        return _all_fitted(value, known, f"{key}.")
+    return float(value) if isinstance(known, float) and type(value) is int else value
+
+
+def _all_fitted(values: dict[str, Any], known: CfgNode, prefix: str = "") -> dict[str, Any]:
+    wrong = next((key for key in values if not isinstance(key, str)), None)
+    if wrong is not None:
+        raise InputError(f"{prefix}{wrong!r} is no config key")
+    return {key: _fitted(prefix + key, value, known.get(key)) for key, value in values.items()}
+
+
+def _sentence(error: Exception) -> str:
+    """The message of an error of yacs, which may have several lines."""
+    return " ".join(str(error.args[0] if error.args else error).split())
 
 
 def _read(path: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     """The keys of a file over those of its ``_BASE_``; ``above`` are the files that lie over it."""
-    with open(path, encoding="utf-8") as file:
-        try:
+    try:
+        with open(path, encoding="utf-8") as file:
             own = yaml.safe_load(file)
-        except yaml.YAMLError as error:
-            raise InputError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise InputError(f"config {path}: {error.strerror}") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(own, dict):
         raise InputError(f"{path} is no mapping of config keys to values")
     folder = os.path.dirname(path)

@@ -20,7 +20,7 @@ from fastreid.utils import comm
 from fastreid.utils.env import seed_all_rng
 from torch import Tensor
 
-from ..config import add_ice_config, value_of
+from ..config import add_ice_config, merge_config_file, merge_values, value_of
 from ..errors import InputError
 from ..reporting import (
     CHOSEN,
@@ -84,10 +84,7 @@ def read_run(folder: Path) -> list[CfgNode]:
         raise InputError(f"{folder} holds no config.yaml; it must be the OUTPUT_DIR of a run")
     cfg = get_cfg()
     add_ice_config(cfg)
-    try:
-        cfg.merge_from_file(str(path))
-    except (AssertionError, KeyError, OSError, ValueError) as error:
-        raise InputError(f"{path}: {error}") from error
+    merge_config_file(cfg, str(path))
     cfg.OUTPUT_DIR = str(folder)
     return stage_configs(cfg)
 
@@ -220,10 +217,9 @@ def _overlaid(cfg: CfgNode, overlay: object, number: int) -> CfgNode:
     stage = cfg.clone()
     stage.defrost()
     try:
-        stage.merge_from_other_cfg(CfgNode(overlay))
-    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
-        reason = str(error.args[0] if error.args else error)
-        raise InputError(f"STAGES, stage {number}: {' '.join(reason.split())}") from error
+        merge_values(stage, overlay)
+    except InputError as error:
+        raise InputError(f"STAGES, stage {number}: {error}") from error
     for key in COMMON:
         if value_of(stage, key) != value_of(cfg, key):
             raise InputError(f"STAGES, stage {number}: {key} is common to all stages; set it outside of STAGES")

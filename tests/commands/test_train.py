@@ -64,6 +64,7 @@ BAD = {
     "a loss": (["MODEL.LOSSES.NAME", "('Centre',)"], "MODEL.LOSSES.NAME: 'Centre' is not registered; choose from"),
     "a clusterer": (["CLUSTER.NAME", "OPTICS"], "CLUSTER.NAME: 'OPTICS' is not registered; choose from"),
     "a range": (["CLUSTER.EPS", "1.5"], "CLUSTER.EPS 1.5 must lie between 0 and 1"),
+    "a whole number": (["CLUSTER.EPS", "55"], "^CLUSTER.EPS 55.0 must lie between 0 and 1"),
     "a key": (["CLUSTER.EPSILON", "0.5"], "CLUSTER.EPSILON"),
     "a type": (["CLUSTER.K1", "many"], "CLUSTER.K1"),
     "a device": (["MODEL.DEVICE", "gpu"], "MODEL.DEVICE 'gpu' is no device"),

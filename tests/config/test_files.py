@@ -9,7 +9,9 @@ import pytest
 from fastreid.config import CfgNode, get_cfg
 
 from fastreid_ice import InputError, add_ice_config
-from fastreid_ice.config import CONFIGS, import_files, merge_config_file, shipped_file
+from fastreid_ice.config import CONFIGS, import_files, merge_config_file, merge_options, shipped_file
+from fastreid_ice.engine import read_run, stage_configs
+from support import small_config
 
 
 def read(path: Path | str) -> CfgNode:
@@ -101,8 +103,60 @@ def test_a_base_is_a_file_name(tmp_path: Path, base: str) -> None:
 )
 def test_a_file_that_is_no_config(tmp_path: Path, text: str, error: str) -> None:
     (tmp_path / "mine.yml").write_text(text)
-    with pytest.raises((InputError, OSError), match=error):
+    with pytest.raises(InputError, match=error):
         read(tmp_path / "mine.yml")
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("", "is no mapping"),
+        ("MODEL: 5", "config .*mine.yml: MODEL must hold keys, not 5$"),
+        ("MODEL:\n  LOSSES:", "config .*mine.yml: MODEL.LOSSES must hold keys, not None$"),
+        ("5: 3", "config .*mine.yml: 5 is no config key$"),
+        ("NOPE: 1", "config .*mine.yml: Non-existent config key: NOPE$"),
+        ("SEED: x", "config .*mine.yml: Type mismatch .* SEED$"),
+    ],
+)
+def test_a_file_of_keys_that_do_not_fit(tmp_path: Path, text: str, error: str) -> None:
+    """In one sentence, also where it is the file that a run has left."""
+    (tmp_path / "mine.yml").write_text(text)
+    with pytest.raises(InputError, match=error) as raised:
+        read(tmp_path / "mine.yml")
+    assert "\n" not in str(raised.value)
+    for content in (text, "MODEL: [", "\0", "- a", "_BASE_: 5", "!!python/object:a.b {}"):
+        (tmp_path / "config.yaml").write_text(content)
+        with pytest.raises(InputError, match=r"/config\.yaml") as raised:
+            read_run(tmp_path)
+        assert "\n" not in str(raised.value)
+
+
+def test_a_whole_number_is_a_float_where_one_is_expected(tmp_path: Path) -> None:
+    (tmp_path / "mine.yml").write_text("CLUSTER: {EPS: 1}\nMODEL: {LOSSES: {CROSS_CAMERA: {SCALE: 2}}}\n")
+    cfg = read(tmp_path / "mine.yml")
+    merge_options(cfg, ["MODEL.MOMENTUM.ALPHA", "1", "CLUSTER.K1", "20"])
+    values = (cfg.CLUSTER.EPS, cfg.MODEL.LOSSES.CROSS_CAMERA.SCALE, cfg.MODEL.MOMENTUM.ALPHA, cfg.CLUSTER.K1)
+    assert values == (1.0, 2.0, 1.0, 20) and [type(value) for value in values] == [float, float, float, int]
+    cfg.STAGES = ({"CLUSTER": {"EPS": 0}},)
+    (stage,) = stage_configs(cfg)
+    assert stage.CLUSTER.EPS == 0.0
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (["SEED", "1", "--resume"], "^--resume stands behind a config key: options come before keys and values$"),
+        (["--num-gpus", "2"], "^--num-gpus stands behind"),
+        (["SEED", "1", "CLUSTER.K1"], "^CLUSTER.K1: a value is missing; .*KEY VALUE"),
+        (["SEED"], "^SEED: a value is missing"),
+        (["MODEL", "5"], "^MODEL must hold keys, not 5$"),
+        (["CLUSTER.EPSILON", "5"], "CLUSTER.EPSILON"),
+    ],
+)
+def test_options_that_do_not_fit(options: list[str], error: str) -> None:
+    with pytest.raises(InputError, match=error) as raised:
+        merge_options(small_config(), options)
+    assert "\n" not in str(raised.value)
 
 
 def test_a_file_is_imported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,7 +120,7 @@ class TestConfigs:
             (None, "stage 2: None must be a mapping"),
             ({"MODEL": {"LOSSE": {}}}, "stage 2: Non-existent config key: MODEL.LOSSE"),
             ({"SOLVER": {"MAX_EPOCH": "many"}}, "stage 2: Type mismatch .* SOLVER.MAX_EPOCH"),
-            ({"SOLVER": 3}, "stage 2: Type mismatch"),
+            ({"SOLVER": 3}, "stage 2: SOLVER must hold keys, not 3"),
             ({1: 2}, "stage 2: "),
             ({"OUTPUT_DIR": "elsewhere"}, "stage 2: OUTPUT_DIR is common to all stages; set it outside of STAGES"),
             ({"MODEL": {"BACKBONE": {"DEPTH": "x1_0"}}}, "stage 2: MODEL.BACKBONE is common to all stages"),
