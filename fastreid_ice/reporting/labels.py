@@ -20,6 +20,7 @@ from ..progress import progress
 
 COLUMNS = ("path", "camera", "label", "distance_to_centroid")
 LABELS_FILE = "labels.csv"
+LABEL_LIMIT = 2**53  # of whole numbers in a browser, which searches the report
 BLOCK = 4096  # rows at a time
 
 
@@ -56,21 +57,21 @@ class PseudoLabels:
 
     @classmethod
     def read(cls, path: Path) -> PseudoLabels:
-        """Reads such a file.
+        """Reads such a file, also as a spreadsheet saves it, with a byte order mark and blank lines.
 
         Raises:
             InputError: no such file, or one that holds something else; names the line.
         """
         rows = []
         try:
-            with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
                 lines = csv.reader(file)
                 whole = tuple(next(lines, ())) == COLUMNS
                 if whole:
-                    for name, camera, label, distance in lines:
+                    for name, camera, label, distance in filter(any, lines):
                         rows.append((name, camera, int(label), float(distance or "nan")))
-                        if rows[-1][2] < -1:
-                            raise ValueError("a label must be 0, 1, ..., or -1 for noise")
+                        if not -1 <= rows[-1][2] < LABEL_LIMIT:
+                            raise ValueError(f"a label must be 0, 1, ... below {LABEL_LIMIT}, or -1 for noise")
         except OSError as error:
             raise InputError(f"{path}: {error.strerror}") from error
         except (csv.Error, ValueError) as error:

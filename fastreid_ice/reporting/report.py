@@ -173,11 +173,11 @@ def _facts(
     charts: Sequence[tuple[str, Curves]], clustering: PseudoLabels, evaluated: Mapping[str, Mapping[str, float]]
 ) -> str:
     labels, total = clustering.labels, max(len(clustering.labels), 1)
-    sizes = np.bincount(labels[labels >= 0])
+    sizes = np.unique(labels[labels >= 0], return_counts=True)[1]
     facts = {
         "images": f"{len(labels):,}",
         "cameras": len(set(clustering.cameras) - {""}) or "not known",
-        "clusters": f"{np.count_nonzero(sizes):,}",
+        "clusters": f"{len(sizes):,}",
         "noise": f"{100 * np.count_nonzero(labels < 0) / total:.1f} %",
         "largest cluster": f"{sizes.max(initial=0):,}",
     }
@@ -190,8 +190,7 @@ def _facts(
 
 def _sizes(clustering: PseudoLabels) -> str:
     """A histogram of cluster sizes, two bars to each doubling."""
-    sizes = np.bincount(clustering.labels[clustering.labels >= 0])
-    sizes = sizes[sizes > 0]
+    sizes = np.unique(clustering.labels[clustering.labels >= 0], return_counts=True)[1]
     if not len(sizes):
         return ""
     edges = [edge for power in range(int(sizes.max()).bit_length()) for edge in (2**power, 3 * 2**power // 2)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,31 +50,32 @@ def contact_sheets(clustering: PseudoLabels, *, seed: int) -> list[Sheet]:
         clustering: of N images.
         seed: of what is drawn at random.
     """
-    labels, distances = clustering.labels, clustering.distances
-    clustered, random = labels >= 0, np.random.default_rng(seed)
-    sizes = np.bincount(labels[clustered])
-    present = np.flatnonzero(sizes)  # a file of labels may have gaps
+    distances, random = clustering.distances, np.random.default_rng(seed)
+    clustered = clustering.labels >= 0
+    names = np.unique(clustering.labels[clustered])  # a file of labels may have gaps, and any numbers
+    labels = np.where(clustered, np.searchsorted(names, clustering.labels), -1)
+    sizes, present = np.bincount(labels[clustered]), np.arange(len(names))
     order = np.lexsort((distances, labels))[np.count_nonzero(~clustered) :]
     starts = np.cumsum(sizes) - sizes
-    means = np.bincount(labels[clustered], distances[clustered]) / np.maximum(sizes, 1)
-    cameras, spread = _camera_spread(clustering)
+    means = np.bincount(labels[clustered], distances[clustered]) / sizes
+    cameras, spread = _camera_spread(labels, clustering.cameras)
 
     def group(label: int) -> Group:
         places = np.linspace(0, sizes[label] - 1, min(sizes[label], IMAGES)).round().astype(int)
         caption = f"{sizes[label]} images"
         caption += f", {cameras[label]} {'camera' if cameras[label] == 1 else 'cameras'}" if cameras[label] else ""
         caption += "" if np.isnan(means[label]) else f", mean distance {means[label]:.3f}"
-        return Group(label, caption, order[starts[label] + places])
+        return Group(int(names[label]), caption, order[starts[label] + places])
 
     def first(scores: np.ndarray, among: np.ndarray = present) -> list[Group]:
         ranked = among[np.argsort(-scores[among], kind="stable")]
-        return [group(int(label)) for label in ranked[:CLUSTERS]]
+        return [group(label) for label in ranked[:CLUSTERS]]
 
     drawn = np.sort(random.permutation(present)[:CLUSTERS])
     noise = np.sort(random.permutation(np.flatnonzero(~clustered))[:NOISE_IMAGES])
     return [
         Sheet("Largest clusters", "Those with the most images.", first(sizes)),
-        Sheet("Random clusters", f"Drawn with seed {seed}.", [group(int(label)) for label in drawn]),
+        Sheet("Random clusters", f"Drawn with seed {seed}.", [group(label) for label in drawn]),
         Sheet(
             "Most cross-camera clusters",
             "Those whose images spread most evenly over most cameras (the highest entropy of the cameras' shares).",
@@ -93,12 +94,12 @@ def contact_sheets(clustering: PseudoLabels, *, seed: int) -> list[Sheet]:
     ]
 
 
-def _camera_spread(clustering: PseudoLabels) -> tuple[np.ndarray, np.ndarray]:
+def _camera_spread(labels: np.ndarray, cameras: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Of each cluster (C,): how many known cameras it has, and the entropy of their shares of its images."""
-    count = clustering.labels.max(initial=-1) + 1
-    rows = (clustering.labels >= 0) & (np.array(clustering.cameras, dtype=object) != "")
-    names = np.unique(np.array(clustering.cameras)[rows], return_inverse=True)[1]
-    pairs, images = np.unique(np.stack((clustering.labels[rows], names)), axis=1, return_counts=True)
+    count = labels.max(initial=-1) + 1
+    rows = (labels >= 0) & (np.array(cameras, dtype=object) != "")
+    names = np.unique(np.array(cameras)[rows], return_inverse=True)[1]
+    pairs, images = np.unique(np.stack((labels[rows], names)), axis=1, return_counts=True)
     shares = images / np.bincount(pairs[0], images, minlength=count)[pairs[0]]
     return (
         np.bincount(pairs[0], minlength=count),

@@ -318,7 +318,7 @@ def test_bad_input_is_one_sentence(cfg: CfgNode, tmp_path: Path, monkeypatch) ->
     (folder / "metrics.json").write_text("nothing\n")
     assert "metrics.json is no file of scalars as a run writes it" in message(folder)
     (folder / "config.yaml").write_text("SOLVER: {SPEED: 3}\n")
-    assert "config.yaml: 'Non-existent config key: SOLVER.SPEED'" in message(folder)
+    assert "config.yaml: Non-existent config key: SOLVER.SPEED" in message(folder)
     assert not (folder / "report.html").exists()
 
 
@@ -355,6 +355,36 @@ def test_labels_survive_a_file(tmp_path: Path) -> None:
     np.testing.assert_allclose(read.distances, clustering.distances, atol=1e-6)
 
 
+def test_labels_saved_by_a_spreadsheet(tmp_path: Path) -> None:
+    """With a mark of the byte order at the front, carriage returns, and blank lines at the end."""
+    text = "path,camera,label,distance_to_centroid\na.jpg,,3,0.1\nb.jpg,1,-1,\n"
+    path = tmp_path / "labels.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode() + b"\r\n,,,\r\n")
+    read = PseudoLabels.read(path)
+    assert list(read.paths) == ["a.jpg", "b.jpg"] and read.labels.tolist() == [3, -1]
+
+
+@pytest.mark.parametrize("number", [3_000_000_000, 10**15])
+def test_a_page_of_labels_with_large_numbers(cfg: CfgNode, crops: list[Path], number: int) -> None:
+    """It costs what there are images, not what the largest number would: 22 GiB, or more than any machine has."""
+    labels = np.array([0, 0, 0, 1, 1, 1, 2, 2, 2, 2, -1, -1])
+    pages = []
+    for step in (1, number):
+        cfg.OUTPUT_DIR += "+"
+        clustering = clustering_of(crops, np.where(labels < 0, -1, labels * step).tolist(), ["1", "2", "1"] * 4)
+        folder = make_run(cfg, clustering)
+        pages.append(write_report(read_run(folder), folder).read_text())
+    for label in (1, 2):
+        pages[1] = pages[1].replace(f"Cluster {label * number}<", f"Cluster {label}<")
+        pages[1] = pages[1].replace(f'data-cluster="{label * number}"', f'data-cluster="{label}"')
+    visible = [re.sub("[A-Za-z0-9+/=]{200,}", "", page) for page in pages]  # all but pictures and the index
+    assert visible[0] == visible[1].replace("run++", "run+")
+
+
 def test_reading_errors_name_the_file(tmp_path: Path) -> None:
+    for label in ("1" + "0" * 30, "-2"):
+        (tmp_path / "labels.csv").write_text(f"path,camera,label,distance_to_centroid\na.jpg,,{label},0.1\n")
+        with pytest.raises(InputError, match="labels.csv, line 2 is not .*: a label must be"):
+            PseudoLabels.read(tmp_path / "labels.csv")
     with pytest.raises(InputError, match="nothing.csv: No such file"):
         PseudoLabels.read(tmp_path / "nothing.csv")
