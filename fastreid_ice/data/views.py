@@ -25,10 +25,10 @@ def crop_size(cfg: CfgNode, key: str) -> tuple[int, int]:
     """(H, W) from ``INPUT.<key>``.
 
     Raises:
-        InputError: it is not two positive numbers.
+        InputError: it is not two positive whole numbers.
     """
     size = cfg.INPUT[key]
-    if len(size) != 2 or min(size) < 1:
+    if len(size) != 2 or not all(isinstance(side, int) and side >= 1 for side in size):
         raise InputError(f"INPUT.{key} {size} must be a height and a width, as all crops get the same size")
     return tuple(size)
 

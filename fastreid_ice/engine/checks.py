@@ -14,6 +14,7 @@ from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 from ..clusterers import CLUSTERER_REGISTRY
 from ..config import lookup, value_of
 from ..core.neighbors import METHODS
+from ..data.views import crop_size
 from ..errors import InputError
 from ..losses import LOSS_REGISTRY, build_losses
 from ..modeling import check_name, is_timm
@@ -63,6 +64,10 @@ RANGES = {
     "SOLVER.ITERS_PER_EPOCH": POSITIVE,
     "SOLVER.MAX_EPOCH": POSITIVE,
     "SOLVER.BASE_LR": ABOVE_ZERO,
+    "SOLVER.OPT": (
+        "must name an optimiser of torch.optim, such as Adam, AdamW or SGD",
+        lambda value: isinstance(getattr(torch.optim, value, None), type),
+    ),
     "SOLVER.SCHED": (
         "must be 'MultiStepLR' or 'CosineAnnealingLR'",
         lambda value: value in ("MultiStepLR", "CosineAnnealingLR"),
@@ -132,6 +137,8 @@ def _check_stage(cfg: CfgNode, num_processes: int) -> None:
     for key, registry in SEVERAL.items():
         for name in value_of(cfg, key):
             lookup(registry, name, key)
+    for key in ("SIZE_TRAIN", "SIZE_TEST"):
+        crop_size(cfg, key)
     _check_loss_nodes(cfg)
     _check_batch(cfg, num_processes)
     splits_per_process(cfg, num_processes)

@@ -31,7 +31,8 @@ def build_fitting_backbone(cfg: CfgNode) -> nn.Module:
 
     Raises:
         NoWeights: pretrained weights that cannot be downloaded.
-        InputError: pretrained weights that do not fit, or a wrong ``MODEL.BACKBONE.FEAT_DIM``.
+        InputError: pretrained weights that do not fit, a wrong ``MODEL.BACKBONE.DEPTH`` or ``FEAT_DIM``, or an
+            ``INPUT`` size that is too small.
     """
     node = cfg.MODEL.BACKBONE
     own = node.PRETRAIN and node.PRETRAIN_PATH and not is_timm(cfg)
@@ -46,6 +47,10 @@ def build_fitting_backbone(cfg: CfgNode) -> nn.Module:
     try:
         with _no_endless_download():
             backbone = build_backbone(cfg)
+    except KeyError as error:
+        if error.args != (node.DEPTH,):
+            raise
+        raise InputError(f"MODEL.BACKBONE.DEPTH {node.DEPTH!r} is none of {node.NAME}'s") from error
     except (ImportError, OSError, RuntimeError) as error:
         if not node.PRETRAIN:
             raise
@@ -64,8 +69,17 @@ def build_fitting_backbone(cfg: CfgNode) -> nn.Module:
         raise _no_weights(node)
     if is_timm(cfg):
         return backbone.train()
-    with torch.no_grad():
-        channels = backbone.eval()(torch.zeros(1, 3, *cfg.INPUT.SIZE_TRAIN)).shape[1]
+    backbone.eval()
+    for key in ("SIZE_TEST", "SIZE_TRAIN"):
+        try:
+            with torch.no_grad():
+                channels = backbone(torch.zeros(1, 3, *cfg.INPUT[key])).shape[1]
+        except RuntimeError as error:
+            if min(cfg.INPUT[key]) >= 32:  # a size that networks take: the error is another
+                raise
+            raise InputError(
+                f"INPUT.{key} {cfg.INPUT[key]} is too small for {node.NAME} {node.DEPTH}: {error}"
+            ) from error
     if channels != node.FEAT_DIM:
         raise InputError(
             f"MODEL.BACKBONE.FEAT_DIM {node.FEAT_DIM} does not fit {node.NAME} {node.DEPTH}, which gives {channels} "

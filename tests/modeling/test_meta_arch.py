@@ -208,3 +208,17 @@ def test_pretrained_weights_that_do_not_fit_are_named(tmp_path) -> None:
     torch.save({"model": {"conv1.weight": torch.zeros(64, 3, 7, 7)}}, path)
     with pytest.raises(InputError, match="MODEL.BACKBONE.PRETRAIN_PATH .*none of its entries"):
         build_model(cfg)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("INPUT.SIZE_TRAIN", [1, 1], r"^INPUT.SIZE_TRAIN \[1, 1\] is too small for build_osnet_backbone x0_25"),
+        ("INPUT.SIZE_TEST", [1, 1], r"^INPUT.SIZE_TEST \[1, 1\] is too small for build_osnet_backbone x0_25"),
+        ("MODEL.BACKBONE.DEPTH", "50x", "^MODEL.BACKBONE.DEPTH '50x' is none of build_osnet_backbone's"),
+    ],
+)
+def test_a_size_or_depth_that_a_backbone_does_not_take(key: str, value: object, message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        build_model(small_config(**{key: value}))
+    assert "\n" not in str(error.value)
