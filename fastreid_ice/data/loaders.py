@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -324,11 +326,25 @@ def _explaining(cfg: CfgNode, name: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (OSError, RuntimeError, ValueError) as error:
+    except (AssertionError, OSError, RuntimeError, ValueError) as error:
+        root = _root(cfg)
         raise InputError(
-            f"dataset {name}: {error} (the folder of all datasets is {_root(cfg)!r}; "
+            f"dataset {name}: {error}{_where_it_may_be(root, str(error))} (the folder of all datasets is {root!r}; "
             "DATASETS.ROOT names another, or the environment variable FASTREID_DATASETS)"
         ) from error
+
+
+def _where_it_may_be(root: str, error: str) -> str:
+    """The end of a sentence about a folder that fast-reid has not found: one level too deep, or not unpacked yet."""
+    missing = re.search('"(.+)" is not found', error)
+    if not missing:
+        return ""
+    folder, name = os.path.split(missing[1])
+    found = sorted(glob.glob(os.path.join(glob.escape(folder), "*", name)))
+    if found:
+        return f"; it is in {os.path.dirname(found[0])!r}: move what is there into {folder!r}"
+    archives = sorted(path for place in (folder, root) for path in glob.glob(os.path.join(glob.escape(place), "*.zip")))
+    return f"; unpack {archives[0]!r} first" if archives else ""
 
 
 def _root(cfg: CfgNode) -> str:

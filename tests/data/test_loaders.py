@@ -25,6 +25,7 @@ from fastreid_ice.data import (
     crops,
 )
 from support import small_config
+from tiny_market import FOLDER, draw_tiny_market
 
 
 def write_market(root: Path, names: dict[str, list[str]]) -> None:
@@ -249,3 +250,31 @@ def test_strange_file_names_are_named(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("FASTREID_DATASETS", str(tmp_path))
     with pytest.raises(InputError, match="dataset Market1501: .*holiday.jpg"):
         build_training_set(small_config(**{"DATASETS.NAMES": ("Market1501",)}))
+
+
+class TestMisplacedDatasets:
+    """Those that are there, but not as fast-reid expects them."""
+
+    def sentence(self, root: Path, name: str = "Market1501") -> str:
+        with pytest.raises(InputError) as error:
+            build_dataset(small_config(DATASETS__ROOT=str(root)), name)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    def test_nested_twice(self, tmp_path: Path) -> None:
+        draw_tiny_market(tmp_path / "away")
+        (tmp_path / FOLDER).mkdir()
+        (tmp_path / "away" / FOLDER).rename(tmp_path / FOLDER / FOLDER)
+        inner = str(tmp_path / FOLDER / FOLDER)
+        assert f"; it is in {inner!r}: move what is there into {str(tmp_path / FOLDER)!r} (" in self.sentence(tmp_path)
+
+    def test_zipped(self, tmp_path: Path) -> None:
+        (tmp_path / f"{FOLDER}.zip").touch()
+        assert f"; unpack '{tmp_path / FOLDER}.zip' first (" in self.sentence(tmp_path)
+        (tmp_path / FOLDER).mkdir()
+        (tmp_path / f"{FOLDER}.zip").rename(tmp_path / FOLDER / "market.zip")
+        assert f"; unpack '{tmp_path / FOLDER}/market.zip' first (" in self.sentence(tmp_path)
+
+    def test_nothing_there(self, tmp_path: Path) -> None:
+        assert self.sentence(tmp_path).startswith(f'dataset Market1501: "{tmp_path}/bounding_box_train" is not found (')
+        assert self.sentence(tmp_path, "MSMT17").startswith("dataset MSMT17: Dataset folder not found (")
