@@ -85,9 +85,22 @@ def owned_folder(folder: str) -> Iterator[None]:
             lock.close()
 
 
-def _lock(folder: str) -> BinaryIO:
+def make_folder(folder: str) -> None:
+    """Makes the ``OUTPUT_DIR`` of a run where it is missing.
+
+    Raises:
+        InputError: it cannot be made.
+    """
     try:
         os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
+        raise InputError(f"OUTPUT_DIR {folder!r} cannot be written to: {reason}; choose another OUTPUT_DIR") from error
+
+
+def _lock(folder: str) -> BinaryIO:
+    make_folder(folder)
+    try:
         file = open(os.path.join(folder, ".lock"), "ab")  # noqa: SIM115, open for as long as the run
         try:
             # Of this process alone: loader workers, which may outlive it for seconds, do not inherit it as of flock.

@@ -18,7 +18,6 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -33,7 +32,7 @@ from ..engine import Checkpointer, UnsupervisedTrainer, check_config, fall_back,
 from ..engine.launch import ProcessFailed
 from ..engine.stages import without_keys
 from ..errors import InputError
-from ..files import owned_folder
+from ..files import make_folder, owned_folder
 from ..reporting import write_left_report
 
 
@@ -92,7 +91,10 @@ def way_on(args: argparse.Namespace, cfg: CfgNode) -> str:
 def run_process(args: argparse.Namespace, cfg: CfgNode) -> dict | None:
     """What each process of a run does."""
     # An evaluation may run beside the training that it looks at.
-    with nullcontext() if args.eval_only else owned_folder(cfg.OUTPUT_DIR):
+    if args.eval_only:
+        make_folder(cfg.OUTPUT_DIR)
+        return run(args, cfg)
+    with owned_folder(cfg.OUTPUT_DIR):
         return run(args, cfg)
 
 

@@ -167,9 +167,15 @@ def test_a_folder_is_free_when_its_process_is_dead(tmp_path: Path) -> None:
 
 def test_a_file_in_place_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
-    sentence = r"OUTPUT_DIR '.*run' cannot be written to: .*; choose another OUTPUT_DIR"
+    sentence = r"OUTPUT_DIR '.*run' cannot be written to: it is a file; choose another OUTPUT_DIR"
     with pytest.raises(InputError, match=sentence), owned_folder(str(tmp_path / "run")):
         pass
+    settings = [str(part) for item in (SMALL | {"OUTPUT_DIR": str(tmp_path / "run")}).items() for part in item]
+    for flags in ([], ["--eval-only"]):
+        arguments = ["--config-file", str(ROOT / "configs" / "ice_market.yml"), *flags, *settings]
+        args = default_argument_parser().parse_args(arguments)
+        with pytest.raises(InputError, match=sentence):
+            run_process(args, setup(args))
 
 
 def test_the_command_refuses_a_folder_that_nobody_can_write(datasets_root: Path, monkeypatch) -> None:
