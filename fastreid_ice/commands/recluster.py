@@ -37,6 +37,7 @@ from ..clusterers import build_clusterer
 from ..config import CONFIGS
 from ..data import TrainingSet, build_dataset, build_feature_loader, inspect_images
 from ..engine import Checkpointer, extract_features, stage_configs
+from ..engine.log import log_any_name
 from ..errors import InputError
 from ..progress import progress
 from ..reporting import PseudoLabels, centroid_distances
@@ -204,6 +205,7 @@ def run(args: argparse.Namespace) -> None:
     cfg = read_config(args)
     last = stage_configs(cfg)[-1]
     setup_logger()
+    log_any_name()
     seconds: dict[str, float] = {}
     with timed(seconds, "features"):
         images = read_features(args.features, args.paths) if args.features else extract(last, cfg.MODEL.WEIGHTS)

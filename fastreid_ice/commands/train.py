@@ -30,6 +30,7 @@ from ..config import add_ice_config, import_files, merge_config_file, merge_opti
 from ..data import existing_tests
 from ..engine import Checkpointer, UnsupervisedTrainer, check_config, fall_back, launch, stage_configs, train_stages
 from ..engine.launch import ProcessFailed
+from ..engine.log import filtering, log_any_name
 from ..engine.stages import without_keys
 from ..errors import InputError
 from ..files import make_folder, owned_folder
@@ -99,7 +100,9 @@ def run_process(args: argparse.Namespace, cfg: CfgNode) -> dict | None:
 
 
 def run(args: argparse.Namespace, cfg: CfgNode) -> dict | None:
-    default_setup(cfg, args)
+    with filtering("fastreid.utils.env", lambda record: False):  # it announces a random seed, which SEED replaces
+        default_setup(cfg, args)
+    log_any_name()
     if args.notice and comm.is_main_process():
         logging.getLogger("fastreid.start").warning(args.notice)
     seed_all_rng(cfg.SEED)

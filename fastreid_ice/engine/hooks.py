@@ -200,7 +200,7 @@ class ReclusterHook(HookBase):
             scalars["cluster/churn"] = churn(self.labels, found)
         logger.info(
             "Epoch %d: %d clusters of %d images, %.1f %% noise, largest %d, %s%.1f s",
-            self.trainer.epoch,
+            self.trainer.epoch + 1,
             scalars["cluster/number"],
             len(found),
             100 * scalars["cluster/noise_share"],

@@ -205,7 +205,7 @@ def _prepare(stages: list[CfgNode], index: int, resumes: bool) -> None:
         "Both encoders start from the %s encoder of %s, epoch %d (MODEL.START_FROM %s%s)",
         before.TEST.ENCODER,
         path,
-        start["epoch"],
+        start["epoch"] + 1,
         stage.MODEL.START_FROM,
         f": {CHOSEN}, whose labels training does without otherwise" if best else "",
     )

@@ -27,7 +27,7 @@ class AnnounceStage(HookBase):
 
     def before_epoch(self) -> None:
         trainer = self.trainer
-        logger.info("Stage %d of %d, epoch %d", self.number, self.total, trainer.epoch)
+        logger.info("Stage %d of %d, epoch %d", self.number, self.total, trainer.epoch + 1)
         trainer.storage.iter = trainer.iter
         trainer.storage.put_scalar("stage", self.number, smoothing_hint=False)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -24,14 +23,10 @@ from .best import EvaluateEpochs, evaluates
 from .checkpoint import Checkpointer, SaveEpochs
 from .evaluator import BlockedReidEvaluator, evaluate_encoders
 from .hooks import build_hooks, sync_buffers, unwrap
+from .log import filtering, for_people
 from .loss_log import LossLog, NotFinite
 from .summary import EpochTable, EvaluateStart
 from .writers import LOG_PERIOD, ScalarWriter
-
-# What InputError says needs no traceback in the log.
-logging.getLogger("fastreid.engine.train_loop").addFilter(
-    lambda record: not (record.exc_info and isinstance(record.exc_info[1], InputError))
-)
 
 
 class UnsupervisedTrainer(DefaultTrainer):
@@ -63,7 +58,8 @@ class UnsupervisedTrainer(DefaultTrainer):
             InputError: a loss is not finite, a file cannot be written, or an image cannot be read.
         """
         self.checkpointer.tidy(resumed=self.start_epoch > 0)
-        return super().train()
+        with filtering("fastreid.engine.train_loop", for_people):
+            return super().train()
 
     def after_step(self) -> None:
         # A GPU is waited for once in a while only: where the losses are written, and before evaluation and checkpoint.
@@ -82,7 +78,7 @@ class UnsupervisedTrainer(DefaultTrainer):
             self._losses.store(self.storage, wait=wait)
         except NotFinite as error:
             raise InputError(
-                f"{error} (epoch {error.iteration // self.iters_per_epoch}): "
+                f"{error} (epoch {error.iteration // self.iters_per_epoch + 1}): "
                 f"training stops; lower SOLVER.BASE_LR; {self.checkpointer.what_is_left()}"
             ) from error
 

@@ -6,7 +6,7 @@ import json
 import os
 
 from fastreid.engine.hooks import PeriodicWriter
-from fastreid.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
+from fastreid.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter, get_event_storage
 
 from ..files import explaining_writes, replacing
 from .summary import metrics_file
@@ -33,7 +33,7 @@ class ScalarWriter(PeriodicWriter):
         with explaining_writes(path):
             rewind(path, trainer.start_iter)
             self._writers = [
-                CommonMetricPrinter(trainer.max_iter),
+                _LossPrinter(trainer.max_iter),
                 JSONWriter(path),
                 TensorboardXWriter(trainer.cfg.OUTPUT_DIR, purge_step=trainer.start_iter),
             ]
@@ -49,6 +49,18 @@ class ScalarWriter(PeriodicWriter):
     def after_train(self) -> None:
         with explaining_writes(metrics_file(self.trainer.cfg)):
             super().after_train()
+
+
+class _LossPrinter(CommonMetricPrinter):
+    """fast-reid's line of losses in the log, with epochs from 1."""
+
+    def write(self) -> None:
+        storage = get_event_storage()
+        storage.epoch += 1
+        try:
+            super().write()
+        finally:
+            storage.epoch -= 1
 
 
 def rewind(path: str, iteration: int) -> None:

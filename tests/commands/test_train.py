@@ -43,7 +43,7 @@ def test_train_resume_and_evaluate(datasets_root: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Extracting momentum features: 1 done" in (output / "log.txt").read_text()
     resumed = run(datasets_root, output, flags=["--resume"])
-    assert resumed.returncode == 0 and "Starting training from epoch 1" in resumed.stdout
+    assert resumed.returncode == 0 and "Starting training from epoch 2" in resumed.stdout
     table = resumed.stdout[resumed.stdout.rindex("Epochs:") :].splitlines()
     assert [row.split()[0] for row in table[3:6]] == ["start", "1", "2"]
     weights = ["MODEL.WEIGHTS", str(output / "model_final.pth")]

@@ -194,6 +194,6 @@ def test_a_run_on_a_gpu_ends_before_the_next_checkpoint(cfg: CfgNode, monkeypatc
 
     monkeypatch.setattr(HardInstanceLoss, "forward", broken)
     cfg.MODEL.DEVICE = "cuda"
-    with pytest.raises(InputError, match=r"loss_hard_instance is nan at iteration 2 \(epoch 1\).*model_0000.pth"):
+    with pytest.raises(InputError, match=r"loss_hard_instance is nan at iteration 2 \(epoch 2\).*model_0000.pth"):
         train(cfg)
     assert not Path(cfg.OUTPUT_DIR, "model_final.pth").exists()

@@ -195,8 +195,8 @@ def test_metrics_log_and_closing_table_name_the_stage(cfg: CfgNode, caplog: pyte
     assert "loss_multi_instance" not in (folders[0] / "metrics.json").read_text()
     messages = [record.getMessage() for record in caplog.records]
     assert [message for message in messages if ", epoch" in message and message.startswith("Stage")] == [
-        *(f"Stage 1 of 2, epoch {epoch}" for epoch in range(2)),
-        *(f"Stage 2 of 2, epoch {epoch}" for epoch in range(3)),
+        *(f"Stage 1 of 2, epoch {epoch}" for epoch in (1, 2)),
+        *(f"Stage 2 of 2, epoch {epoch}" for epoch in (1, 2, 3)),
     ]
     assert any("Both encoders start from the momentum encoder of" in message for message in messages)
     (table,) = [message for message in messages if message.startswith("All stages:")]

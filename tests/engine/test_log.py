@@ -1,0 +1,62 @@
+"""What a person reads in the log of a run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fastreid.config import CfgNode
+
+from fastreid_ice.data import build_training_set
+from support import ROOT, SMALL, train
+
+
+def test_epochs_count_from_1_as_in_the_table(cfg: CfgNode, caplog: pytest.LogCaptureFixture) -> None:
+    cfg.DATASETS.TESTS = ()
+    logging.getLogger("fastreid").addHandler(caplog.handler)  # it does not propagate
+    try:
+        train(cfg)
+        cfg.SOLVER.MAX_EPOCH = 3
+        train(cfg, resume=True)
+    finally:
+        logging.getLogger("fastreid").removeHandler(caplog.handler)
+    found = {
+        pattern: list(dict.fromkeys(re.findall(pattern, caplog.text)))
+        for pattern in (r"Starting training from epoch (\d+)", r"Epoch (\d+): \d+ clusters", r"epoch/iter: (\d+)/")
+    }
+    assert list(found.values()) == [["1", "3"], ["1", "2", "3"], ["1", "2", "3"]]
+
+
+@pytest.mark.slow
+def test_names_of_any_bytes_and_the_seed_that_is_set(datasets_root: Path, cfg: CfgNode, tmp_path: Path) -> None:
+    folder = tmp_path / "crops"
+    folder.mkdir()
+    for number, path in enumerate(build_training_set(cfg).paths):
+        shutil.copy(path, os.fsencode(folder) + b"/caf\xe9 %02d.jpg" % number)
+    (folder / "broken.jpg").touch()
+    options = SMALL | {"DATASETS.ROOT": folder, "OUTPUT_DIR": tmp_path / "run", "SOLVER.MAX_EPOCH": 1}
+    options |= {"DATALOADER.UNREADABLE": "skip", "DATASETS.NAMES": "('UnlabeledFolder',)", "DATASETS.TESTS": "()"}
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "tools" / "train_net.py"),
+            "--config-file",
+            str(ROOT / "configs" / "ice_folder.yml"),
+        ]
+        + [str(part) for item in options.items() for part in item],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"Logging error" not in done.stderr and b"Traceback" not in done.stderr
+    log = Path(tmp_path, "run", "log.txt").read_text()
+    for text in (done.stdout.decode(), log):
+        assert r"caf\udce9 00.jpg" in text, "the names are there, in a form that any terminal shows"
+        assert "generated random seed" not in text
