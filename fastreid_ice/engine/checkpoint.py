@@ -102,13 +102,27 @@ class Checkpointer(_Checkpointer):
         return f"the last checkpoint stays: {last}" if last else "there is no checkpoint yet"
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict:
+        """fast-reid's; warns of optimiser, schedule or hooks whose state is asked for and missing.
+
+        Raises:
+            InputError: no file, one that cannot be read, or weights that do not fit.
+        """
         if path and not os.path.isfile(path):
             raise InputError(f"MODEL.WEIGHTS: no file {path!r}")
-        return super().load(path, checkpointables)
+        found = super().load(path, checkpointables)
+        wanted = self.checkpointables if checkpointables is None else checkpointables
+        lost = sorted(set(wanted) - self._held) if path else []
+        if lost:
+            self.logger.warning(
+                "%s holds no state of %s, which starts anew: the run is not the one that was interrupted",
+                path,
+                ", ".join(lost),
+            )
+        return found
 
     def _load_file(self, path: str) -> dict:
         state = read_checkpoint(path)
-        self._path = path
+        self._path, self._held = path, set(state)
         return state
 
     def _log_incompatible_keys(self, incompatible) -> None:

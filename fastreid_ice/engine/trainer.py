@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -27,6 +28,8 @@ from .log import filtering, for_people
 from .loss_log import LossLog, NotFinite
 from .summary import EpochTable, EvaluateStart
 from .writers import LOG_PERIOD, ScalarWriter
+
+logger = logging.getLogger(f"fastreid.{__name__}")
 
 
 class UnsupervisedTrainer(DefaultTrainer):
@@ -86,6 +89,7 @@ class UnsupervisedTrainer(DefaultTrainer):
     def build_train_loader(cls, cfg: CfgNode) -> PseudoLabelLoader:
         images = build_training_set(cfg)
         check_cameras(cfg, images.cameras)
+        _check_batch(cfg, len(images))
         if "UnlabeledFolder" in cfg.DATASETS.NAMES and comm.is_main_process():
             inspect_images(images.paths, unreadable=cfg.DATALOADER.UNREADABLE)
         return PseudoLabelLoader.from_config(cfg, images, required_views(cfg))
@@ -151,3 +155,21 @@ class UnsupervisedTrainer(DefaultTrainer):
     def build_writers(self) -> list[EventWriter]:
         """Further writers: ``ScalarWriter`` opens fast-reid's own once it is known where training goes on."""
         return []
+
+
+def _check_batch(cfg: CfgNode, images: int) -> None:
+    """Refuses a batch of more pseudo identities than there can be, and says where each image recurs in every batch.
+
+    Raises:
+        InputError: see above; memory would run out first.
+    """
+    batch, instances = cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE
+    if batch > images * instances:
+        raise InputError(
+            f"SOLVER.IMS_PER_BATCH {batch} takes {batch // instances} pseudo identities, and the {images} training "
+            f"images make no more than {images}; lower it to at most {images * instances}"
+        )
+    if batch > images:
+        logger.warning(
+            "SOLVER.IMS_PER_BATCH %d is more than the %d training images: they recur within a batch", batch, images
+        )

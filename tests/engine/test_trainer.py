@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -197,3 +198,37 @@ def test_nothing_of_the_small_config_is_forgotten() -> None:
     """The tests train with all four losses of ICE and the published choices, on embedded data."""
     cfg = small_config()
     assert len(cfg.MODEL.LOSSES.NAME) == 4 and cfg.MODEL.LOSSES.CROSS_CAMERA.PROXY_NORM == "coordinate"
+
+
+class TestBatchesAndImages:
+    """54 images, four of a pseudo identity in a batch."""
+
+    def test_a_batch_that_no_clusters_fill_is_refused(self, cfg: CfgNode) -> None:
+        cfg.SOLVER.IMS_PER_BATCH = 220
+        sentence = "^SOLVER.IMS_PER_BATCH 220 takes 55 pseudo identities, .* 54 training .*; lower it to at most 216$"
+        with pytest.raises(InputError, match=sentence):
+            UnsupervisedTrainer.build_train_loader(cfg)
+
+    @pytest.mark.parametrize(("batch", "warned"), [(52, False), (56, True)])
+    def test_a_batch_of_more_than_all_images_is_announced(self, cfg: CfgNode, caplog, batch: int, warned: bool) -> None:
+        cfg.SOLVER.IMS_PER_BATCH = batch
+        with caplog.at_level(logging.WARNING):
+            UnsupervisedTrainer.build_train_loader(cfg)
+        assert ("SOLVER.IMS_PER_BATCH 56 is more than the 54 training images" in caplog.text) == warned
+
+
+@pytest.mark.parametrize("lost", [["optimizer"], ["ReclusterHook", "lr_sched"], []])
+def test_a_checkpoint_without_all_state_is_announced(cfg: CfgNode, caplog, lost: list[str]) -> None:
+    cfg.SOLVER.MAX_EPOCH = 1
+    train(cfg)
+    path = Path(cfg.OUTPUT_DIR, "model_final.pth")
+    state = torch.load(path, weights_only=True)
+    torch.save({key: value for key, value in state.items() if key not in lost}, path)
+    cfg.SOLVER.MAX_EPOCH = 2
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        trainer = train(cfg, resume=True)
+    assert trainer.start_epoch == 1
+    names = ", ".join(sorted(lost))
+    said = f"{path} holds no state of {names}, which starts anew: the run is not the one that was interrupted"
+    assert (said in caplog.text) == bool(lost) and ("holds no state of" in caplog.text) == bool(lost)
