@@ -1,4 +1,4 @@
-"""What README shows works as it stands there."""
+"""What README and docs/ show works as it stands there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from support import ROOT
 
-README = (ROOT / "README.md").read_text()
+README = "\n".join(path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))])
 
 
 def block(language: str, word: str = "") -> str:

@@ -4,7 +4,7 @@ ICE: `chenhao2345/ICE` a206eb9. CC (Cluster Contrast): `alibaba/cluster-contrast
 `Trangle12/DCMIP` dfe3563, which calls itself unofficial and logs the published figures. U and T are
 examples/unsupervised_train.py and ice/trainers.py of the first; E, C and R are
 examples/cluster_contrast_train_usl.py, clustercontrast/models/cm.py and clustercontrast/trainers.py of the others.
-What is known to differ all the same stands in README.md, "What differs from the published code".
+What is known to differ all the same stands in docs/differences.md.
 """
 
 from __future__ import annotations
