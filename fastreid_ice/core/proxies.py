@@ -158,23 +158,16 @@ def update_mean(proxies: Tensor, features: Tensor, labels: Tensor, *, momentum: 
 
 
 @torch.no_grad()
-def update_each(
-    proxies: Tensor, features: Tensor, labels: Tensor, *, momentum: float, turns: int | None = None
-) -> Tensor:
+def update_each(proxies: Tensor, features: Tensor, labels: Tensor, *, momentum: float) -> Tensor:
     """Move each proxy towards each of its batch members in turn, in batch order ([CC]; [DCMIP], "each").
 
     See :func:`update_hardest`. Sequential within a cluster by definition: one step for all clusters per turn. The last
-    member weighs (1 - momentum), so batch order matters.
-
-    Args:
-        turns: at least the largest number of members of one cluster; by default the host reads it off the device.
+    member weighs (1 - momentum), so batch order matters. The host waits for the device once, for the number of turns.
     """
     features = _incoming(proxies, features, labels, momentum)
     turn = _members(labels).tril(-1).sum(1)  # how many members of the same cluster come before
-    if turns is None:
-        turns = int(turn.max()) + 1 if len(turn) else 0
     padded, slots = _padded(proxies, labels)
-    for now in range(turns):
+    for now in range(int(turn.max()) + 1 if len(turn) else 0):
         moved = _blend(padded[slots], features, momentum)
         padded.index_copy_(0, slots.where(turn == now, len(proxies)), moved)
     return padded[:-1]

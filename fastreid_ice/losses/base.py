@@ -33,8 +33,6 @@ class Step:
         indices: (B,) positions in the training set.
         online, momentum, momentum_weak: (B, D) features of each view as the encoder emits them, or None where no loss
             asked for the view. Only ``online`` carries a gradient.
-        most_of_a_label: at least as many images as any label has in the batch, for a loss that goes through them one by
-            one; None where only the device knows.
     """
 
     labels: Tensor
@@ -43,7 +41,6 @@ class Step:
     online: Tensor | None = None
     momentum: Tensor | None = None
     momentum_weak: Tensor | None = None
-    most_of_a_label: int | None = None
 
 
 class LossTerm(nn.Module):

@@ -87,11 +87,10 @@ class DiscrepantProxyLoss(LossTerm):
         return self.scale * loss
 
     def after_step(self, step: Step) -> None:
-        moved = []
-        for update, proxies in zip(self.updates, self.proxies, strict=True):
-            # Or the host would have to wait for the device.
-            known = {"turns": step.most_of_a_label} if update is update_each else {}
-            moved.append(update(proxies, step.online, step.labels, momentum=self.momentum, **known))
+        moved = [
+            update(proxies, step.online, step.labels, momentum=self.momentum)
+            for update, proxies in zip(self.updates, self.proxies, strict=True)
+        ]
         self.proxies = torch.stack(moved)
 
 

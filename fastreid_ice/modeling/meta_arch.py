@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 from fastreid.config import CfgNode, configurable
 from fastreid.modeling.heads import build_heads
@@ -171,10 +170,7 @@ class MomentumReID(nn.Module):
         labels, cameras, indices = (
             gather_batch(batch[name].to(self.device, non_blocking=True)) for name in ("targets", "camids", "indices")
         )
-        # The host has the labels of this process alone. The sampler deals out those of a label evenly, so that no
-        # process holds less than its share of the largest number.
-        most = comm.get_world_size() * int(np.unique(batch["targets"].cpu(), return_counts=True)[1].max())
-        return Step(labels, cameras, indices, **features, most_of_a_label=most)
+        return Step(labels, cameras, indices, **features)
 
     @torch.no_grad()
     def _encode_keys(self, images: Tensor) -> Tensor:

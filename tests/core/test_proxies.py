@@ -166,15 +166,6 @@ def test_updates_equal_a_loop(update, seed):
     torch.testing.assert_close((proxies, features), before, rtol=0, atol=0)
 
 
-def test_more_turns_than_members_change_nothing():
-    generator = torch.Generator().manual_seed(0)
-    proxies = F.normalize(torch.randn(5, 3, generator=generator))
-    features, labels = torch.randn(20, 3, generator=generator), torch.arange(20) % 4
-    exact, more = (update_each(proxies, features, labels, momentum=0.1, turns=turns) for turns in (5, 11))
-    torch.testing.assert_close(exact, loop_update(update_each, proxies, features, labels, 0.1))
-    torch.testing.assert_close(more, exact, rtol=0, atol=0)
-
-
 @pytest.mark.parametrize("update", UPDATES)
 def test_updates_of_odd_batches(update):
     proxies = F.normalize(torch.randn(3, 4, generator=torch.Generator().manual_seed(0)))

