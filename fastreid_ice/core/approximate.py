@@ -1,11 +1,9 @@
-"""Approximate nearest neighbours: an inverted file or a graph, then one look at the neighbours of neighbours."""
+"""Approximate nearest neighbours: an inverted file, then one look at the neighbours of neighbours."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
-import faiss
 import numpy as np
 import torch
 from numba import njit
@@ -23,8 +21,6 @@ _MOST_CENTRES = 2**18  # from a million rows on, time grows with their number al
 _CELLS = 8  # cells that a row is in
 _CROWDED = 16  # a cell keeps so many times the mean, such as where many rows are equal
 
-_ADDED = 65536  # rows added to an index of faiss at a time
-
 Progress = Callable[[Sequence[Tensor]], Iterable[Tensor]]
 
 
@@ -35,28 +31,23 @@ class ApproximateSearch:
     construction", WWW 2011), so the lists of a row's neighbours are looked through for nearer rows.
     What was found is ordered by float64 similarities; a list that comes short is not certain.
 
-    "ivf" is an inverted file (Sivic and Zisserman, "Video Google", ICCV 2003) with a random quarter of the rows as
+    It is an inverted file (Sivic and Zisserman, "Video Google", ICCV 2003) with a random quarter of the rows as
     centres, each row in the cells of its eight nearest (soft assignment, Philbin et al., "Lost in quantization", CVPR
     2008). The few large cells of a k-means quantiser part the images of one person where cameras shift them; among so
     many centres some are images of the same person. To find the nearest takes a matrix product with a quarter of the
     rows, on any device and in its fastest precision: a quarter of the time of exact search, linear from a million
     rows on. Equal runs on one machine give equal lists.
 
-    "hnsw" walks a graph of neighbours (Malkov and Yashunin, TPAMI 2020) that faiss builds on the CPU, in parallel,
-    so that equal runs may differ slightly.
-
     Args:
-        method: "ivf" or "hnsw".
         progress: wraps the sequence of blocks that are searched.
         rows: (N, D) of any norm.
         scale: (N,) one over the norms.
         k: neighbours per query.
     """
 
-    def __init__(self, method: str, progress: Progress, rows: Tensor, scale: Tensor, k: int) -> None:
-        lists = _ivf_lists if method == "ivf" else _hnsw_lists
+    def __init__(self, progress: Progress, rows: Tensor, scale: Tensor, k: int) -> None:
         self.rows, self.scale = rows.cpu().numpy(), scale.cpu().numpy()
-        self.lists = lists(rows, scale, k, progress)
+        self.lists = _ivf_lists(rows, scale, k, progress)
         # Every row is in its own list, so that the lists of its neighbours hold all that is in its own.
         everything = np.arange(len(rows))
         missing = (self.lists != everything[:, None]).all(1)
@@ -100,21 +91,6 @@ def _ivf_lists(rows: Tensor, scale: Tensor, k: int, progress: Progress) -> np.nd
     )
     lists[np.arange(k) >= counts[:, None]] = -1
     return lists
-
-
-def _hnsw_lists(rows: Tensor, scale: Tensor, k: int, progress: Progress) -> np.ndarray:
-    """Lists (N, k) int64 by a graph of faiss; -1 where it found fewer than ``k``."""
-
-    def units(block: Tensor) -> np.ndarray:
-        return (rows[block] * scale[block, None]).float().cpu().numpy()
-
-    index: Any = faiss.IndexHNSWFlat(rows.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
-    index.hnsw.efConstruction = 80
-    index.hnsw.efSearch = max(256, 4 * k)
-    everything = torch.arange(len(rows), device=rows.device)
-    for block in everything.split(_ADDED):
-        index.add(units(block))
-    return np.concatenate([index.search(units(block), k)[1] for block in progress(everything.split(_SEARCHED))])
 
 
 def _nearest_in_groups(

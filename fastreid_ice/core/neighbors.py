@@ -17,7 +17,7 @@ from ._candidates import Found, Scan
 from .approximate import ApproximateSearch
 from .screen import Screen, precisions
 
-METHODS = ("exact", "ivf", "hnsw")
+METHODS = ("exact", "ivf")
 
 _NORMED = 256  # rows whose norms are taken at a time
 
@@ -44,8 +44,8 @@ def k_nearest(
         k: neighbours per row, the row itself included; in [1, N].
         chunk_size: queries per block.
         device: where to compute; by default where ``features`` lives.
-        method: "exact"; or "ivf" or "hnsw", which miss a few neighbours and save time on large sets (see
-            :class:`.ApproximateSearch`); these search for all rows, whatever ``queries`` selects.
+        method: "exact"; or "ivf", which misses a few neighbours and saves time on large sets (see
+            :class:`.ApproximateSearch`) and searches for all rows, whatever ``queries`` selects.
         queries: the rows to search for, all by default. Several processes may each take a slice of the same features.
         progress: wraps the sequence of query blocks, ``tqdm`` for instance; silent by default. Wraps another one where
             blocks left rows for the next precision.
@@ -78,7 +78,7 @@ def k_nearest(
     searches: list[Callable[[Tensor, Tensor, int], Callable[[Tensor], Found]]]
     searches = [*(partial(Screen, precision) for precision in precisions(rows.device)), Scan]
     if method != "exact":
-        searches.insert(0, partial(ApproximateSearch, method, progress))
+        searches.insert(0, partial(ApproximateSearch, progress))
     while len(left):
         search = searches.pop(0)(rows, scale, k)
         uncertain = []

@@ -28,5 +28,5 @@ def test_one_is_no_clustering(key: str) -> None:
 
 
 def test_an_unknown_search_is_refused() -> None:
-    with pytest.raises(InputError, match="CLUSTER.NEIGHBORS 'lsh' must be one of exact, ivf, hnsw"):
+    with pytest.raises(InputError, match="CLUSTER.NEIGHBORS 'lsh' must be one of exact, ivf"):
         check_config(small_config(CLUSTER__NEIGHBORS="lsh"))
