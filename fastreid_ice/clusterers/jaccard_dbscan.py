@@ -33,7 +33,7 @@ class JaccardClusterer(Clusterer):
         k2: neighbours averaged in the query expansion.
         camera_norm: standardise features within each camera first, see
             :func:`~fastreid_ice.core.standardize_by_camera`; over all images where no camera is known.
-        neighbors: how neighbours are searched: "exact" or "ivf", see :func:`~fastreid_ice.core.k_nearest`.
+        neighbors: how neighbours are searched: "exact" or "cells", see :func:`~fastreid_ice.core.k_nearest`.
         max_distance: pairs further apart do not matter to the clusterer.
         device: where neighbours are searched.
     """

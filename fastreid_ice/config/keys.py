@@ -65,7 +65,8 @@ def add_ice_config(cfg: CfgNode) -> None:
     cfg.CLUSTER.MIN_CLUSTER_SIZE = 4  # HDBSCAN only: fewer images than this are no cluster
     cfg.CLUSTER.K1 = 30  # neighbours in the k-reciprocal sets
     cfg.CLUSTER.K2 = 6  # neighbours averaged in the query expansion; 1 turns it off
-    # How neighbours are searched: "exact"; or where that takes too long, "ivf", an inverted file that misses a few.
+    # How neighbours are searched: "exact"; or where that takes too long, "cells", which compares the images
+    # within small groups and misses a few.
     cfg.CLUSTER.NEIGHBORS = "exact"
     cfg.CLUSTER.NUM_CLUSTERS = 500  # KMeans only
     cfg.CLUSTER.PATIENCE = 3  # epochs in a row with fewer than two clusters after which the run stops

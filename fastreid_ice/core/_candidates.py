@@ -1,9 +1,11 @@
-"""The order of candidates by float64 similarities, for every search for neighbours.
+"""What every search for neighbours shares: the order of candidates by float64 similarities, and searches in turn.
 
 A list holds the most similar rows first, the query itself before all, and rows of equal similarity by ascending index.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -15,9 +17,46 @@ from ._arrays import map_blocks
 
 # Similarities (b, k) and indices (b, k) int64 of a block of b queries, and (b,) bool, whether a list is certain.
 Found = tuple[Tensor, Tensor, Tensor]
+Search = Callable[[Tensor], Found]
+Progress = Callable[[Sequence[Tensor]], Iterable[Tensor]]
 
 _RANKED = 64  # queries that a thread ranks candidates for at a time
 _SCANNED = 32  # queries, and rows, that the scan keeps in the cache
+
+
+def search_in_turn(
+    searches: Sequence[Callable[[], Search]],
+    queries: Tensor,
+    k: int,
+    *,
+    dtype: torch.dtype,
+    chunk_size: int,
+    progress: Progress,
+) -> tuple[Tensor, Tensor]:
+    """Similarities (Q, k) and indices (Q, k) int64; each search looks for the lists that are not certain yet.
+
+    Args:
+        searches: what makes each search, called only where lists are left for it.
+        queries: (Q,) int64, the rows to search for.
+        k: length of the lists.
+        dtype: of the similarities that are returned.
+        chunk_size: queries per call of a search.
+        progress: wraps the sequence of blocks of queries, anew for each search.
+    """
+    similarities = torch.empty(len(queries), k, dtype=dtype, device=queries.device)
+    indices = queries.new_empty(len(queries), k)
+    left = torch.arange(len(queries), device=queries.device)
+    for start in searches:
+        if not len(left):
+            break
+        search = start()
+        uncertain = []
+        for block in progress(left.split(chunk_size)):
+            best, indices[block], certain = search(queries[block])
+            similarities[block] = best.to(dtype)
+            uncertain.append(block[~certain])
+        left = torch.cat(uncertain)
+    return similarities, indices
 
 
 def rank_candidates(

@@ -1,8 +1,8 @@
-"""Approximate nearest neighbours: an inverted file, then one look at the neighbours of neighbours."""
+"""Approximate nearest neighbours: a search in cells, then one look at the neighbours of neighbours."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,8 +10,8 @@ from numba import njit
 from torch import Tensor
 
 from ._arrays import map_blocks
-from ._candidates import Found, dot, insert
-from .screen import largest_products, precisions, rounded_units
+from ._candidates import Found, Progress, dot, insert, search_in_turn
+from .screen import Screen, candidates_for, largest_products, precisions
 
 _SEARCHED = 1024  # rows searched for at a time
 _RANKED = 256  # rows that a thread ranks candidates for at a time
@@ -21,8 +21,6 @@ _MOST_CENTRES = 2**18  # from a million rows on, time grows with their number al
 _CELLS = 8  # cells that a row is in
 _CROWDED = 16  # a cell keeps so many times the mean, such as where many rows are equal
 
-Progress = Callable[[Sequence[Tensor]], Iterable[Tensor]]
-
 
 class ApproximateSearch:
     """Neighbours that may miss a few; called with a block of queries.
@@ -31,23 +29,24 @@ class ApproximateSearch:
     construction", WWW 2011), so the lists of a row's neighbours are looked through for nearer rows.
     What was found is ordered by float64 similarities; a list that comes short is not certain.
 
-    It is an inverted file (Sivic and Zisserman, "Video Google", ICCV 2003) with a random quarter of the rows as
-    centres, each row in the cells of its eight nearest (soft assignment, Philbin et al., "Lost in quantization", CVPR
-    2008). The few large cells of a k-means quantiser part the images of one person where cameras shift them; among so
-    many centres some are images of the same person. To find the nearest takes a matrix product with a quarter of the
-    rows, on any device and in its fastest precision: a quarter of the time of exact search, linear from a million
-    rows on. Equal runs on one machine give equal lists.
+    A random quarter of the rows are centres of cells, and each row is in the cells of its eight nearest: an inverted
+    file (Sivic and Zisserman, "Video Google", ICCV 2003) with soft assignment (Philbin et al., "Lost in quantization",
+    CVPR 2008). The few large cells of a k-means quantiser part the images of one person where cameras shift them; among
+    so many centres some are images of the same person. The nearest centres are found as in exact search, by a matrix
+    product with a quarter of the rows, on any device: a quarter of the time of exact search, linear from a million rows
+    on. The precision of the product changes the time and not the cells; a row that float32 cannot settle, as among many
+    copies, is in those that float32 finds.
 
     Args:
-        progress: wraps the sequence of blocks that are searched.
         rows: (N, D) of any norm.
         scale: (N,) one over the norms.
         k: neighbours per query.
+        progress: wraps the sequence of blocks that are searched.
     """
 
-    def __init__(self, progress: Progress, rows: Tensor, scale: Tensor, k: int) -> None:
+    def __init__(self, rows: Tensor, scale: Tensor, k: int, *, progress: Progress) -> None:
         self.rows, self.scale = rows.cpu().numpy(), scale.cpu().numpy()
-        self.lists = _ivf_lists(rows, scale, k, progress)
+        self.lists = _lists(rows, scale, k, progress)
         # Every row is in its own list, so that the lists of its neighbours hold all that is in its own.
         everything = np.arange(len(rows))
         missing = (self.lists != everything[:, None]).all(1)
@@ -61,22 +60,40 @@ class ApproximateSearch:
         return similarities, indices, counts == k
 
 
-def _ivf_lists(rows: Tensor, scale: Tensor, k: int, progress: Progress) -> np.ndarray:
-    """Lists (N, k) int64 by cells around sampled rows; -1 where the cells of a row hold fewer than ``k``."""
+class _CentreScreen:
+    """The ``k`` nearest of the rows ``centres`` (M,) by :class:`.Screen`."""
+
+    def __init__(self, precision: torch.dtype, rows: Tensor, scale: Tensor, k: int, centres: Tensor) -> None:
+        self.screen, self.centres = Screen(precision, rows, scale, k), centres
+        self.rounded = self.screen.rounded[centres]
+
+    def __call__(self, queries: Tensor) -> Found:
+        k, num_centres = self.screen.k, len(self.centres)
+        count = min(candidates_for(k), num_centres)
+        scores, candidates = largest_products(self.screen.rounded[queries], self.rounded, count)
+        available = torch.full_like(queries, num_centres)
+        return self.screen.settle(queries, scores, self.centres[candidates], k, available)
+
+
+def _lists(rows: Tensor, scale: Tensor, k: int, progress: Progress) -> np.ndarray:
+    """Lists (N, k) int64 of what shares a cell with a row; -1 where that is fewer than ``k``."""
     num_centres = min(-(-len(rows) // _ROWS_PER_CENTRE), _MOST_CENTRES)
     num_cells = min(_CELLS, num_centres)
     centres = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:num_centres].to(rows.device)
-    units, _ = rounded_units(precisions(rows.device)[0], rows, scale)
-    centre_units = units[centres]
-    nearest = [
-        largest_products(units[block], centre_units, num_cells)
-        for block in progress(torch.arange(len(rows), device=rows.device).split(_SEARCHED))
-    ]
-    del units
-    products, cells = (torch.cat(parts).cpu() for parts in zip(*nearest, strict=True))
+    cell = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
+    cell[centres] = torch.arange(num_centres, device=rows.device)
+    similarities, nearest = search_in_turn(
+        [partial(_CentreScreen, precision, rows, scale, num_cells, centres) for precision in precisions(rows.device)],
+        torch.arange(len(rows), device=rows.device),
+        num_cells,
+        dtype=rows.dtype,
+        chunk_size=_SEARCHED,
+        progress=progress,
+    )
+    similarities, cells = similarities.cpu(), cell[nearest].cpu()
 
     # Members by cell, the nearest to the centre first.
-    members = products.flatten().argsort(descending=True, stable=True)
+    members = similarities.flatten().argsort(descending=True, stable=True)
     members = members[cells.flatten()[members].argsort(stable=True)]
     sizes = cells.flatten().bincount(minlength=num_centres)
     starts = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])

@@ -6,18 +6,18 @@ similarities in float64 decide. An error bound tells which rows that settles; th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ._candidates import Found, Scan
+from ._candidates import Progress, Scan, Search, search_in_turn
 from .approximate import ApproximateSearch
 from .screen import Screen, precisions
 
-METHODS = ("exact", "ivf")
+METHODS = ("exact", "cells")
 
 _NORMED = 256  # rows whose norms are taken at a time
 
@@ -31,7 +31,7 @@ def k_nearest(
     device: torch.device | str | None = None,
     method: str = "exact",
     queries: slice = slice(None),
-    progress: Callable[[Sequence[Tensor]], Iterable[Tensor]] = iter,
+    progress: Progress = iter,
 ) -> tuple[Tensor, Tensor]:
     """Find the ``k`` most similar rows of every row, the row itself first.
 
@@ -44,7 +44,7 @@ def k_nearest(
         k: neighbours per row, the row itself included; in [1, N].
         chunk_size: queries per block.
         device: where to compute; by default where ``features`` lives.
-        method: "exact"; or "ivf", which misses a few neighbours and saves time on large sets (see
+        method: "exact"; or "cells", which misses a few neighbours and saves time on large sets (see
             :class:`.ApproximateSearch`) and searches for all rows, whatever ``queries`` selects.
         queries: the rows to search for, all by default. Several processes may each take a slice of the same features.
         progress: wraps the sequence of query blocks, ``tqdm`` for instance; silent by default. Wraps another one where
@@ -72,21 +72,14 @@ def k_nearest(
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
 
     selected = torch.arange(num_rows, device=rows.device)[queries]
-    similarities = rows.new_empty(len(selected), k)
-    indices = selected.new_empty(len(selected), k)
-    left = torch.arange(len(selected), device=rows.device)
-    searches: list[Callable[[Tensor, Tensor, int], Callable[[Tensor], Found]]]
-    searches = [*(partial(Screen, precision) for precision in precisions(rows.device)), Scan]
-    if method != "exact":
-        searches.insert(0, partial(ApproximateSearch, progress))
-    while len(left):
-        search = searches.pop(0)(rows, scale, k)
-        uncertain = []
-        for block in progress(left.split(chunk_size)):
-            best, indices[block], certain = search(selected[block])
-            similarities[block] = best.to(rows.dtype)
-            uncertain.append(block[~certain])
-        left = torch.cat(uncertain)
+    searches: list[Callable[[], Search]]
+    searches = [partial(Screen, precision, rows, scale, k) for precision in precisions(rows.device)]
+    searches.append(partial(Scan, rows, scale, k))
+    if method == "cells":
+        searches.insert(0, partial(ApproximateSearch, rows, scale, k, progress=progress))
+    similarities, indices = search_in_turn(
+        searches, selected, k, dtype=rows.dtype, chunk_size=chunk_size, progress=progress
+    )
     return similarities.clamp_(-1, 1).to(home), indices.to(home)
 
 

@@ -35,7 +35,10 @@ RANGES = {
     "CLUSTER.MIN_CLUSTER_SIZE": ("must be at least 2", lambda value: value >= 2),
     "CLUSTER.K1": ("must be at least 2", lambda value: value >= 2),
     "CLUSTER.K2": POSITIVE,
-    "CLUSTER.NEIGHBORS": (f"must be one of {', '.join(METHODS)}", lambda value: value in METHODS),
+    "CLUSTER.NEIGHBORS": (
+        f"must be one of {', '.join(METHODS)} ('cells' was called 'ivf')",
+        lambda value: value in METHODS,
+    ),
     "CLUSTER.NUM_CLUSTERS": ("must be at least 2", lambda value: value >= 2),
     "CLUSTER.PATIENCE": POSITIVE,
     "CLUSTER.FEATURES": ENCODER,

@@ -69,12 +69,12 @@ def test_scaling_measures_what_is_missing(
     assert float(first[0][11]) > 0.5 and first[0][12] == ""
 
     # Again, with more to do, in this process: the row that is there stays as it is, and the new ones are beside it.
-    arguments = ["scaling", "--images", "900", "700", "--neighbors", "ivf", "exact", *options, "--threads", "1"]
+    arguments = ["scaling", "--images", "900", "700", "--neighbors", "cells", "exact", *options, "--threads", "1"]
     monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments])
     benchmark.main()
     second = cells(capsys.readouterr().out)
     assert second[0] == first[0]
-    assert [row[:2] for row in second] == [["700", "exact"], ["700", "ivf"], ["900", "ivf"]]
+    assert [row[:2] for row in second] == [["700", "exact"], ["700", "cells"], ["900", "cells"]]
     assert float(second[1][12]) > 0.5 and second[2][12] == ""
     assert len((folder / "rows.jsonl").read_text().splitlines()) == 3
     assert sorted(path.name for path in folder.iterdir()) == [

@@ -128,8 +128,8 @@ def test_jaccard_dbscan_of_copies_is_one_cluster(eps: float) -> None:
 def test_approximate_neighbors_give_the_same_clusters() -> None:
     features, cameras, identities = blobs()
     exact = JaccardDBSCAN(eps=0.5, k1=10)(features, cameras, identities)
-    clusterer = build_clusterer(small_config(CLUSTER__EPS=0.5, CLUSTER__K1=10, CLUSTER__NEIGHBORS="ivf"))
-    assert clusterer.neighbors == "ivf"
+    clusterer = build_clusterer(small_config(CLUSTER__EPS=0.5, CLUSTER__K1=10, CLUSTER__NEIGHBORS="cells"))
+    assert clusterer.neighbors == "cells"
     assert torch.equal(clusterer(features, cameras, identities).labels, exact.labels)
 
 
@@ -167,7 +167,7 @@ def all_clusterers() -> dict[str, Clusterer]:
     return {
         "JaccardDBSCAN": JaccardDBSCAN(eps=0.5, k1=10),
         "JaccardDBSCAN with few images": JaccardDBSCAN(eps=0.5),
-        "JaccardDBSCAN, approximate": JaccardDBSCAN(eps=0.5, k1=10, neighbors="ivf"),
+        "JaccardDBSCAN, approximate": JaccardDBSCAN(eps=0.5, k1=10, neighbors="cells"),
         "HDBSCAN": HDBSCAN(k1=10),
         "KMeans": KMeans(num_clusters=8),
         "GroundTruth": GroundTruth(),

@@ -27,6 +27,8 @@ def test_one_is_no_clustering(key: str) -> None:
         check_config(small_config(**{key: 1}))
 
 
-def test_an_unknown_search_is_refused() -> None:
-    with pytest.raises(InputError, match="CLUSTER.NEIGHBORS 'lsh' must be one of exact, ivf"):
-        check_config(small_config(CLUSTER__NEIGHBORS="lsh"))
+@pytest.mark.parametrize("name", ["lsh", "hnsw", "ivf"])
+def test_an_unknown_search_is_refused(name: str) -> None:
+    sentence = f"^CLUSTER.NEIGHBORS '{name}' must be one of exact, cells \\('cells' was called 'ivf'\\)$"
+    with pytest.raises(InputError, match=sentence):
+        check_config(small_config(CLUSTER__NEIGHBORS=name))
