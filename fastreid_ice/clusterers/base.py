@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ..config import lookup
 from ..core import Clusters
-from ..core.shard import Shard
 
 CLUSTERER_REGISTRY = Registry("CLUSTERER")
 CLUSTERER_REGISTRY.__doc__ = (
@@ -75,8 +74,3 @@ def build_clusterer(cfg: CfgNode) -> Clusterer:
         InputError: the name is not registered.
     """
     return lookup(CLUSTERER_REGISTRY, cfg.CLUSTER.NAME, "CLUSTER.NAME").from_config(cfg)
-
-
-def this_shard() -> Shard:
-    """The place of this process among those of the run. With NCCL they exchange arrays over fast-reid's gloo group."""
-    return Shard.of(comm._get_global_gloo_group()) if comm.get_world_size() > 1 else Shard()

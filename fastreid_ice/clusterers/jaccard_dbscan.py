@@ -13,9 +13,8 @@ from scipy import sparse
 from torch import Tensor
 
 from ..core import choose_eps, dbscan, jaccard_graph, k_nearest, standardize_by_camera
-from ..core.shard import Shard
 from ..progress import progress
-from .base import CLUSTERER_REGISTRY, Clusterer, this_shard
+from .base import CLUSTERER_REGISTRY, Clusterer
 
 logger = logging.getLogger(f"fastreid.{__name__}")
 _searching = partial(progress, title="Searching neighbors")
@@ -24,8 +23,8 @@ _searching = partial(progress, title="Searching neighbors")
 class JaccardClusterer(Clusterer):
     """Base of the clusterers on the sparse k-reciprocal Jaccard graph, which say what becomes of the graph.
 
-    Memory grows with N * K1, never with N * N. Several processes each search for and compare their share of the images;
-    the labels are those of one process. An approximate search is not shared: the first process does it.
+    Memory grows with N * K1, never with N * N. Several processes share the search for neighbours, which takes nearly
+    all of the time; the first one makes graph and labels, which are those of one process.
 
     Args:
         min_samples: images close to an image, itself included, that make it a core image.
@@ -85,24 +84,31 @@ class JaccardClusterer(Clusterer):
             logger.warning("CLUSTER.K1 %d exceeds what %d images can have; using %d", self.k1, len(features), k1)
         if self.camera_norm:
             features = standardize_by_camera(features, cameras)
-        shard = this_shard()
         with self.stage("neighbors"):
-            ranks = self._ranks(features, k1, shard)
+            ranks = self._ranks(features, k1)
+        if not comm.is_main_process():
+            return None
         with self.stage("jaccard"):
-            graph = jaccard_graph(
-                features, ranks, k1=k1, k2=min(self.k2, k1), max_distance=self.max_distance, shard=shard
-            )
-        return torch.as_tensor(self.partition(graph), dtype=torch.int64) if comm.is_main_process() else None
+            graph = jaccard_graph(features, ranks, k1=k1, k2=min(self.k2, k1), max_distance=self.max_distance)
+        return torch.as_tensor(self.partition(graph), dtype=torch.int64)
 
-    def _ranks(self, features: Tensor, k1: int, shard: Shard) -> np.ndarray:
-        """(N, k1) int32 neighbours of all images, equal in all processes."""
-        watch = _searching if comm.is_main_process() else iter
-        if self.neighbors == "exact":
-            mine = shard.rows(len(features))
-        else:
-            mine = slice(None) if comm.is_main_process() else slice(0)
-        _, indices = k_nearest(features, k1, device=self.device, method=self.neighbors, queries=mine, progress=watch)
-        return np.concatenate(shard.gather(indices.cpu().numpy().astype(np.int32)))
+    def _ranks(self, features: Tensor, k1: int) -> Tensor:
+        """(N, k1) int32 neighbours of all images, of which each process searches for its share."""
+        rank, size, num_images = comm.get_rank(), comm.get_world_size(), len(features)
+        _, indices = k_nearest(
+            features,
+            k1,
+            device=self.device,
+            method=self.neighbors,
+            queries=slice(num_images * rank // size, num_images * (rank + 1) // size),
+            gather=_gather,
+            progress=_searching if comm.is_main_process() else iter,
+        )
+        return _gather(indices.cpu().int())
+
+
+def _gather(part: Tensor) -> Tensor:
+    return torch.cat(comm.all_gather(part))
 
 
 @CLUSTERER_REGISTRY.register()

@@ -18,14 +18,12 @@ def to_numpy(values: Any) -> np.ndarray:
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
-def map_blocks(
-    kernel: Callable[..., Any], num_rows: int, *arguments: Any, block: int = _BLOCK, chosen: slice = slice(None)
-) -> list[Any]:
-    """Run ``kernel(start, stop, *arguments)`` over the ``chosen`` blocks of rows, in threads; results in row order.
+def map_blocks(kernel: Callable[..., Any], num_rows: int, *arguments: Any, block: int = _BLOCK) -> list[Any]:
+    """Run ``kernel(start, stop, *arguments)`` over blocks of rows, in threads; results in row order.
 
     The kernels release the interpreter lock. Plain threads and not numba's own: those do not survive a fork, which data
     loaders do, nor all of them two callers at once.
     """
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        starts = range(0, num_rows, block)[chosen]
+        starts = range(0, max(num_rows, 1), block)  # at least one, whose arrays have the types and shapes to join
         return list(pool.map(lambda start: kernel(start, min(start + block, num_rows), *arguments), starts))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -41,12 +42,29 @@ class ApproximateSearch:
         rows: (N, D) of any norm.
         scale: (N,) one over the norms.
         k: neighbours per query.
-        progress: wraps the sequence of blocks that are searched.
+        mine: (Q,) int64, the rows that this process compares with the centres and within the cells.
+        gather: joins what the processes have of their rows, on the CPU, into that of all rows.
+        progress: wraps the sequence of blocks that are compared with the centres.
     """
 
-    def __init__(self, rows: Tensor, scale: Tensor, k: int, *, progress: Progress) -> None:
+    def __init__(
+        self,
+        rows: Tensor,
+        scale: Tensor,
+        k: int,
+        mine: Tensor,
+        gather: Callable[[Tensor], Tensor],
+        *,
+        progress: Progress,
+    ) -> None:
         self.rows, self.scale = rows.cpu().numpy(), scale.cpu().numpy()
-        self.lists = _lists(rows, scale, k, progress)
+        similarities, cells = _nearest_cells(rows, scale, mine, progress)
+        cells = gather(cells)
+        starts, members = _members(gather(similarities), cells)
+        found = _nearest_in_groups(self.rows, self.scale, mine.cpu().numpy(), cells.numpy(), starts, members, k)
+        _, lists, counts = found
+        lists[np.arange(k) >= counts[:, None]] = -1
+        self.lists = gather(torch.from_numpy(lists)).numpy()
         # Every row is in its own list, so that the lists of its neighbours hold all that is in its own.
         everything = np.arange(len(rows))
         missing = (self.lists != everything[:, None]).all(1)
@@ -75,39 +93,41 @@ class _CentreScreen:
         return self.screen.settle(queries, scores, self.centres[candidates], k, available)
 
 
-def _lists(rows: Tensor, scale: Tensor, k: int, progress: Progress) -> np.ndarray:
-    """Lists (N, k) int64 of what shares a cell with a row; -1 where that is fewer than ``k``."""
-    num_centres = min(-(-len(rows) // _ROWS_PER_CENTRE), _MOST_CENTRES)
+def _num_centres(num_rows: int) -> int:
+    return min(-(-num_rows // _ROWS_PER_CENTRE), _MOST_CENTRES)
+
+
+def _nearest_cells(rows: Tensor, scale: Tensor, queries: Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
+    """Similarities (Q, m) to the nearest centres and the numbers (Q, m) int64 of their cells, on the CPU."""
+    num_centres = _num_centres(len(rows))
     num_cells = min(_CELLS, num_centres)
     centres = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:num_centres].to(rows.device)
     cell = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
     cell[centres] = torch.arange(num_centres, device=rows.device)
     similarities, nearest = search_in_turn(
         [partial(_CentreScreen, precision, rows, scale, num_cells, centres) for precision in precisions(rows.device)],
-        torch.arange(len(rows), device=rows.device),
+        queries,
         num_cells,
         dtype=rows.dtype,
         chunk_size=_SEARCHED,
         progress=progress,
     )
-    similarities, cells = similarities.cpu(), cell[nearest].cpu()
+    return similarities.cpu(), cell[nearest].cpu()
 
-    # Members by cell, the nearest to the centre first.
+
+def _members(similarities: Tensor, cells: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Where the members of each cell start (C + 1,), and the members cell by cell, the nearest to the centre first."""
+    num_rows, num_cells = cells.shape
+    num_centres = _num_centres(num_rows)
     members = similarities.flatten().argsort(descending=True, stable=True)
     members = members[cells.flatten()[members].argsort(stable=True)]
     sizes = cells.flatten().bincount(minlength=num_centres)
     starts = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
     place = torch.arange(len(members)) - starts[:-1].repeat_interleave(sizes)
-    largest = _CROWDED * num_cells * max(_ROWS_PER_CENTRE, len(rows) // num_centres)
+    largest = _CROWDED * num_cells * max(_ROWS_PER_CENTRE, num_rows // num_centres)
     members = members[place < largest] // num_cells
     starts[1:] = sizes.clamp(max=largest).cumsum(0)
-
-    everything = np.arange(len(rows))
-    _, lists, counts = _nearest_in_groups(
-        rows.cpu().numpy(), scale.cpu().numpy(), everything, cells.numpy(), starts.numpy(), members.numpy(), k
-    )
-    lists[np.arange(k) >= counts[:, None]] = -1
-    return lists
+    return starts.numpy(), members.numpy()
 
 
 def _nearest_in_groups(

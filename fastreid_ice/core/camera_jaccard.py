@@ -14,7 +14,7 @@ The distances are those of W.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from numbers import Integral
 
 import numpy as np
@@ -23,6 +23,7 @@ from scipy import sparse
 from torch import Tensor
 
 from ._arrays import to_numpy
+from ._candidates import Progress
 from .camera_neighbors import camera_neighbors
 from .jaccard import (
     average_over_neighbors,
@@ -36,9 +37,6 @@ from .jaccard import (
 from .neighbors import checked_rows
 from .retrieval import distance_blocks, reranked_blocks
 from .screen import rounded_units
-from .shard import ALONE, Shard
-
-Progress = Callable[[Sequence[Tensor]], Iterable[Tensor]]
 
 
 def camera_jaccard_graph(
@@ -52,7 +50,6 @@ def camera_jaccard_graph(
     max_distance: float = 1.0,
     device: torch.device | str | None = None,
     progress: Progress = iter,
-    shard: Shard = ALONE,
 ) -> sparse.csr_array:
     """Build the sparse camera-aware Jaccard distance of all images, searching for their neighbours.
 
@@ -68,8 +65,6 @@ def camera_jaccard_graph(
         max_distance: pairs further apart are dropped; in (0, 1].
         device: where neighbours are searched; by default where ``features`` lives.
         progress: wraps the sequence of query blocks, ``tqdm`` for instance; silent by default.
-        shard: where several processes call this with the same arguments, which of them this is; all get the whole
-            graph, the same bit for bit as from one process.
 
     Returns:
         (N, N) symmetric float32 CSR matrix, as :func:`~fastreid_ice.core.jaccard_graph` returns it.
@@ -83,8 +78,8 @@ def camera_jaccard_graph(
     """
     check_max_distance(max_distance)
     numbers = {"k1_intra": k1_intra, "k1_inter": k1_inter, "k2_intra": k2_intra, "k2_inter": k2_inter}
-    weights = _camera_weights(features, cameras, numbers, device, progress, shard)
-    return jaccard_distances(weights, max_distance, shard)
+    weights = _camera_weights(features, cameras, numbers, device, progress)
+    return jaccard_distances(weights, max_distance)
 
 
 def camera_reranked_blocks(
@@ -148,7 +143,6 @@ def _camera_weights(
     numbers: dict[str, int],
     device: torch.device | str | None,
     progress: Progress,
-    shard: Shard = ALONE,
     furthest: np.ndarray | None = None,
 ) -> sparse.csr_array:
     """The weights W (N, N). numbers: k1_intra, k1_inter, k2_intra and k2_inter, in this order."""
@@ -165,11 +159,11 @@ def _camera_weights(
             f"{max(lengths)} neighbours need as many images, got {len(features)}; lower k1_intra = {k1_intra}, "
             f"k1_inter = {k1_inter}, k2_intra = {k2_intra} or k2_inter = {k2_inter}"
         )
-    lists = camera_neighbors(features, cameras, *lengths, device=device, progress=progress, shard=shard)
+    lists = camera_neighbors(features, cameras, *lengths, device=device, progress=progress)
     intra, inter = (ranks.numpy().astype(np.int32) for ranks in lists)
     neighbors = mutual_neighbors(intra[:, : k1_intra + 1]) + mutual_neighbors(inter[:, : k1_inter + 1])
-    weights = neighbor_weights(checked_features(features), neighbors, shard, furthest)
-    return average_over_neighbors(weights, np.hstack([intra[:, :k2_intra], inter[:, :k2_inter]]), shard)
+    weights = neighbor_weights(checked_features(features), neighbors, furthest)
+    return average_over_neighbors(weights, np.hstack([intra[:, :k2_intra], inter[:, :k2_inter]]))
 
 
 def _furthest(features: Tensor, chunk_size: int, device: torch.device | str) -> Tensor:

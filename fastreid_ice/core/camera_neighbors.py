@@ -6,7 +6,7 @@ product; the largest products inside its camera and those outside of it are two 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._candidates import Found, Scan
+from ._candidates import Found, Progress, Scan
 from .neighbors import checked_rows
 from .screen import Piece, Screen, candidates_for, largest_products, precisions
-from .shard import ALONE, Shard
 
 
 @torch.no_grad()
@@ -29,8 +28,7 @@ def camera_neighbors(
     *,
     chunk_size: int = 1024,
     device: torch.device | str | None = None,
-    progress: Callable[[Sequence[Tensor]], Iterable[Tensor]] = iter,
-    shard: Shard = ALONE,
+    progress: Progress = iter,
 ) -> tuple[Tensor, Tensor]:
     """List all images around each image twice: those of its own camera first, and those of the others first.
 
@@ -46,7 +44,6 @@ def camera_neighbors(
         chunk_size: queries per block.
         device: where to compute; by default where ``features`` lives.
         progress: wraps the sequence of query blocks, ``tqdm`` for instance; silent by default.
-        shard: which of several processes this is, all called with the same arguments: each searches for its share.
 
     Returns:
         (N, k_intra) and (N, k_inter) int64, on the CPU.
@@ -71,9 +68,8 @@ def camera_neighbors(
 
     searches: list[Callable[..., _CameraScreen | _CameraScan]]
     searches = [*(partial(_CameraScreen, precision) for precision in precisions(rows.device)), _CameraScan]
-    blocks = groups.blocks(chunk_size)[shard.rank :: shard.size]
-    mine = torch.cat(blocks) if blocks else groups.order[:0]
-    intra, inter = (mine.new_zeros(len(rows), k) for k in lengths)
+    blocks = groups.blocks(chunk_size)
+    intra, inter = (groups.order.new_zeros(len(rows), k) for k in lengths)
     while blocks:
         search = searches.pop(0)(rows, scale, groups, *lengths)
         uncertain = []
@@ -83,10 +79,7 @@ def camera_neighbors(
             intra[queries], inter[queries] = near, far
             uncertain.append(positions[~(certain & also)])
         blocks = [block for block in uncertain if len(block)]
-    mine = groups.order[mine]
-    parts = shard.gather([array.cpu().numpy() for array in (mine, intra[mine], inter[mine])])
-    order, *lists = (torch.as_tensor(np.concatenate(arrays)) for arrays in zip(*parts, strict=True))
-    intra, inter = (torch.empty_like(found).index_copy_(0, order, found) for found in lists)
+    intra, inter = intra.cpu(), inter.cpu()
     own = groups.sizes[groups.codes].cpu()
     return _continued(intra, own, inter, k_intra), _continued(inter, len(rows) - own, intra, k_inter)
 

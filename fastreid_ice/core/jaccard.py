@@ -4,8 +4,8 @@ Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Encoding", 
 clustering methods for re-identification share. Four stages, each a function from sparse matrix to sparse matrix, then
 the distance. Row i of every matrix describes image i. Nothing is N x N: time and memory grow with the stored entries.
 
-Every stage computes its rows in blocks, in threads, and in several processes where a ``Shard`` says so. A row never
-depends on who computes it, so that neither do the results.
+Every stage computes its rows in blocks, in threads. A row never depends on who computes it, so that neither do the
+results.
 
 Letters: N images, D dimensions, R(i, k) the mutual neighbours of i, E(i) its expanded set, V its weights, J distances.
 """
@@ -22,7 +22,6 @@ from torch import Tensor
 
 from . import _jaccard_kernels as kernels
 from ._arrays import map_blocks, to_numpy
-from .shard import ALONE, Shard
 
 _COPIED = 64  # rows whose neighbours' features are converted to float32 at a time
 
@@ -34,7 +33,6 @@ def jaccard_graph(
     k1: int = 30,
     k2: int = 6,
     max_distance: float = 1.0,
-    shard: Shard = ALONE,
 ) -> sparse.csr_array:
     """Build the sparse k-reciprocal Jaccard distance of all images.
 
@@ -46,8 +44,6 @@ def jaccard_graph(
         k1: neighbourhood size, in [2, N].
         k2: rows averaged in the query expansion, in [1, k1]; 1 leaves it out.
         max_distance: pairs further apart are dropped; in (0, 1].
-        shard: where several processes call this with the same arguments, which of them this is: each computes its share
-            of the rows, and all get the whole graph, the same bit for bit as from one process.
 
     Returns:
         (N, N) symmetric float32 CSR matrix with sorted indices. Stored are the distances below 1 and up to
@@ -67,31 +63,27 @@ def jaccard_graph(
     # implementations search for k1. Every published number of this family of methods was made so.
     reciprocal = mutual_neighbors(ranks[:, :k1])
     half = mutual_neighbors(ranks[:, : round(k1 / 2) + 1])
-    expanded = expand(reciprocal, half, shard)
+    expanded = expand(reciprocal, half)
     del reciprocal, half
-    weights = neighbor_weights(features, expanded, shard)
+    weights = neighbor_weights(features, expanded)
     if k2 > 1:
-        weights = average_over_neighbors(weights, ranks[:, :k2], shard)
-    return jaccard_distances(weights, max_distance, shard)
+        weights = average_over_neighbors(weights, ranks[:, :k2])
+    return jaccard_distances(weights, max_distance)
 
 
 def mutual_neighbors(ranks: np.ndarray) -> sparse.csr_array:
-    """Stage 1, the sets R(i, k): the neighbours of i that have i among theirs (sec. 3.2). (N, k) -> (N, N) pattern.
-
-    Every process computes all of it, k^2 comparisons an image, rather than exchange the result.
-    """
-    counts, columns = _map_blocks(kernels.mutual_of_block, len(ranks), np.ascontiguousarray(ranks))
-    return _matrix(counts, columns)
+    """Stage 1, the sets R(i, k): the neighbours of i that have i among theirs (sec. 3.2). (N, k) -> (N, N) pattern."""
+    return _matrix(*_map_blocks(kernels.mutual_of_block, len(ranks), np.ascontiguousarray(ranks)))
 
 
-def expand(reciprocal: sparse.csr_array, half: sparse.csr_array, shard: Shard = ALONE) -> sparse.csr_array:
+def expand(reciprocal: sparse.csr_array, half: sparse.csr_array) -> sparse.csr_array:
     """Stage 2, the sets E(i): R(i, k1) and each R(q, k1/2), q in R(i, k1), that lies in it by over 2/3 (sec. 3.2)."""
     pattern = (reciprocal.indptr, reciprocal.indices, half.indptr, half.indices)
-    return _matrix(*_map_blocks(kernels.expanded_of_block, reciprocal.shape[0], *pattern, shard=shard))
+    return _matrix(*_map_blocks(kernels.expanded_of_block, reciprocal.shape[0], *pattern))
 
 
 def neighbor_weights(
-    features: np.ndarray, expanded: sparse.csr_array, shard: Shard = ALONE, furthest: np.ndarray | None = None
+    features: np.ndarray, expanded: sparse.csr_array, furthest: np.ndarray | None = None
 ) -> sparse.csr_array:
     """Stage 3, the weights V: exp(-d) over E(i), scaled to sum 1; d the squared distance of unit rows (sec. 3.3).
 
@@ -109,19 +101,19 @@ def neighbor_weights(
     expanded = expanded[order]
     furthest = np.empty(0, np.float32) if furthest is None else furthest[order]
     arguments = (order, features, 1 / norms, furthest, expanded.indptr, expanded.indices)
-    (weights,) = _map_blocks(_weights_of_block, len(features), *arguments, shard=shard)
+    (weights,) = _map_blocks(_weights_of_block, len(features), *arguments)
     return sparse.csr_array((weights, expanded.indices, expanded.indptr), shape=expanded.shape)[order.argsort()]
 
 
-def average_over_neighbors(weights: sparse.csr_array, ranks: np.ndarray, shard: Shard = ALONE) -> sparse.csr_array:
+def average_over_neighbors(weights: sparse.csr_array, ranks: np.ndarray) -> sparse.csr_array:
     """Stage 4, local query expansion: V_i becomes the mean of V_j over the first k2 neighbours j of i (sec. 3.4)."""
     arguments = (np.ascontiguousarray(ranks), weights.indptr, weights.indices, weights.data)
-    return _matrix(*_map_blocks(kernels.average_of_block, len(ranks), *arguments, shard=shard))
+    return _matrix(*_map_blocks(kernels.average_of_block, len(ranks), *arguments))
 
 
-def jaccard_distances(weights: sparse.csr_array, max_distance: float = 1.0, shard: Shard = ALONE) -> sparse.csr_array:
+def jaccard_distances(weights: sparse.csr_array, max_distance: float = 1.0) -> sparse.csr_array:
     """J_ij = 1 - t / (2 - t), t = sum_l min(V_il, V_jl), for rows of sum 1 (sec. 3.3), by an inverted index."""
-    return _matrix(*kernels.mirrored(*_upper_distances(weights, weights.shape[0], max_distance, shard)))
+    return _matrix(*kernels.mirrored(*_upper_distances(weights, weights.shape[0], max_distance)))
 
 
 def query_distances(weights: sparse.csr_array, num_queries: int) -> sparse.csr_array:
@@ -133,13 +125,11 @@ def query_distances(weights: sparse.csr_array, num_queries: int) -> sparse.csr_a
     return sparse.csr_array(entries, shape=(num_queries, weights.shape[0] - num_queries))
 
 
-def _upper_distances(
-    weights: sparse.csr_array, num_rows: int, max_distance: float = 1.0, shard: Shard = ALONE
-) -> list[np.ndarray]:
+def _upper_distances(weights: sparse.csr_array, num_rows: int, max_distance: float = 1.0) -> list[np.ndarray]:
     """Entries in each of the first rows, their columns and distances, on and above the diagonal."""
     inverted = weights.T.tocsr()  # this conversion sorts the indices
     arrays = [array for matrix in (weights, inverted) for array in (matrix.indptr, matrix.indices, matrix.data)]
-    return _map_blocks(kernels.distances_of_block, num_rows, *arrays, np.float32(max_distance), shard=shard)
+    return _map_blocks(kernels.distances_of_block, num_rows, *arrays, np.float32(max_distance))
 
 
 def checked_features(features: Tensor | np.ndarray) -> np.ndarray:
@@ -195,13 +185,9 @@ def _checked(
     return features, ranks
 
 
-def _map_blocks(kernel: Callable[..., Any], num_rows: int, *arguments: Any, shard: Shard = ALONE) -> list[np.ndarray]:
-    """The arrays that ``kernel(start, stop, *arguments)`` returns for blocks of rows, each joined over all rows.
-
-    Blocks are dealt out to processes in turn, because the first rows have more of the symmetric distances to compute
-    than the last.
-    """
-    blocks = shard.merge(map_blocks(kernel, num_rows, *arguments, chosen=slice(shard.rank, None, shard.size)))
+def _map_blocks(kernel: Callable[..., Any], num_rows: int, *arguments: Any) -> list[np.ndarray]:
+    """The arrays that ``kernel(start, stop, *arguments)`` returns for blocks of rows, each joined over all rows."""
+    blocks = map_blocks(kernel, num_rows, *arguments)
     arrays = [list(parts) for parts in zip(*blocks, strict=True)]
     del blocks
     return [np.concatenate(arrays.pop(0)) for _ in range(len(arrays))]  # parts are freed as soon as they are joined

@@ -31,6 +31,7 @@ def k_nearest(
     device: torch.device | str | None = None,
     method: str = "exact",
     queries: slice = slice(None),
+    gather: Callable[[Tensor], Tensor] | None = None,
     progress: Progress = iter,
 ) -> tuple[Tensor, Tensor]:
     """Find the ``k`` most similar rows of every row, the row itself first.
@@ -45,8 +46,11 @@ def k_nearest(
         chunk_size: queries per block.
         device: where to compute; by default where ``features`` lives.
         method: "exact"; or "cells", which misses a few neighbours and saves time on large sets (see
-            :class:`.ApproximateSearch`) and searches for all rows, whatever ``queries`` selects.
+            :class:`.ApproximateSearch`).
         queries: the rows to search for, all by default. Several processes may each take a slice of the same features.
+        gather: for "cells" in several processes, which together take all rows, each the slice after that of the one
+            before: called in all of them at once, joins a CPU tensor of each process, one row per query, into one with
+            N rows. Without it a process does the work of all of them before it comes to its own queries.
         progress: wraps the sequence of query blocks, ``tqdm`` for instance; silent by default. Wraps another one where
             blocks left rows for the next precision.
 
@@ -76,11 +80,17 @@ def k_nearest(
     searches = [partial(Screen, precision, rows, scale, k) for precision in precisions(rows.device)]
     searches.append(partial(Scan, rows, scale, k))
     if method == "cells":
-        searches.insert(0, partial(ApproximateSearch, rows, scale, k, progress=progress))
+        mine = selected if gather else torch.arange(num_rows, device=rows.device)
+        cells = ApproximateSearch(rows, scale, k, mine, gather or _alone, progress=progress)
+        searches.insert(0, lambda: cells)
     similarities, indices = search_in_turn(
         searches, selected, k, dtype=rows.dtype, chunk_size=chunk_size, progress=progress
     )
     return similarities.clamp_(-1, 1).to(home), indices.to(home)
+
+
+def _alone(part: Tensor) -> Tensor:
+    return part
 
 
 def checked_rows(features: Tensor | np.ndarray, device: torch.device | str | None) -> tuple[Tensor, Tensor]:

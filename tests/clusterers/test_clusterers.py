@@ -157,34 +157,42 @@ def test_an_unreadable_image_is_left_out(name: str, tmp_path: Path, monkeypatch:
 
 def cluster_in_process(folder: Path) -> None:
     results = {}
-    for name, clusterer in all_clusterers().items():
-        clusters = clusterer(*blobs(noise=0.4))
+    for name, (clusterer, people) in all_clusterers().items():
+        clusters = clusterer(*people)
         results[name] = (clusters.labels, sorted(clusterer.seconds))
     torch.save(results, folder / f"{comm.get_rank()}.pt")
 
 
-def all_clusterers() -> dict[str, Clusterer]:
+def all_clusterers() -> dict[str, tuple[Clusterer, tuple[Tensor, Tensor, Tensor]]]:
+    people, many = blobs(noise=0.4), blobs(people=200, noise=0.15)
+    few = tuple(column[:3] for column in people)
     return {
-        "JaccardDBSCAN": JaccardDBSCAN(eps=0.5, k1=10),
-        "JaccardDBSCAN with few images": JaccardDBSCAN(eps=0.5),
-        "JaccardDBSCAN, approximate": JaccardDBSCAN(eps=0.5, k1=10, neighbors="cells"),
-        "HDBSCAN": HDBSCAN(k1=10),
-        "KMeans": KMeans(num_clusters=8),
-        "GroundTruth": GroundTruth(),
+        "JaccardDBSCAN": (JaccardDBSCAN(eps=0.5, k1=10), people),
+        "JaccardDBSCAN, few images": (JaccardDBSCAN(eps=0.5), few),
+        "JaccardDBSCAN, many images": (JaccardDBSCAN(eps=0.5, k1=10), many),
+        "JaccardDBSCAN, approximate": (JaccardDBSCAN(eps=0.5, k1=10, neighbors="cells"), people),
+        "JaccardDBSCAN, approximate, few images": (JaccardDBSCAN(eps=0.5, neighbors="cells"), few),
+        "JaccardDBSCAN, approximate, many images": (JaccardDBSCAN(eps=0.5, k1=10, neighbors="cells"), many),
+        "HDBSCAN": (HDBSCAN(k1=10), people),
+        "KMeans": (KMeans(num_clusters=8), people),
+        "GroundTruth": (GroundTruth(), people),
     }
 
 
 @pytest.mark.slow
-def test_two_processes_get_the_labels_of_one(tmp_path: Path) -> None:
-    launch(cluster_in_process, 2, args=(tmp_path,), backend="gloo")
-    both = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
-    for name, clusterer in all_clusterers().items():
-        expected = clusterer(*blobs(noise=0.4)).labels
-        for found in both:
+@pytest.mark.parametrize("processes", [2, 4])
+def test_several_processes_get_the_labels_of_one(processes: int, tmp_path: Path) -> None:
+    launch(cluster_in_process, processes, args=(tmp_path,), backend="gloo")
+    all_found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(processes)]
+    for name, (clusterer, people) in all_clusterers().items():
+        expected = clusterer(*people).labels
+        assert "many" not in name or 100 < expected.max() < 300
+        for found in all_found:
             assert torch.equal(found[name][0], expected), name
-    assert both[0]["JaccardDBSCAN"][1] == ["dbscan", "jaccard", "neighbors"]
-    assert both[1]["JaccardDBSCAN"][1] == ["jaccard", "neighbors"]
-    assert (both[0]["KMeans"][1], both[1]["KMeans"][1]) == (["kmeans"], []), "k-means runs once"
+    first, others = all_found[0], all_found[1:]
+    assert first["JaccardDBSCAN"][1] == ["dbscan", "jaccard", "neighbors"] and first["KMeans"][1] == ["kmeans"]
+    for found in others:
+        assert found["JaccardDBSCAN"][1] == ["neighbors"] and found["KMeans"][1] == [], "the rest runs once"
 
 
 @pytest.mark.parametrize("name", ["JaccardDBSCAN", "HDBSCAN", "KMeans", "GroundTruth"])

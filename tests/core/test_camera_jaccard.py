@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from threading import Barrier, Thread
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ import torch
 
 from dense import dense, sklearn_labels
 from fastreid_ice.core import camera_jaccard_graph, camera_reranked_blocks, dbscan
-from fastreid_ice.core.shard import Shard
 from golden import load_golden
 
 FILES = ["base", "six33", "smallcam", "onecam", "lopsided", "wide", "dup", "noqe"]
@@ -97,32 +95,6 @@ def test_equals_the_definition(constants, dtype):
     graph = camera_jaccard_graph(features, cameras, **dict(zip(NUMBERS, constants, strict=True)))
     expected = by_definition(features.astype(np.float64), cameras, *constants)
     np.testing.assert_allclose(dense(graph), expected, rtol=0, atol=TOLERANCE)
-
-
-def test_several_processes_build_the_same_graph():
-    golden = load_golden("cajaccard_base")
-    alone = camera_jaccard_graph(golden["features"], golden["cameras"])
-    size, shared, graphs = 3, {}, {}
-    barrier = Barrier(size)
-
-    def run(rank):
-        def gather(value):
-            shared[rank] = value
-            barrier.wait()
-            values = [shared[other] for other in range(size)]
-            barrier.wait()
-            return values
-
-        graphs[rank] = camera_jaccard_graph(golden["features"], golden["cameras"], shard=Shard(rank, size, gather))
-
-    threads = [Thread(target=run, args=(rank,)) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for graph in graphs.values():
-        for name in ("indptr", "indices", "data"):
-            np.testing.assert_array_equal(getattr(graph, name), getattr(alone, name))
 
 
 @pytest.mark.parametrize("chunk_size", [7, 256])

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -273,6 +277,43 @@ class TestApproximate:
         features = people(6000, 64, spread=0.5) + 0.5 * offsets
         exact, found = k_nearest(features, 15)[1], k_nearest(features, 15, method="cells")[1]
         assert (exact[:, :, None] == found[:, None]).any(2).float().mean() > 0.95
+
+
+@pytest.mark.parametrize(("num_rows", "size"), [(300, 3), (3, 4)])
+def test_processes_share_what_is_compared_with_the_centres(num_rows, size, monkeypatch):
+    features = people(300, 16, spread=0.5)[:num_rows]
+    whole = k_nearest(features, 3, method="cells")
+    bounds = [num_rows * rank // size for rank in range(size + 1)]
+    compared = []
+    kernel = approximate._nearest_cells
+
+    def counting(rows, scale, queries, progress):
+        compared.append(len(queries))
+        return kernel(rows, scale, queries, progress)
+
+    def run(rank, gather):
+        return k_nearest(features, 3, method="cells", queries=slice(*bounds[rank : rank + 2]), gather=gather)
+
+    monkeypatch.setattr(approximate, "_nearest_cells", counting)
+    parts = in_processes(run, size)
+    assert sorted(compared) == np.diff(bounds).tolist()
+    for i in range(2):
+        assert torch.equal(torch.cat([part[i] for part in parts]), whole[i])
+
+
+def in_processes(run, size):
+    """What ``run(rank, gather)`` returns in each of ``size`` threads, which stand for processes."""
+    hands, barrier = [None] * size, threading.Barrier(size)
+
+    def gather(rank, part):
+        hands[rank] = part
+        barrier.wait()
+        joined = torch.cat(hands)
+        barrier.wait()
+        return joined
+
+    with ThreadPoolExecutor(size) as pool:
+        return list(pool.map(lambda rank: run(rank, partial(gather, rank)), range(size)))
 
 
 @pytest.mark.parametrize("dim", [16, 256])

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,8 +16,7 @@ import torch
 import torch.distributed as dist
 
 from fastreid_ice import InputError
-from fastreid_ice.core import jaccard_graph, k_nearest
-from fastreid_ice.core.shard import Shard
+from fastreid_ice.clusterers import JaccardDBSCAN
 from fastreid_ice.engine import launch
 from fastreid_ice.engine.launch import ProcessFailed
 from support import ROOT, SMALL
@@ -27,16 +25,16 @@ pytestmark = pytest.mark.slow
 
 
 def cluster_with_a_lost_peer(how: str) -> None:
-    """The second process does not come to the exchange in the middle of the graph."""
-    shard = Shard.of()
-    if shard.rank == 1:
-        shard = replace(shard, gather=lambda value: lose(how))
+    """The second process does not come to the exchange of the neighbours."""
+    if dist.get_rank() == 1:
+        lose(how)
     features = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
-    jaccard_graph(features, k_nearest(features, 10)[1], k1=10, shard=shard)
+    unknown = torch.full((50,), -1)
+    JaccardDBSCAN(eps=0.5, k1=10)(features, unknown, unknown)
     dist.barrier()
 
 
-def lose(how: str) -> list:
+def lose(how: str) -> None:
     if how == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     elif how == "exited":
@@ -48,7 +46,6 @@ def lose(how: str) -> list:
             atexit.register(os.abort)
         raise LookupError("the second process is lost\n(and says so at length)")
     time.sleep(600)
-    return []
 
 
 @pytest.mark.parametrize(
