@@ -1,28 +1,37 @@
 """Unsupervised person re-identification for fast-reid: ICE and DCMIP from unlabelled crops.
 
-Importing the package makes fastreid 1.4.0 run on this Python and torch (``compat``), then registers the
-meta-architecture, head, losses, clusterers, datasets and hooks under their names. Where fastreid is not installed
-``fastreid_ice.core`` works alone.
+Import this package before fastreid. That costs nothing yet: once fastreid is imported, by whomever, ``compat`` makes
+fastreid 1.4.0 run on this Python and torch, and the meta-architecture, head, losses, clusterers, datasets and hooks
+register under their names. ``fastreid_ice.core`` never imports fastreid and works without it.
 """
 
-import warnings
-from importlib.util import find_spec
+import sys
+from importlib import import_module
+from typing import Any
+
+from . import compat
+from .errors import InputError
 
 __version__ = "0.1.0"
 
-if find_spec("fastreid") is None:
-    warnings.warn(
-        "fastreid is not installed, so that of fastreid_ice only core can be used; for the rest run "
-        "`pip install --no-deps fastreid==1.4.0`",
-        stacklevel=2,
-    )
-else:
-    from . import compat
+__all__ = ["InputError", "add_ice_config", "clusterers", "compat", "data", "engine", "losses", "modeling"]
 
-    compat.apply()
+_ROOMS = ("config", "losses", "clusterers", "modeling", "data", "reporting", "engine")
 
-    from . import clusterers, data, engine, losses, modeling
-    from .config import add_ice_config
-    from .errors import InputError
 
-    __all__ = ["InputError", "add_ice_config", "clusterers", "compat", "data", "engine", "losses", "modeling"]
+def _register() -> None:
+    """Imports what registers, unless it is what imports fastreid: a room registers its own then, engine everything."""
+    if not any(f"{__name__}.{room}" in sys.modules for room in _ROOMS):
+        import_module(f"{__name__}.engine")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import_module(f"{__name__}.engine")
+    if name == "add_ice_config":
+        return import_module(f"{__name__}.config").add_ice_config
+    return import_module(f"{__name__}.{name}")
+
+
+compat.apply_on_import(_register)

@@ -63,7 +63,7 @@ import collections.abc, sys, types
 collections.Mapping = collections.abc.Mapping
 six = sys.modules["torch._six"] = types.ModuleType("torch._six")
 six.string_classes = str
-import fastreid_ice
+import fastreid_ice, fastreid.data
 assert collections.Mapping is collections.abc.Mapping
 assert sys.modules["torch._six"] is six
 """
@@ -83,11 +83,17 @@ def test_fastreid_missing(monkeypatch):
 def test_core_alone_without_fastreid():
     code = """
 import sys, warnings
-sys.modules["fastreid"] = None  # what import finds of a package that is not there
-with warnings.catch_warnings(record=True) as said:
-    warnings.simplefilter("always")
-    from fastreid_ice.core import dbscan, jaccard_graph, k_nearest
-assert "only core can be used; for the rest run `pip install" in str(said[0].message)
+from importlib.machinery import PathFinder
+find_spec = PathFinder.find_spec  # what import finds of a package that is not there
+PathFinder.find_spec = lambda name, *rest: None if name == "fastreid" else find_spec(name, *rest)
+warnings.simplefilter("error")
+from fastreid_ice.core import dbscan, jaccard_graph, k_nearest
+try:
+    import fastreid_ice.config
+except UserWarning as said:
+    assert "only core can be used; for the rest run `pip install" in str(said)
+else:
+    raise AssertionError("imported")
 import numpy as np
 features = np.random.default_rng(0).normal(size=(3, 8)).repeat(9, 0)
 features += 0.01 * np.random.default_rng(1).normal(size=(27, 8))
@@ -104,6 +110,61 @@ assert not {name.split(".")[0] for name in sys.modules} & {"torchvision", "yacs"
         text=True,
     )
     assert sorted(result.stdout.strip("[]\n").split()) == ["0"] * 9 + ["1"] * 9 + ["2"] * 9
+
+
+def python(code: str) -> str:
+    """What ``code`` prints in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_core_imports_no_fastreid_and_patches_nothing():
+    python("""
+import sys, fastreid_ice
+assert "torch" not in sys.modules, "the package itself costs nothing"
+import fastreid_ice.core
+loaded = {name.partition(".")[0] for name in sys.modules}
+assert not loaded & {"fastreid", "torchvision", "PIL", "yacs", "faiss", "sklearn"}, loaded
+import collections
+assert not hasattr(collections, "Mapping") and "torch._six" not in sys.modules
+""")
+
+
+FROM_OUTSIDE = [
+    "import fastreid_ice; import fastreid",
+    "import fastreid_ice.core; from fastreid.engine import DefaultTrainer",
+    "from fastreid.config import get_cfg; import fastreid_ice.core",
+    "from fastreid_ice import add_ice_config",
+    "import fastreid_ice; fastreid_ice.losses",
+    "import fastreid_ice.config; from fastreid_ice import add_ice_config",
+    "import fastreid_ice.reporting, fastreid_ice.engine",
+    "import importlib.util, fastreid_ice; importlib.util.find_spec('fastreid'); import fastreid",
+]
+ROOMS = ["clusterers", "commands.train", "config", "data", "deploy", "engine", "losses", "modeling", "reporting"]
+PATCHED = "from fastreid_ice.compat import PATCHES, _applied; assert _applied == set(PATCHES) and len(PATCHES) > 20"
+REGISTERED = """
+from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
+from fastreid.data.datasets import DATASET_REGISTRY
+META_ARCH_REGISTRY.get("MomentumReID"), DATASET_REGISTRY.get("UnlabeledFolder")
+"""
+
+
+def test_whoever_imports_fastreid_it_is_patched():
+    """Each in a fork of a process that has imported what takes long, but neither of the two."""
+    cases = [f"{imports}\n{PATCHED}\n{REGISTERED}" for imports in FROM_OUTSIDE]
+    cases += [f"import fastreid_ice.{room}\n{PATCHED}" for room in ROOMS]
+    python(f"""
+import os, faiss, numba, PIL.Image, scipy.sparse, sklearn.cluster, sklearn.metrics, torch.utils.tensorboard
+import torchvision.transforms
+for case in {cases!r}:
+    child = os.fork()
+    if not child:
+        exec(case)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, case
+""")
 
 
 def test_another_fastreid(monkeypatch):

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import glob
-import importlib
 import inspect
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +25,7 @@ from PIL import Image, ImageOps
 from torch.utils.data import DataLoader
 
 from ._registry import patch, replace
+from .workers import fast_batch_collator, restore_dataset
 
 
 @patch
@@ -51,7 +51,7 @@ def batch_collator() -> None:
 def dataset_pickle() -> None:
     """Spawned loader workers unpickle CommDataset, hence import fastreid, without the aliases of imports.py, and die.
 
-    Its pickle names this module first, and importing that applies them. Until fastreid imports by itself.
+    Its pickle names this package first, so that importing fastreid applies them. Until fastreid imports by itself.
     """
     fastreid.data.common.CommDataset.__reduce__ = _reduce_dataset
 
@@ -122,38 +122,8 @@ class PlainDataLoader(DataLoader):
         """Nothing to stop: there is no thread."""
 
 
-def fast_batch_collator(batch: list[Any]) -> Any:
-    """Stack tensors, arrays and numbers (Python's as int64 and float64), keep strings as a list, and do the same inside
-    mappings, tuples and lists.
-
-    Raises:
-        TypeError: anything else.
-    """
-    first = batch[0]
-    if isinstance(first, torch.Tensor):
-        return torch.stack(batch)
-    if isinstance(first, np.ndarray):
-        return torch.from_numpy(np.stack(batch))
-    if isinstance(first, Mapping):
-        return {key: fast_batch_collator([sample[key] for sample in batch]) for key in first}
-    if isinstance(first, (str, bytes)):
-        return batch
-    if isinstance(first, (tuple, list)):
-        return [fast_batch_collator(list(column)) for column in zip(*batch, strict=True)]
-    if isinstance(first, (bool, int, float, np.bool_, np.integer, np.floating)):
-        return torch.from_numpy(np.asarray(batch))
-    raise TypeError(f"a dataset returned a {type(first).__name__}, which cannot be put into a batch")
-
-
 def _reduce_dataset(self: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    return _restore_dataset, (type(self).__module__, type(self).__qualname__, self.__dict__)
-
-
-def _restore_dataset(module: str, name: str, state: dict[str, Any]) -> Any:
-    cls = getattr(importlib.import_module(module), name)
-    dataset = cls.__new__(cls)
-    dataset.__dict__.update(state)
-    return dataset
+    return restore_dataset, (type(self).__module__, type(self).__qualname__, self.__dict__)
 
 
 def read_image(file_name: str, format: str | None = None) -> Image.Image:

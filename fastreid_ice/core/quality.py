@@ -8,8 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
-from sklearn.metrics.cluster import pair_confusion_matrix
 from torch import Tensor
 
 from ._arrays import to_numpy
@@ -49,6 +47,10 @@ def label_quality(labels: Tensor | np.ndarray, truth: Tensor | np.ndarray) -> La
     Raises:
         ValueError: if the lengths differ or there are no images.
     """
+    # Here and not at the top: scikit-learn takes as long to import as the rest of core, which needs none of it.
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+    from sklearn.metrics.cluster import pair_confusion_matrix
+
     labels, truth = _aligned(labels=labels, truth=truth)
     singletons = labels.max() + 1 + np.arange(len(labels))
     labels = np.where(labels < 0, singletons, labels)
