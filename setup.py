@@ -30,8 +30,7 @@ setup(
     packages=[*find_packages(include=["fastreid_ice", "fastreid_ice.*"]), "fastreid_ice.configs"],
     package_dir={"fastreid_ice.configs": "configs"},
     package_data={"fastreid_ice.reporting": ["report.html"], "fastreid_ice.configs": ["*.yml", "*.pth"]},
-    py_modules=["fastreid_ice_cli"],
-    entry_points={"console_scripts": ["fastreid-ice=fastreid_ice_cli:main"]},
+    entry_points={"console_scripts": ["fastreid-ice=fastreid_ice.commands.__main__:main"]},
     python_requires=">=3.10,<3.14",
     install_requires=[
         "torch>=2.4",  # networks, losses, data loading

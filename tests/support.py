@@ -14,7 +14,7 @@ from fastreid_ice import add_ice_config
 from fastreid_ice.engine import UnsupervisedTrainer
 
 ROOT = Path(__file__).parent.parent
-FASTREID_ICE = [sys.executable, str(ROOT / "fastreid_ice_cli.py")]  # the command, in a process of its own
+FASTREID_ICE = [sys.executable, "-m", "fastreid_ice.commands"]  # the command, in a process of its own
 
 SMALL = {
     "MODEL.DEVICE": "cpu",

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from fastreid_ice_cli import COMMANDS
+from fastreid_ice.commands.__main__ import COMMANDS
 from support import ROOT, SMALL
 
-SOURCES = ("fastreid_ice", "configs", "setup.py", "pyproject.toml", "README.md", "fastreid_ice_cli.py")
+SOURCES = ("fastreid_ice", "configs", "setup.py", "pyproject.toml", "README.md")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def run(installed: Path, folder: Path, *arguments: str, **environment: str) -> s
 def test_the_wheel_holds_what_is_needed(wheel: Path) -> None:
     tree = wheel.parent / "tree"
     files = {path for path in tree.joinpath("fastreid_ice").rglob("*") if path.is_file()}
-    expected = {str(path.relative_to(tree)) for path in files} | {"fastreid_ice_cli.py"}
+    expected = {str(path.relative_to(tree)) for path in files}
     expected |= {f"fastreid_ice/configs/{path.name}" for path in (tree / "configs").iterdir()}
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}

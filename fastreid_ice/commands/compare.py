@@ -20,7 +20,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 from fastreid.config import CfgNode
@@ -35,7 +34,7 @@ from ..reporting import first_test_set, metrics_file, read_epochs
 from ..reporting.chart import Point, draw_curves
 from . import command_parser, train
 
-COMMAND_LINE = find_spec("fastreid_ice_cli").origin
+COMMAND_LINE = [sys.executable, "-m", __package__]
 DEFAULT = [
     "ice_agnostic_demo",
     "ice_demo",
@@ -80,7 +79,7 @@ class Run:
         flags = ["--resume"] if Path(stage_configs(self.cfg)[0].OUTPUT_DIR, "last_checkpoint").is_file() else []
         self.folder.mkdir(parents=True, exist_ok=True)
         start = time.perf_counter()
-        command = [sys.executable, COMMAND_LINE, "train", *flags, *self._arguments()]
+        command = [*COMMAND_LINE, "train", *flags, *self._arguments()]
         try:
             with (self.folder / "output.txt").open("a") as output:
                 failed = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False).returncode

@@ -1,7 +1,6 @@
-"""The command ``fastreid-ice``: each sub-command is a module of ``fastreid_ice.commands``, with arguments of its own.
+"""The command ``fastreid-ice``: each sub-command is a module beside this one, with arguments of its own.
 
-A module beside the package and not in it, since importing the package imports torch, and a list of commands should not
-wait for that.
+The list of commands does not wait for torch: a module is imported where its command is given.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     build_parser().parse_args([command])
-    import_module(f"fastreid_ice.commands.{command}").main(rest)
+    import_module(f".{command}", __package__).main(rest)
 
 
 if __name__ == "__main__":
