@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,15 @@ from support import small_config
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 setup_logger()  # the first trainer would, while its test already listens to the log
+
+
+@pytest.fixture(autouse=True)
+def log_level() -> Iterator[None]:
+    """Commands that run within a test may quieten fast-reid's log: for that test alone."""
+    logger = logging.getLogger("fastreid")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -64,14 +64,14 @@ def encode_images(
     features, columns = defaultdict(list), defaultdict(list)
     with inference_context(model), torch.inference_mode(), autocast:
         for batch in progress(loader, title):
-            images = batch.pop("images").to(device, non_blocking=True)
+            images = batch["images"].to(device, non_blocking=True)
             for encoder in encoders:
                 rows = model.encode(images, encoder).float()
                 if flip:
                     rows = (rows + model.encode(images.flip(3), encoder).float()) / 2
                 features[encoder].append(rows.to("cpu", non_blocking=True))
-            for name, values in batch.items():
-                columns[name].append(values)
+            for name in batch.keys() - {"images"}:
+                columns[name].append(batch[name])
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return tuple({name: torch.cat(parts) for name, parts in lists.items()} for lists in (features, columns))

@@ -63,7 +63,7 @@ def run_training(cfg: CfgNode) -> None:
 
 def test_training_in_two_processes(cfg: CfgNode) -> None:
     """All losses at once; the bank draws at random three of the four images that a batch has of a cluster."""
-    cfg.HOOKS = ("Witness", *cfg.HOOKS)
+    cfg.HOOKS = ("Witness", "ReclusterHook", "MomentumHook")
     cfg.CLUSTER.FEATURES = "online"
     cfg.CLUSTER.NAME = "Recorded"
     Path(cfg.OUTPUT_DIR).mkdir()
@@ -102,7 +102,7 @@ def run_with_and_without_compiling(cfg: CfgNode) -> None:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_training_compiled_in_two_processes(cfg: CfgNode) -> None:
     """Two steps, with the weights that they lead to without compiling, up to 1e-5."""
-    cfg.HOOKS = ("Witness", *cfg.HOOKS)
+    cfg.HOOKS = ("Witness", "ReclusterHook", "MomentumHook")
     cfg.CLUSTER.NAME = "GroundTruth"
     cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.FEAT_DIM = "build_two_layers", 16
     cfg.SOLVER.IMS_PER_BATCH = 16  # 8 for each process

@@ -76,7 +76,7 @@ class TestBfloat16:
             )
         with torch.autocast("cpu", torch.bfloat16):
             losses = model(batch)
-        assert seen == [torch.bfloat16] * 3 + [(torch.float32, False)] * 4
+        assert seen == [torch.bfloat16] * 4 + [(torch.float32, False)] * 4
         assert all(loss.dtype == torch.float32 for loss in losses.values())
 
 
