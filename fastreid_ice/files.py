@@ -10,9 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, BinaryIO
 
-from fastreid.utils import comm
-
 from .errors import InputError
+from .processes import of_first
 
 PART = ".ice-part"  # ends the name of a file that is being written, and of none that a user would have
 
@@ -71,17 +70,17 @@ def explaining_writes(path: str) -> Iterator[None]:
 def owned_folder(folder: str) -> Iterator[None]:
     """Makes ``folder`` and keeps other runs out of it until the block or the process ends, however it ends.
 
-    Called in every process of a run; the main one holds the lock, and none goes on before it does.
+    Called in every process of a run; the first one holds the lock, and none goes on before it does.
 
     Raises:
-        InputError: another run holds it, or it cannot be written to.
+        InputError: another run holds it, or it cannot be written to; in every process.
     """
-    lock = _lock(folder) if comm.is_main_process() else None
-    comm.synchronize()
+    locks = []  # that of the first process
+    of_first(lambda: locks.append(_lock(folder)))
     try:
         yield
     finally:
-        if lock is not None:
+        for lock in locks:
             lock.close()
 
 

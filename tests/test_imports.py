@@ -12,7 +12,8 @@ PACKAGE = Path(__file__).parent.parent / "fastreid_ice"
 ALLOWED = {
     "errors": set(),
     "progress": set(),
-    "files": {"errors"},
+    "processes": {"errors"},
+    "files": {"errors", "processes"},
     "compat": set(),
     "core": set(),
     "config": {"errors"},
@@ -22,12 +23,12 @@ ALLOWED = {
     "data": {"core", "config", "errors", "progress"},
     "reporting": {"core", "config", "errors", "files", "progress"},
     "engine": {
-        *("core", "compat", "config", "errors", "files", "progress"),
+        *("core", "compat", "config", "errors", "files", "processes", "progress"),
         *("losses", "clusterers", "modeling", "data", "reporting"),
     },
     "deploy": {"config", "errors", "modeling", "engine"},
     "commands": {
-        *("core", "config", "errors", "files", "progress"),
+        *("core", "config", "errors", "files", "processes", "progress"),
         *("clusterers", "data", "engine", "reporting", "deploy"),
     },
 }

@@ -3,24 +3,33 @@
 fastreid-ice train --config-file configs/ice_demo.yml SOLVER.MAX_EPOCH 3 OUTPUT_DIR logs/short
 fastreid-ice train --config-file configs/ice_folder.yml DATASETS.ROOT path/to/crops
 fastreid-ice train --config-file configs/ice_market.yml --num-gpus 4
+torchrun --nproc-per-node 4 tools/train_net.py --config-file configs/ice_market.yml
 fastreid-ice train --config-file configs/ice_market.yml --resume
 fastreid-ice train --config-file configs/ice_market.yml --eval-only MODEL.WEIGHTS logs/ice_market/model_best.pth
 
 A config that is not found in the current folder is the one that comes with the package: configs/ice_market.yml is found
 anywhere. Data sets lie in the folder that the variable FASTREID_DATASETS names (default: datasets); those of the demo
-are drawn there. Log, metrics, checkpoints and report.html go to OUTPUT_DIR. Options come before keys and values. On a
-CPU --num-gpus is the number of processes.
+are drawn there. Log, metrics, checkpoints and report.html go to OUTPUT_DIR. Options come before keys and values.
+
+--num-gpus starts that many processes under torchrun's agent, on a CPU too; torchrun itself starts them on one machine
+or several. Machines need no common disk, but the images must lie on each: the first process reads config, weights and
+checkpoints and hands them to the others, and writes all there is to write.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
+import signal
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from fastreid.config import CfgNode, get_cfg
 from fastreid.engine import DefaultTrainer, default_argument_parser, default_setup
 from fastreid.utils import comm
@@ -28,13 +37,16 @@ from fastreid.utils.env import seed_all_rng
 
 from ..config import add_ice_config, import_files, merge_config_file, merge_options, shipped_file
 from ..data import existing_tests
-from ..engine import Checkpointer, UnsupervisedTrainer, check_config, fall_back, launch, stage_configs, train_stages
-from ..engine.launch import ProcessFailed
+from ..engine import Checkpointer, UnsupervisedTrainer, check_config, fall_back, stage_configs, train_stages
 from ..engine.log import filtering, log_any_name
-from ..engine.stages import without_keys
+from ..engine.stages import is_of_this_run, without_keys
 from ..errors import InputError
 from ..files import make_folder, owned_folder
+from ..processes import in_each, is_in_group, of_first, process_group, run_in_group
 from ..reporting import write_left_report
+from .agent import ProcessFailed, run_processes
+
+logger = logging.getLogger(f"fastreid.{__name__}")
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -53,9 +65,10 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if args.resume and not last_checkpoint(cfg):
         first = stage_configs(cfg)[0].OUTPUT_DIR
         raise InputError(f"--resume: {first!r} (OUTPUT_DIR) holds no checkpoint; train without --resume first")
-    check_config(cfg, num_processes=args.num_gpus * args.num_machines)
-    if cfg.MODEL.DEVICE.startswith("cuda") and args.num_gpus > torch.cuda.device_count():
-        raise InputError(f"--num-gpus {args.num_gpus}: torch sees {torch.cuda.device_count()} GPU(s) here")
+    on_machine = int(os.environ.get("LOCAL_WORLD_SIZE", args.num_gpus))
+    check_config(cfg, num_processes=int(os.environ.get("WORLD_SIZE", args.num_gpus * args.num_machines)))
+    if cfg.MODEL.DEVICE.startswith("cuda") and on_machine > torch.cuda.device_count():
+        raise InputError(f"{on_machine} processes need a GPU each; torch sees {torch.cuda.device_count()} GPU(s) here")
     args.notice = ""
     if cfg.MODEL.FALLBACK.CONFIG and not any(key.startswith("MODEL.BACKBONE.") for key in args.opts[::2]):
         other = read_config(shipped_file(cfg.MODEL.FALLBACK.CONFIG))
@@ -92,21 +105,26 @@ def way_on(args: argparse.Namespace, cfg: CfgNode) -> str:
 def run_process(args: argparse.Namespace, cfg: CfgNode) -> dict | None:
     """What each process of a run does."""
     # An evaluation may run beside the training that it looks at.
-    if args.eval_only:
-        make_folder(cfg.OUTPUT_DIR)
-        return run(args, cfg)
-    with owned_folder(cfg.OUTPUT_DIR):
-        return run(args, cfg)
+    with nullcontext() if args.eval_only else owned_folder(cfg.OUTPUT_DIR):
+        in_each(lambda: make_folder(cfg.OUTPUT_DIR))
+        restarts = max(comm.all_gather(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))))
+        args.resume = of_first(lambda: args.resume or (restarts > 0 and is_of_this_run(cfg)))
+        return run(args, cfg, restarts)
 
 
-def run(args: argparse.Namespace, cfg: CfgNode) -> dict | None:
+def run(args: argparse.Namespace, cfg: CfgNode, restarts: int = 0) -> dict | None:
+    if not comm.is_main_process():
+        args.config_file = ""  # fast-reid would log it, and it may lie on the first machine alone
     with filtering("fastreid.utils.env", lambda record: False):  # it announces a random seed, which SEED replaces
         default_setup(cfg, args)
     log_any_name()
-    if args.notice and comm.is_main_process():
+    if comm.is_main_process() and args.notice:
         logging.getLogger("fastreid.start").warning(args.notice)
+    if restarts:
+        from_where = "the last checkpoint" if args.resume else "the start, since there is no checkpoint yet"
+        logger.warning("Restart %d after a process was lost; the run goes on from %s", restarts, from_where)
     seed_all_rng(cfg.SEED)
-    import_files(cfg.IMPORTS)  # in every process of the run
+    in_each(lambda: import_files(cfg.IMPORTS))
     # Labelled training, as for the weights of a source domain, is fast-reid's own.
     ours = cfg.MODEL.META_ARCHITECTURE == "MomentumReID"
     trainer_class = UnsupervisedTrainer if ours else DefaultTrainer
@@ -122,40 +140,72 @@ def run(args: argparse.Namespace, cfg: CfgNode) -> dict | None:
     return trainer.train()
 
 
-def start(args: argparse.Namespace, cfg: CfgNode) -> None:
-    """Runs ``run_process`` in all processes of this machine."""
+def work(args: argparse.Namespace, store: dist.Store | None = None) -> None:
+    """Runs in a process alone, or in one of several that meet in ``store``.
+
+    Raises:
+        KeyboardInterrupt: its message says how to go on.
+    """
+    cfg = of_first(lambda: setup(args), store)
+    backend = "gloo" if cfg.MODEL.DEVICE == "cpu" or not dist.is_nccl_available() else "nccl"
     try:
-        launch(
-            run_process,
+        with process_group(store, backend) if store else nullcontext():
+            run_process(args, cfg)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; {way_on(args, cfg)}") from None
+
+
+def start_processes(args: argparse.Namespace, arguments: Sequence[str]) -> None:
+    """Runs this command in all processes of this machine."""
+    cfg = setup(args)
+    try:
+        run_processes(
+            ["-m", "fastreid_ice.commands", "train", *arguments],
             args.num_gpus,
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
             dist_url=args.dist_url,
-            args=(args, cfg),
-            backend="gloo" if cfg.MODEL.DEVICE == "cpu" else None,
+            max_restarts=args.max_restarts,
         )
-    except (KeyboardInterrupt, InputError, ProcessFailed):
+    except BaseException as error:
         # The first process may have been ended for another one, or with all of them, before it could report.
-        if args.num_gpus > 1 and args.machine_rank == 0 and not args.eval_only:
+        if args.machine_rank == 0 and not args.eval_only:
             write_left_report(stage_configs(cfg), Path(cfg.OUTPUT_DIR))
+        if isinstance(error, ProcessFailed):
+            sys.stderr.write(error.traceback)
+            sys.exit(f"error: {error}; {way_on(args, cfg)}")
+        if isinstance(error, KeyboardInterrupt):
+            sys.exit(128 + signal.SIGINT)  # the first process has said so
         raise
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def build_parser() -> argparse.ArgumentParser:
+    """fast-reid's options, and one more."""
     parser = default_argument_parser()
     parser.prog = "fastreid-ice train"
     parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
     parser.set_defaults(dist_url="auto")  # fast-reid's default is one fixed port for all runs of a user
-    args = parser.parse_args(arguments)
+    parser.add_argument(
+        "--max-restarts",
+        type=int,
+        default=0,
+        help="how often the processes of --num-gpus are started again, from the last checkpoint, when one is lost",
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    args = build_parser().parse_args(arguments)
     try:
-        cfg = setup(args)
-        try:
-            start(args, cfg)
-        except KeyboardInterrupt:
-            sys.stderr.write(f"interrupted; {way_on(args, cfg)}\n")
-            sys.exit(130)  # as a shell reports SIGINT
+        if is_in_group(args.num_machines):
+            run_in_group(partial(work, args))
+        elif args.num_gpus == args.num_machines == 1:
+            work(args)
+        else:
+            start_processes(args, arguments)
     except InputError as error:
         sys.exit(f"error: {error}")
-    except ProcessFailed as error:
-        sys.stderr.write(error.traceback)
-        sys.exit(f"error: {error}; {way_on(args, cfg)}")
+    except KeyboardInterrupt as error:
+        sys.stderr.write(f"{str(error) or 'interrupted'}\n")
+        sys.exit(128 + signal.SIGINT)

@@ -1,4 +1,4 @@
-"""Training: features of a whole set, hooks that recluster it, the trainer and its stages, checkpoints, launching."""
+"""Training: features of a whole set, hooks that recluster it, the trainer and its stages, checkpoints."""
 
 from .checkpoint import Checkpointer
 from .checks import check_config
@@ -6,7 +6,6 @@ from .evaluator import BlockedReidEvaluator
 from .fallback import fall_back
 from .features import extract_features
 from .hooks import HOOK_REGISTRY, MomentumHook, ReclusterHook
-from .launch import launch
 from .stages import read_run, stage_configs, train_stages
 from .trainer import UnsupervisedTrainer
 
@@ -20,7 +19,6 @@ __all__ = [
     "check_config",
     "extract_features",
     "fall_back",
-    "launch",
     "read_run",
     "stage_configs",
     "train_stages",

@@ -12,6 +12,7 @@ from fastreid.utils.checkpoint import Checkpointer as _Checkpointer
 from ..errors import InputError
 from ..files import explaining_writes, remove_parts, replacing
 from ..modeling.weights import read_weights
+from ..processes import of_first, run_id
 
 
 def read_checkpoint(path: str, *, mmap: bool = False) -> dict:
@@ -74,7 +75,7 @@ class Checkpointer(_Checkpointer):
         state = {key: part.state_dict() for key, part in self.checkpointables.items()}
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
-        write_checkpoint(path, {"model": model, **state, **kwargs})
+        write_checkpoint(path, {"model": model, **state, **kwargs, "run_id": run_id()})
         if name != "model_best":
             self.tag_last_checkpoint(f"{name}.pth")
 
@@ -101,28 +102,38 @@ class Checkpointer(_Checkpointer):
         last = self.get_checkpoint_file()
         return f"the last checkpoint stays: {last}" if last else "there is no checkpoint yet"
 
+    def has_checkpoint(self) -> bool:
+        return of_first(super().has_checkpoint)
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
+        last = of_first(self.get_checkpoint_file) if resume else ""
+        return self.load(last) if last else self.load(path, checkpointables=[])
+
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict:
-        """fast-reid's; warns of optimiser, schedule or hooks whose state is asked for and missing.
+        """fast-reid's, except that the first process alone reads the file; called in all of them.
+
+        Warns of optimiser, schedule or hooks whose state is asked for and missing.
 
         Raises:
             InputError: no file, one that cannot be read, or weights that do not fit.
         """
-        if path and not os.path.isfile(path):
-            raise InputError(f"MODEL.WEIGHTS: no file {path!r}")
-        found = super().load(path, checkpointables)
+        if not path:
+            return super().load(path, checkpointables)
+        self.logger.info("Loading checkpoint from %s", path)
+        self._path = path
+        state = of_first(lambda: _read_weights(path))
+        self._log_incompatible_keys(self._load_model(state))
         wanted = self.checkpointables if checkpointables is None else checkpointables
-        lost = sorted(set(wanted) - self._held) if path else []
+        lost = sorted(set(wanted) - set(state))
+        for key in wanted:
+            if key in state:
+                self.checkpointables[key].load_state_dict(state.pop(key))
         if lost:
             self.logger.warning(
                 "%s holds no state of %s, which starts anew: the run is not the one that was interrupted",
                 path,
                 ", ".join(lost),
             )
-        return found
-
-    def _load_file(self, path: str) -> dict:
-        state = read_checkpoint(path)
-        self._path, self._held = path, set(state)
         return state
 
     def _log_incompatible_keys(self, incompatible) -> None:
@@ -157,3 +168,9 @@ class SaveEpochs(HookBase):
             self.trainer.checkpointer.save("model_final", epoch=epoch)
         elif self.period and (epoch + 1) % self.period == 0:
             self.trainer.checkpointer.save(f"model_{epoch:04d}", epoch=epoch)
+
+
+def _read_weights(path: str) -> dict:
+    if not os.path.isfile(path):
+        raise InputError(f"MODEL.WEIGHTS: no file {path!r}")
+    return read_checkpoint(path)

@@ -12,6 +12,7 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 from fastreid.config import CfgNode, get_cfg
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from ..config import add_ice_config, merge_config_file, merge_values, value_of
 from ..errors import InputError
+from ..processes import of_first, run_id
 from ..reporting import (
     CHOSEN,
     LABELS_FILE,
@@ -105,11 +107,12 @@ def without_keys(overlays: Sequence, keys: Iterable[str]) -> tuple:
 
 def is_complete(cfg: CfgNode) -> bool:
     """Whether the last checkpoint in ``OUTPUT_DIR`` says that all epochs of this stage are done."""
-    marker = _marker(cfg)
-    if not marker.is_file():
-        return False
-    last = read_checkpoint(str(marker.parent / marker.read_text().strip()), mmap=True)
-    return last.get("epoch", -1) + 1 >= cfg.SOLVER.MAX_EPOCH
+    return _last_checkpoint(cfg).get("epoch", -1) + 1 >= cfg.SOLVER.MAX_EPOCH
+
+
+def is_of_this_run(cfg: CfgNode) -> bool:
+    """Whether the first stage has a checkpoint from this run, before torchrun restarted its processes."""
+    return _last_checkpoint(stage_configs(cfg)[0]).get("run_id") == run_id()
 
 
 def best_checkpoint(cfg: CfgNode) -> str:
@@ -158,15 +161,12 @@ def train_stages(cfg: CfgNode, *, resume: bool = False) -> OrderedDict | None:
 
 def _train_all(stages: list[CfgNode], resume: bool, last_hooks: Sequence[HookBase]) -> OrderedDict | None:
     done = 0
-    while resume and done < len(stages) - 1 and is_complete(stages[done]):
+    while resume and done < len(stages) - 1 and of_first(partial(is_complete, stages[done])):
         done += 1
     for index in range(done, len(stages)):
         resumes = resume and index == done
         logger.info("Stage %d of %d, in %s", index + 1, len(stages), stages[index].OUTPUT_DIR)
-        comm.synchronize()  # before the main process changes what others still look at
-        if comm.is_main_process():
-            _prepare(stages, index, resumes)
-        comm.synchronize()
+        of_first(partial(_prepare, stages, index, resumes))
         gc.collect()  # a trainer is part of a cycle: the last one's image cache, workers and share of the GPU go now
         announce = AnnounceStage(index + 1, len(stages))
         results = _train(stages[index], resumes, first_hooks=[announce], last_hooks=last_hooks)
@@ -230,3 +230,9 @@ def _overlaid(cfg: CfgNode, overlay: object, number: int) -> CfgNode:
 def _marker(cfg: CfgNode) -> Path:
     """The file in which fast-reid's Checkpointer names the last checkpoint."""
     return Path(cfg.OUTPUT_DIR, "last_checkpoint")
+
+
+def _last_checkpoint(cfg: CfgNode) -> dict:
+    """The last checkpoint of a stage, whose weights are not read before they are used; empty where there is none."""
+    marker = _marker(cfg)
+    return read_checkpoint(str(marker.parent / marker.read_text().strip()), mmap=True) if marker.is_file() else {}

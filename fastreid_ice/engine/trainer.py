@@ -6,6 +6,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 
+import torch.distributed as dist
 from fastreid.config import CfgNode
 from fastreid.engine import DefaultTrainer
 from fastreid.engine.hooks import EvalHook, PeriodicCheckpointer
@@ -19,6 +20,7 @@ from ..data import PseudoLabelLoader, build_feature_loader, build_test_loader, b
 from ..errors import InputError
 from ..losses import check_cameras, required_views
 from ..modeling import ENCODERS
+from ..processes import in_each
 from ..reporting import first_test_set
 from .best import EvaluateEpochs, evaluates
 from .checkpoint import Checkpointer, SaveEpochs
@@ -86,8 +88,21 @@ class UnsupervisedTrainer(DefaultTrainer):
             ) from error
 
     @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """fast-reid's, with the weights of the first process in every process, which alone reads pretrained ones."""
+        if not comm.is_main_process():
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.MODEL.BACKBONE.PRETRAIN = False
+        model = super().build_model(cfg)
+        if comm.get_world_size() > 1:
+            for value in model.state_dict().values():
+                dist.broadcast(value, src=0)
+        return model
+
+    @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> PseudoLabelLoader:
-        images = build_training_set(cfg)
+        images = in_each(lambda: build_training_set(cfg))
         check_cameras(cfg, images.cameras)
         _check_batch(cfg, len(images))
         if "UnlabeledFolder" in cfg.DATASETS.NAMES and comm.is_main_process():

@@ -14,9 +14,8 @@ from fastreid_ice import InputError
 from fastreid_ice.clusterers import HDBSCAN, Clusterer, GroundTruth, JaccardDBSCAN, KMeans, build_clusterer
 from fastreid_ice.core import choose_eps, dbscan, jaccard_graph, k_nearest, label_quality, standardize_by_camera
 from fastreid_ice.data import build_training_set
-from fastreid_ice.engine import launch
 from golden import load_golden
-from support import small_config, train
+from support import in_processes, small_config, train
 
 
 def blobs(people: int = 8, images: int = 12, noise: float = 0.05) -> tuple[Tensor, Tensor, Tensor]:
@@ -182,7 +181,7 @@ def all_clusterers() -> dict[str, tuple[Clusterer, tuple[Tensor, Tensor, Tensor]
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4])
 def test_several_processes_get_the_labels_of_one(processes: int, tmp_path: Path) -> None:
-    launch(cluster_in_process, processes, args=(tmp_path,), backend="gloo")
+    in_processes(cluster_in_process, processes, tmp_path)
     all_found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(processes)]
     for name, (clusterer, people) in all_clusterers().items():
         expected = clusterer(*people).labels

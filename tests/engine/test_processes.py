@@ -20,9 +20,9 @@ from torch.nn.parallel import DistributedDataParallel
 from fastreid_ice.clusterers import CLUSTERER_REGISTRY, JaccardDBSCAN
 from fastreid_ice.core import Clusters, hard_instance_loss, soft_consistency_loss
 from fastreid_ice.data import build_feature_loader, build_training_set
-from fastreid_ice.engine import HOOK_REGISTRY, UnsupervisedTrainer, extract_features, launch
+from fastreid_ice.engine import HOOK_REGISTRY, UnsupervisedTrainer, extract_features
 from fastreid_ice.modeling.gather import encode_shuffled, gather_batch
-from support import train, two_layers
+from support import in_processes, train, two_layers
 
 pytestmark = pytest.mark.slow
 
@@ -69,7 +69,7 @@ def test_training_in_two_processes(cfg: CfgNode) -> None:
     Path(cfg.OUTPUT_DIR).mkdir()
     cfg.MODEL.LOSSES.NAME = (*cfg.MODEL.LOSSES.NAME, "DiscrepantProxyLoss", "MultiInstanceLoss")
     cfg.MODEL.LOSSES.MULTI_INSTANCE.NUM_INSTANCES = 3
-    launch(run_training, 2, args=(cfg,))
+    in_processes(run_training, 2, cfg)
     first, second = (torch.load(Path(cfg.OUTPUT_DIR) / f"rank{rank}.pt", weights_only=False) for rank in (0, 1))
     for part in ("weights", "memories"):
         assert first[part].keys() == second[part].keys() and first[part]
@@ -108,7 +108,7 @@ def test_training_compiled_in_two_processes(cfg: CfgNode) -> None:
     cfg.SOLVER.IMS_PER_BATCH = 16  # 8 for each process
     cfg.SOLVER.OPT, cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_EPOCH = "SGD", 0.01, 1
     cfg.TEST.EVAL_PERIOD = -1
-    launch(run_with_and_without_compiling, 2, args=(cfg,))
+    in_processes(run_with_and_without_compiling, 2, cfg)
 
     def weights(compiled: bool, rank: int) -> dict[str, Tensor]:
         return torch.load(Path(cfg.OUTPUT_DIR, f"compiled-{compiled}", f"rank{rank}.pt"), weights_only=False)["weights"]
@@ -140,7 +140,7 @@ def test_features_are_gathered_in_order(cfg: CfgNode, tmp_path: Path, number: in
     alone, usable = torch.load(tmp_path / "0.pt")
     if everything:
         cfg.DATALOADER.NUM_WORKERS, cfg.DATALOADER.CACHE, cfg.SOLVER.AMP.ENABLED = 1, "ram", True
-    launch(run_extraction, 2, args=(cfg, tmp_path, number))
+    in_processes(run_extraction, 2, cfg, tmp_path, number)
     (first, readable), (second, _) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert torch.equal(first, second) and torch.equal(readable, usable)
     assert (~usable).nonzero().flatten().tolist() == ([3] if number > 3 else [])
@@ -158,7 +158,7 @@ def test_two_processes_evaluate_as_one_does(cfg: CfgNode, tmp_path: Path) -> Non
     cfg.TEST.RERANK.K1 = 8
     run_evaluation(cfg, tmp_path)
     alone = torch.load(tmp_path / "0.pt", weights_only=False)
-    launch(run_evaluation, 2, args=(cfg, tmp_path))
+    in_processes(run_evaluation, 2, cfg, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1))
     assert first == pytest.approx(alone, abs=1e-3) and alone["mAP"] > 5
     assert not second
@@ -186,7 +186,7 @@ def run_gathered_step(folder: Path) -> None:
 
 def test_gathered_loss_has_the_gradient_of_the_whole_batch(tmp_path: Path) -> None:
     """Instance losses see the batch of all processes, and one step equals that of a single process."""
-    launch(run_gathered_step, 2, args=(tmp_path,))
+    in_processes(run_gathered_step, 2, tmp_path)
     model, images, keys, labels = whole_batch()
     loss_of(model(images), keys, labels).backward()
     for rank in (0, 1):
@@ -208,7 +208,7 @@ def run_shuffled(folder: Path) -> None:
 
 
 def test_shuffled_batches_mix_processes_and_come_back_in_order(tmp_path: Path) -> None:
-    launch(run_shuffled, 2, args=(tmp_path,))
+    in_processes(run_shuffled, 2, tmp_path)
     (first, seen), (second, unseen) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     everything = torch.arange(12.0).view(6, 2)
     for mine, theirs in zip(first, second, strict=True):

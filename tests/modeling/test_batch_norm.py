@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastreid_ice import InputError
-from fastreid_ice.engine import check_config, launch
+from fastreid_ice.engine import check_config
 from fastreid_ice.modeling.batch_norm import split_batch_norms
-from support import small_config
+from support import in_processes, small_config
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 STEPS = 2
@@ -77,7 +77,7 @@ def one_thread() -> Iterator[None]:
 @pytest.mark.parametrize("processes", [2, 4])
 def test_one_process_equals_several(processes: int, tmp_path: Path, one_thread: None) -> None:
     """Losses, features of every view, gradients, and the checkpoint with its running statistics."""
-    launch(save_steps, processes, args=(tmp_path,), backend="gloo")
+    in_processes(save_steps, processes, tmp_path)
     expected = torch.load(tmp_path / f"{processes}-0.pt", weights_only=False)
     alone = train_steps()
     assert any(name.endswith("running_var") for name in expected["state"])

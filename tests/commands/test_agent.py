@@ -8,7 +8,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from fastreid_ice.engine.launch import launch
+from fastreid_ice import InputError
+from fastreid_ice.commands.agent import run_processes
+from fastreid_ice.processes import TASKS, is_in_group
+from support import in_processes
 from tiny_market import draw_tiny_market, tiny_config
 
 
@@ -35,15 +38,11 @@ def train_and_save(folder):
     )
 
 
-def save_arguments(folder, word):
-    (folder / "word").write_text(f"{word} {dist.is_initialized()}")
-
-
 @pytest.mark.slow
 def test_two_processes_train_the_same_weights(tmp_path, monkeypatch):
     monkeypatch.setenv("FASTREID_DATASETS", str(draw_tiny_market(tmp_path / "data")))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    launch(train_and_save, 2, args=(tmp_path,), backend="gloo")
+    in_processes(train_and_save, 2, tmp_path)
 
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1))
     assert first["ranks"] == (0, 0, 2, 2) and second["ranks"] == (1, 1, 2, 2)
@@ -57,20 +56,29 @@ def test_two_processes_train_the_same_weights(tmp_path, monkeypatch):
     assert first["results"]["mAP"] > 0 and second["results"] is None
 
 
-def test_one_process_runs_in_place(tmp_path):
-    launch(save_arguments, 1, dist_url="auto", args=(tmp_path, "here"))
-    assert (tmp_path / "word").read_text() == "here False"
-
-
 @pytest.mark.parametrize(
-    ("numbers", "message"),
+    ("number", "machines", "message"),
     [
-        ({"num_processes_per_machine": 0}, "cannot start 0 processes on machine 0 of 1"),
-        ({"num_processes_per_machine": 1, "num_machines": 2, "machine_rank": 2}, "on machine 2 of 2"),
-        ({"num_processes_per_machine": 1, "num_machines": 2}, "several machines need a --dist-url"),
-        ({"num_processes_per_machine": 9999, "backend": "nccl"}, "NCCL needs a GPU for each of the 9999 processes"),
+        (0, {}, "--num-gpus 0 --num-machines 1 .*: at least one process"),
+        (1, {"num_machines": 2, "machine_rank": 2}, "--machine-rank 2 .*: at least one process, ranks from 0"),
+        (1, {"num_machines": 2}, "--num-machines 2 needs a --dist-url that all machines reach"),
+        (1, {"num_machines": 2, "dist_url": "tcp://10.0.0.1"}, "--num-machines 2 needs a --dist-url"),
+        (2, {"max_restarts": -1}, "--max-restarts -1: .* restarts from 0"),
     ],
 )
-def test_impossible_numbers(numbers, message):
-    with pytest.raises(ValueError, match=message):
-        launch(print, **numbers)
+def test_impossible_numbers(number, machines, message):
+    with pytest.raises(InputError, match=message):
+        run_processes([], number, **machines)
+
+
+def test_processes_that_do_not_know_of_one_another(monkeypatch):
+    """Such as those of srun without torchrun, each of which would train a model of its own."""
+    for name in ("RANK", *TASKS):
+        monkeypatch.delenv(name, raising=False)
+    assert not is_in_group()
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    assert not is_in_group(num_machines=2)
+    with pytest.raises(InputError, match="2 processes were started .SLURM_STEP_NUM_TASKS. .* start one torchrun on"):
+        is_in_group()
+    monkeypatch.setenv("RANK", "1")
+    assert is_in_group()

@@ -1,0 +1,222 @@
+"""One of the processes that train together: how it meets the others, agrees with them, and ends.
+
+torchrun, or whatever else starts the processes, says in the environment of each who it is: ``RANK``, ``WORLD_SIZE``,
+``LOCAL_RANK``, ``LOCAL_WORLD_SIZE``, and where they meet, ``MASTER_ADDR`` and ``MASTER_PORT``.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any, NoReturn, TypeVar
+
+import torch
+import torch.distributed as dist
+from fastreid.utils import comm
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from .errors import InputError
+
+T = TypeVar("T")
+
+VARIABLES = ("WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+TASKS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")  # how many processes srun or mpirun has started
+TIMEOUT = timedelta(minutes=30)  # how long a process waits for the others; the clustering of the first must take less
+
+ENDED = "ended"  # in the store: why a process ended the run
+
+
+def is_in_group(num_machines: int = 1) -> bool:
+    """Whether this process was started as one of a group, which may still be a group of one.
+
+    Args:
+        num_machines: how many processes srun or mpirun may start that are in no group yet.
+
+    Raises:
+        InputError: they started more.
+    """
+    if "RANK" in os.environ:
+        return True
+    for variable in TASKS:
+        if int(os.environ.get(variable, 1)) > num_machines:
+            raise InputError(
+                f"{os.environ[variable]} processes were started ({variable}) that do not know of one another (RANK is "
+                "not set) and would each train a model of their own; start one torchrun on each machine instead"
+            )
+    return False
+
+
+def run_id() -> str:
+    """The name that torchrun has given to this run and its restarts; empty without torchrun."""
+    return os.environ.get("TORCHELASTIC_RUN_ID", "")
+
+
+def run_in_group(function: Callable[[dist.Store], Any]) -> None:
+    """Runs ``function(store)`` in one process of a group; ends the process where that fails.
+
+    An error of the user's or an interrupt is told once on each machine, by the first process there that meets it. Any
+    other error is recorded for the agent that started the process and shows it.
+
+    Args:
+        function: gets the store in which the processes meet, for ``of_first`` and ``process_group``.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        record(_run)(function)
+    except Exception:
+        last_attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT") == os.environ.get("TORCHELASTIC_MAX_RESTARTS")
+        if os.environ.get("TORCHELASTIC_ERROR_FILE") and last_attempt:
+            sys.exit(1)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    """As an error would, so that what a run leaves is written: the agent ends with SIGTERM what others have failed."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
+def _run(function: Callable[[dist.Store], Any]) -> None:
+    missing = [variable for variable in VARIABLES if variable not in os.environ]
+    if missing:
+        sys.exit(f"error: RANK is set and {missing[0]} is not; start the processes with torchrun, which sets both")
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    if store.check([ENDED]):
+        sys.exit(1)  # a restart does not mend what has been told
+    try:
+        function(_new_part(store, rank, world_size))
+    except InputError as error:
+        _end(store, f"error: {error}", 1)
+    except KeyboardInterrupt as error:
+        _end(store, str(error), 128 + signal.SIGINT)
+    except Exception:
+        # Whoever waits for a process that has ended fails too. The store may have ended with its machine.
+        with suppress(RuntimeError):
+            if store.check([ENDED]):
+                _end(store, store.get(ENDED).decode(), 1)
+        raise
+
+
+def _new_part(store: dist.Store, rank: int, world_size: int) -> dist.Store:
+    """A part of the store that is empty: an agent's still holds what processes have left that it has restarted.
+
+    The first process names it. It greets each of the others until that one answers, since a name may be of a process
+    that is no more.
+    """
+    own_name = uuid.uuid4().hex
+    if rank > 0:
+        store.set(f"name of {rank}", own_name)
+        part = store.get(f"greeting to {own_name}").decode()
+        store.set(f"answer of {rank} to {part}", "")
+        return dist.PrefixStore(part, store)
+    for other in range(1, world_size):
+        deadline = time.monotonic() + TIMEOUT.total_seconds()
+        while True:
+            store.set(f"greeting to {store.get(f'name of {other}').decode()}", own_name)
+            try:
+                store.wait([f"answer of {other} to {own_name}"], timedelta(seconds=1))
+                break
+            except RuntimeError:
+                if time.monotonic() > deadline:
+                    raise
+    return dist.PrefixStore(own_name, store)
+
+
+def _end(store: dist.Store, sentence: str, code: int) -> NoReturn:
+    first = True
+    with suppress(RuntimeError):
+        store.set(ENDED, sentence)
+        first = store.add(f"told on machine {os.environ.get('GROUP_RANK', '')}", 1) == 1
+    if first and sentence:
+        sys.stderr.write(f"{sentence}\n")
+    sys.exit(code)
+
+
+@contextmanager
+def process_group(store: dist.Store, backend: str, *, timeout: timedelta = TIMEOUT) -> Iterator[None]:
+    """The processes as torch's process group, and those of one machine as fast-reid's local group.
+
+    Args:
+        store: where they meet.
+        backend: "nccl", then each gets the GPU of its local rank; or "gloo".
+        timeout: how long one waits for the others.
+    """
+    rank, world_size, local_rank, local_size = (
+        int(os.environ[variable]) for variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    )
+    if backend == "nccl":
+        torch.cuda.set_device(local_rank)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, _cores() // local_size))
+    group = dist.PrefixStore("group", store)
+    dist.init_process_group(backend, store=group, rank=rank, world_size=world_size, timeout=timeout)
+    for first in range(0, world_size, local_size):
+        ranks = range(first, first + local_size)
+        local_group = dist.new_group(list(ranks), timeout=timeout)
+        if rank in ranks:
+            comm._LOCAL_PROCESS_GROUP = local_group
+    # After an error the others cannot answer any more: the process leaves, and does not wait for them.
+    yield
+    comm.synchronize()
+    dist.destroy_process_group()
+
+
+def of_first(function: Callable[[], T], store: dist.Store | None = None) -> T:
+    """What ``function`` gives in the first process, in every process; called in all of them.
+
+    Args:
+        function: what it gives, such as a checkpoint that lies on the first machine alone, can be pickled.
+        store: carries small results from one process to the others before there is a process group.
+
+    Raises:
+        InputError: in every process, as ``function`` raised it in the first.
+    """
+    if store is not None:
+        if os.environ["RANK"] == "0":
+            store.set("of first", pickle.dumps(_outcome(function)))
+        return _result(pickle.loads(store.get("of first")))
+    if comm.get_world_size() == 1:
+        return function()
+    outcome = [_outcome(function) if comm.is_main_process() else None]
+    dist.broadcast_object_list(outcome, src=0, group=comm._get_global_gloo_group())
+    return _result(outcome[0])
+
+
+def in_each(function: Callable[[], T]) -> T:
+    """What ``function`` gives, once it has given something in every process; called in all of them.
+
+    Raises:
+        InputError: in every process, as ``function`` raised it in the first where it did.
+    """
+    value, refusal = _outcome(function)
+    for found in comm.all_gather(refusal):
+        _result((None, found))
+    return value
+
+
+def _outcome(function: Callable[[], T]) -> tuple[T | None, str | None]:
+    try:
+        return function(), None
+    except InputError as error:
+        return None, str(error)
+
+
+def _result(outcome: tuple[T, str | None]) -> T:
+    value, refusal = outcome
+    if refusal is not None:
+        raise InputError(refusal)
+    return value
+
+
+def _cores() -> int:
+    """Cores that this process may use, which is less than the machine has in a container or under taskset."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
