@@ -17,7 +17,7 @@ compare: $(INSTALLED)  ## train every method with three seeds on the embedded da
 	$(BIN)/fastreid-ice compare
 
 test: $(INSTALLED)  ## run all tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)  ## check style and types
 	$(BIN)/ruff check .

@@ -59,6 +59,7 @@ setup(
             "hypothesis",  # tests on drawn graphs and features
             "mypy",  # types
             "pytest",  # tests
+            "pytest-xdist",  # tests in two processes
             "ruff",  # style
             "setuptools>=70.1",  # a test builds a wheel; older ones need the package wheel for that
         ],
