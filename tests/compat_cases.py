@@ -19,7 +19,7 @@ import types
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import faiss
 import numpy as np
@@ -675,7 +675,13 @@ def bare_trainer(max_epoch: int, start_epoch: int = 0) -> Any:
 
 
 class process_group:
-    """A group of one process."""
+    """A group of one process.
+
+    Its object is kept: the destructor joins a thread that may itself wait for the interpreter, and neither goes on. The
+    process of a case ends by ``os._exit``, without destructors.
+    """
+
+    kept: ClassVar[list[Any]] = []
 
     def __init__(self, folder: Path):
         self.url = f"file://{folder / 'store'}"
@@ -684,6 +690,7 @@ class process_group:
         dist.init_process_group("gloo", init_method=self.url, world_size=1, rank=0)
 
     def __exit__(self, *exception: Any) -> None:
+        self.kept.append(dist.group.WORLD)
         dist.destroy_process_group()
 
 
