@@ -9,8 +9,8 @@ from fastreid_ice import InputError
 from fastreid_ice.commands.compare import compare
 from fastreid_ice.config import CONFIGS
 
-# One network, one schedule and one batch for all: 1,500 steps of 32 images. The published temperatures, radii, samplers
-# and augmentations stay; the momentum encoder and the warm-up are shortened as the training is.
+# One network, one schedule and one batch for all: epochs of 150 steps of 32 images. The published temperatures, radii,
+# samplers and augmentations stay; the momentum encoder and the warm-up are shortened as the training is.
 BUDGET = {
     "MODEL.BACKBONE.NAME": "build_osnet_backbone",
     "MODEL.BACKBONE.DEPTH": "x0_25",
@@ -30,14 +30,14 @@ BUDGET = {
     "SOLVER.CHECKPOINT_PERIOD": 1,
     "TEST.EVAL_PERIOD": 2,
 }
-ICE = {"SOLVER.MAX_EPOCH": 10, "SOLVER.WARMUP_ITERS": 300}
+ICE = {"SOLVER.WARMUP_ITERS": 300}
 # A part of 8 images is too small to normalise for a recipe that splits 256.
 PROXIES = {"MODEL.BN_SPLITS": 1}
-METHODS = {
+METHODS: dict[str, dict[str, object]] = {
     "ice_agnostic_market": ICE,
     "ice_market": ICE,
-    "cluster_contrast_market": PROXIES | {"SOLVER.MAX_EPOCH": 10},
-    "dcmip_market": PROXIES | {"SOLVER.MAX_EPOCH": 5, "MODEL.LOSSES.MULTI_INSTANCE.NUM_INSTANCES": 4},  # two stages
+    "cluster_contrast_market": PROXIES,
+    "dcmip_market": PROXIES | {"MODEL.LOSSES.MULTI_INSTANCE.NUM_INSTANCES": 4},
     "ice_hybrid_market": ICE,
     "ice_groundtruth_market": ICE,
 }
@@ -52,6 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of OSNet x0_25, bare, for MODEL.BACKBONE.PRETRAIN_PATH",
     )
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="default: all")
+    parser.add_argument(
+        "--epochs", type=int, default=10, help="of each run, those of both stages together for DCMIP; even; default: 10"
+    )
     parser.add_argument("--seeds", type=int, default=2, help="runs of each method; default: 2")
     parser.add_argument(
         "--output", metavar="FOLDER", type=Path, default=Path("logs/market"), help="default: logs/market"
@@ -61,6 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def check(args: argparse.Namespace) -> None:
     if args.seeds < 1:
         raise argparse.ArgumentError(None, "--seeds must be at least 1")
+    if args.epochs < 2 or args.epochs % 2:
+        raise argparse.ArgumentError(None, "--epochs must be even, since DCMIP has two stages, and at least 2")
     if not args.weights.is_file():
         raise argparse.ArgumentError(None, f"--weights: no file {str(args.weights)!r}")
 
@@ -72,10 +77,15 @@ def run(args: argparse.Namespace) -> None:
         args.seeds,
         args.output,
         as_options(common),
-        {name: as_options(METHODS[name]) for name in args.methods},
+        {name: as_options(own_settings(name, args.epochs)) for name in args.methods},
     )
     if not complete:
         raise InputError("some runs failed; the same command resumes them")
+
+
+def own_settings(method: str, epochs: int) -> dict[str, object]:
+    stages = 2 if method == "dcmip_market" else 1
+    return METHODS[method] | {"SOLVER.MAX_EPOCH": epochs // stages}
 
 
 def as_options(settings: dict[str, object]) -> list[str]:

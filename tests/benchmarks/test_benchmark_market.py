@@ -14,16 +14,24 @@ from fastreid_ice.engine import stage_configs
 from support import FASTREID_ICE, ROOT
 
 
+@pytest.mark.parametrize("epochs", [6, 10])
 @pytest.mark.parametrize("method", market.METHODS)
-def test_every_method_takes_the_same_steps_from_the_same_start(method: str, tmp_path: Path) -> None:
-    options = market.as_options(market.BUDGET | market.METHODS[method])
+def test_every_method_takes_the_same_steps_from_the_same_start(method: str, epochs: int, tmp_path: Path) -> None:
+    options = market.as_options(market.BUDGET | market.own_settings(method, epochs))
     stages = stage_configs(Run(CONFIGS / f"{method}.yml", 0, tmp_path, options).cfg)
-    assert sum(stage.SOLVER.MAX_EPOCH * stage.SOLVER.ITERS_PER_EPOCH for stage in stages) == 1500
+    assert sum(stage.SOLVER.MAX_EPOCH * stage.SOLVER.ITERS_PER_EPOCH for stage in stages) == 150 * epochs
     for stage in stages:
         assert (stage.SOLVER.IMS_PER_BATCH, stage.DATALOADER.NUM_INSTANCE) == (32, 4)
         assert stage.INPUT.SIZE_TRAIN == [256, 128] and stage.MODEL.HEADS.POOL_LAYER == "GlobalAvgPool"
         assert stage.DATASETS.NAMES == stage.DATASETS.TESTS == ("Market1501",)
         assert stage.SOLVER.MAX_EPOCH % stage.TEST.EVAL_PERIOD == 0 or len(stages) > 1
+
+
+def test_an_odd_number_of_epochs_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "weights.pth").touch()
+    command = [*FASTREID_ICE, "bench", "market", "--weights", str(tmp_path / "weights.pth"), "--epochs", "5"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 2 and "--epochs must be even" in done.stderr
 
 
 def test_missing_weights_are_named() -> None:
