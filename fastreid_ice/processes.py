@@ -6,11 +6,13 @@ torchrun, or whatever else starts the processes, says in the environment of each
 
 from __future__ import annotations
 
+import atexit
 import os
 import pickle
 import signal
 import sys
 import time
+import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -30,6 +32,7 @@ VARIABLES = ("WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MAS
 TASKS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")  # how many processes srun or mpirun has started
 TIMEOUT = timedelta(minutes=30)  # how long a process waits for the others; the clustering of the first must take less
 
+_ended_groups: list[dist.ProcessGroup] = []  # the destructor of one can wait for ever; see ``_leave``
 ENDED = "ended"  # in the store: why a process ended the run
 
 
@@ -59,7 +62,7 @@ def run_id() -> str:
 
 
 def run_in_group(function: Callable[[dist.Store], Any]) -> None:
-    """Runs ``function(store)`` in one process of a group; ends the process where that fails.
+    """Runs ``function(store)`` in one process of a group, and ends the process.
 
     An error of the user's or an interrupt is told once on each machine, by the first process there that meets it. Any
     other error is recorded for the agent that started the process and shows it.
@@ -70,13 +73,30 @@ def run_in_group(function: Callable[[dist.Store], Any]) -> None:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         record(_run)(function)
+    except SystemExit as end:
+        _leave(end.code)
     except Exception:
         last_attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT") == os.environ.get("TORCHELASTIC_MAX_RESTARTS")
-        if os.environ.get("TORCHELASTIC_ERROR_FILE") and last_attempt:
-            sys.exit(1)
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if not (os.environ.get("TORCHELASTIC_ERROR_FILE") and last_attempt):
+            traceback.print_exc()
+        _leave(1)
+    _leave(0)
+
+
+def _leave(code: int | str | None) -> NoReturn:
+    """Ends the process as ``sys.exit`` does, but without destructors.
+
+    Those of a process group join threads: where a peer has gone they can wait for ever, or abort the process, and the
+    abort would hide what it has told.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if isinstance(code, str):
+        sys.stderr.write(f"{code}\n")
+        code = 1
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code or 0)
 
 
 def _terminate(number: int, frame: object) -> NoReturn:
@@ -167,6 +187,7 @@ def process_group(store: dist.Store, backend: str, *, timeout: timedelta = TIMEO
     # After an error the others cannot answer any more: the process leaves, and does not wait for them.
     yield
     comm.synchronize()
+    _ended_groups.append(dist.group.WORLD)
     dist.destroy_process_group()
 
 

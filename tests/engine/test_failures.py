@@ -32,12 +32,24 @@ def work_with_a_lost_peer(how: str, store: dist.Store) -> None:
         comm.all_gather("here")
 
 
+class AbortsWhenDestroyed:
+    """As a process group may whose peer has gone."""
+
+    def __del__(self) -> None:
+        os.abort()
+
+
+kept: list[AbortsWhenDestroyed] = []
+
+
 def lose(how: str) -> None:
     if how == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     elif how == "exited":
         os._exit(3)
-    elif how == "refused":
+    elif how.startswith("refused"):
+        if how == "refused, then crashed":
+            kept.append(AbortsWhenDestroyed())  # until the interpreter ends
         raise InputError("CLUSTER.K1 is not to its taste")
     elif how.startswith("failed"):
         if how == "failed, then crashed":
@@ -52,6 +64,7 @@ def lose(how: str) -> None:
         ("killed", ProcessFailed, "^the process with rank 1 of 2 was killed by SIGKILL, as the system does when"),
         ("exited", ProcessFailed, "^the process with rank 1 of 2 ended with exit code 3$"),
         ("refused", SystemExit, "^1$"),
+        ("refused, then crashed", SystemExit, "^1$"),
         ("failed", ProcessFailed, "^the process with rank 1 of 2 failed: LookupError: the second process is lost$"),
         (
             "failed, then crashed",
@@ -69,7 +82,7 @@ def test_a_lost_process_ends_the_run(how: str, error: type, sentence: str, monke
     assert time.monotonic() - start < 120
     told = capfd.readouterr().err
     assert "Traceback" not in told
-    assert told.count("error: CLUSTER.K1 is not to its taste\n") == (how == "refused")
+    assert told.count("error: CLUSTER.K1 is not to its taste\n") == how.startswith("refused")
     if error is ProcessFailed:
         assert bool(raised.value.traceback) == (how not in ("killed", "exited"))
 
