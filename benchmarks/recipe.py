@@ -14,7 +14,6 @@ from datetime import date
 import torch
 import torch.nn.functional as F
 from fastreid.config import CfgNode
-from fastreid.engine import default_argument_parser
 from fastreid.utils.env import seed_all_rng
 from fastreid.utils.events import EventStorage
 from tabulate import tabulate
@@ -25,10 +24,10 @@ from torch.profiler import ProfilerActivity
 
 from fastreid_ice import InputError
 from fastreid_ice.clusterers import build_clusterer
-from fastreid_ice.commands.train import setup
+from fastreid_ice.config import Run
 from fastreid_ice.core import Clusters
 from fastreid_ice.data.views import crop_size
-from fastreid_ice.engine import UnsupervisedTrainer, extract_features, stage_configs
+from fastreid_ice.engine import UnsupervisedTrainer, build_own_config, extract_features
 from fastreid_ice.modeling import MomentumReID
 from fastreid_ice.progress import progress
 
@@ -118,7 +117,7 @@ def run(args: argparse.Namespace) -> None:
             f"{'compiled' if cfg.MODEL.COMPILE else 'not compiled'}, cache {cfg.DATALOADER.CACHE}"
         )
         print(f"{date.today()}, {machine(args.threads, args.device)}\n", flush=True)
-        stages = [measure(stage, args) for stage in stage_configs(cfg)]
+        stages = [measure(stage.cfg, args) for stage in Run(cfg).stages]
     print(table(stages) + "\n")
     print(f"the whole recipe: {sum(stage.whole for stage in stages) / 60:.1f} minutes, without checkpoints and report")
     if args.synthetic and args.images != MARKET_IMAGES:
@@ -143,11 +142,7 @@ def build_config(args: argparse.Namespace, folder: str) -> CfgNode:
     if args.synthetic:
         fixed += ["DATASETS.NAMES", "('SyntheticMarket',)", "DATASETS.TESTS", "('SyntheticMarket',)"]
         fixed += ["DATASETS.SYNTHETIC.IMAGES", str(args.images)]
-    config = ["--config-file", args.config_file]
-    cfg = setup(default_argument_parser().parse_args([*config, *args.opts, *fixed]))
-    if cfg.MODEL.META_ARCHITECTURE != "MomentumReID":
-        raise InputError(f"{args.config_file}: MODEL.META_ARCHITECTURE must be MomentumReID")
-    return cfg
+    return build_own_config(args.config_file, [*args.opts, *fixed])
 
 
 def measure(cfg: CfgNode, args: argparse.Namespace) -> Stage:

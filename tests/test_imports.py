@@ -29,7 +29,7 @@ ALLOWED = {
     "deploy": {"config", "errors", "modeling", "engine"},
     "commands": {
         *("core", "config", "errors", "files", "processes", "progress"),
-        *("clusterers", "data", "engine", "reporting", "deploy"),
+        *("clusterers", "modeling", "data", "engine", "reporting", "deploy"),
     },
 }
 

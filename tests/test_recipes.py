@@ -15,8 +15,7 @@ import pytest
 from fastreid.config import CfgNode, get_cfg
 
 from fastreid_ice import add_ice_config
-from fastreid_ice.config import CONFIGS, merge_config_file, value_of
-from fastreid_ice.engine import stage_configs
+from fastreid_ice.config import CONFIGS, Run, merge_config_file, value_of
 
 # Config key -> value, and where the published code has it.
 Recipe = dict[str, tuple[Any, str]]
@@ -177,7 +176,7 @@ def read(name: str) -> CfgNode:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_as_published(name: str) -> None:
-    stages = stage_configs(read(name))
+    stages = [stage.cfg for stage in Run(read(name)).stages]
     for stage, recipe in zip(stages, RECIPES[name], strict=True):
         differing = {
             key: (value_of(stage, key), *published)

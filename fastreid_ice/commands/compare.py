@@ -22,17 +22,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastreid.config import CfgNode
-from fastreid.engine import default_argument_parser
 from tabulate import tabulate
 
-from ..config import CONFIGS
-from ..engine import stage_configs
+from ..config import CONFIGS, Run
+from ..engine import build_config
 from ..engine.stages import is_complete
 from ..errors import InputError
-from ..reporting import first_test_set, metrics_file, read_epochs
+from ..reporting import read_stage
 from ..reporting.chart import Point, draw_curves
-from . import command_parser, train
+from . import command_parser
 
 COMMAND_LINE = [sys.executable, "-m", __package__]
 DEFAULT = [
@@ -47,7 +45,7 @@ DEFAULT = [
 
 
 @dataclass
-class Run:
+class Trial:
     """One config with one seed."""
 
     config: Path
@@ -57,14 +55,14 @@ class Run:
 
     def __post_init__(self) -> None:
         # A config that cannot work is told before the first run starts.
-        arguments = default_argument_parser().parse_args(self._arguments())
         try:
-            self.cfg: CfgNode = train.setup(arguments)
+            cfg, _ = build_config(str(self.config), self._settings())
         except InputError as error:
             raise InputError(f"{self.name}: {error}") from error
         earlier = self.folder / "config.yaml"
-        if earlier.is_file() and earlier.read_text() != self.cfg.dump():
+        if earlier.is_file() and earlier.read_text() != cfg.dump():
             raise InputError(f"{self.folder} holds a run with another config; choose another --output, or delete it")
+        self.stages = Run(cfg).stages
 
     @property
     def name(self) -> str:
@@ -72,14 +70,14 @@ class Run:
 
     @property
     def complete(self) -> bool:
-        return is_complete(stage_configs(self.cfg)[-1]) and (self.folder / "seconds.txt").is_file()
+        return is_complete(self.stages[-1]) and (self.folder / "seconds.txt").is_file()
 
     def train(self) -> str | None:
         """Trains what is left to train. Returns None, or the last line of what went wrong."""
-        flags = ["--resume"] if Path(stage_configs(self.cfg)[0].OUTPUT_DIR, "last_checkpoint").is_file() else []
+        flags = ["--resume"] if self.stages[0].last_checkpoint else []
         self.folder.mkdir(parents=True, exist_ok=True)
         start = time.perf_counter()
-        command = [*COMMAND_LINE, "train", *flags, *self._arguments()]
+        command = [*COMMAND_LINE, "train", "--config-file", str(self.config), *flags, *self._settings()]
         try:
             with (self.folder / "output.txt").open("a") as output:
                 failed = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
@@ -130,28 +128,17 @@ class Run:
         points = [(float(done), scalars["mAP"]) for done, scalars in enumerate(epochs, 1) if "mAP" in scalars]
         return [(0.0, epochs[0]["start/mAP"]), *points] if "start/mAP" in epochs[0] else points
 
-    def _arguments(self) -> list[str]:
-        return [
-            "--config-file",
-            str(self.config),
-            *self.options,
-            *("SEED", str(self.seed), "OUTPUT_DIR", str(self.folder)),
-        ]
+    def _settings(self) -> list[str]:
+        return [*self.options, "SEED", str(self.seed), "OUTPUT_DIR", str(self.folder)]
 
     def _epochs(self) -> list[dict[str, float]]:
-        return [
-            scalars
-            for stage in stage_configs(self.cfg)
-            for scalars in read_epochs(
-                metrics_file(stage), stage.SOLVER.ITERS_PER_EPOCH, first_test_set(stage)
-            ).values()
-        ]
+        return [scalars for stage in self.stages for scalars in read_stage(stage).values()]
 
 
 COLUMNS = {"mAP": ".1f", "rank-1": ".1f", "ARI": ".3f", "clusters": ".0f", "seconds": ".0f"}
 
 
-def comparison_table(groups: dict[str, list[Run]]) -> str:
+def comparison_table(groups: dict[str, list[Trial]]) -> str:
     """A row per config over its complete runs, after one for the weights that they start from."""
     rows, starts = [], []
     for name, runs in groups.items():
@@ -197,7 +184,7 @@ def compare(
     own = own_options or {}
     groups = {
         config.stem: [
-            Run(config, seed, output / config.stem / f"seed{seed}", [*options, *own.get(config.stem, ())])
+            Trial(config, seed, output / config.stem / f"seed{seed}", [*options, *own.get(config.stem, ())])
             for seed in range(seeds)
         ]
         for config in configs

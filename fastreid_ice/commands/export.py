@@ -33,25 +33,22 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastreid.engine import default_argument_parser
 from fastreid.modeling import build_model
 
+from ..config import Run
 from ..deploy.export import WEIGHTS_FILE, export_encoder, exported_files
-from ..engine import Checkpointer, stage_configs
+from ..engine import Checkpointer, build_own_config
 from ..errors import InputError
-from . import command_parser, train
+from . import command_parser
 
 
 def run(args: argparse.Namespace) -> None:
     """Raises InputError where the arguments cannot work; nothing is written then."""
     weights = ["MODEL.WEIGHTS", args.weights] if args.weights else []
-    config = ["--config-file", args.config_file, *args.options, *weights]
-    cfg = train.setup(default_argument_parser().parse_args(config))
-    if cfg.MODEL.META_ARCHITECTURE != "MomentumReID":
-        raise InputError(f"{args.config_file}: MODEL.META_ARCHITECTURE must be MomentumReID")
+    cfg = build_own_config(args.config_file, [*args.options, *weights])
     if not cfg.MODEL.WEIGHTS:
         raise InputError("no weights to export: give --weights, such as --weights logs/demo/model_best.pth")
-    last = stage_configs(cfg)[-1]
+    last = Run(cfg).stages[-1].cfg
     model = build_model(last)
     Checkpointer(model).load(cfg.MODEL.WEIGHTS)
     difference = export_encoder(last, model, args.output)

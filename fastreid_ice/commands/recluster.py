@@ -28,20 +28,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastreid.config import CfgNode
-from fastreid.engine import default_argument_parser
 from fastreid.modeling import build_model
 from fastreid.utils.logger import setup_logger
 from torch import Tensor
 
 from ..clusterers import build_clusterer
-from ..config import CONFIGS
+from ..config import CONFIGS, Run
 from ..data import TrainingSet, build_dataset, build_feature_loader, inspect_images
-from ..engine import Checkpointer, extract_features, stage_configs
+from ..engine import Checkpointer, build_own_config, extract_features
 from ..engine.log import log_any_name
 from ..errors import InputError
 from ..progress import progress
 from ..reporting import PseudoLabels, centroid_distances
-from . import command_parser, train
+from . import command_parser
 
 DEFAULT_CONFIG = CONFIGS / "base-ice.yml"
 BLOCK = 4096  # rows at a time
@@ -75,10 +74,7 @@ def read_config(args: argparse.Namespace) -> CfgNode:
         fixed = ["MODEL.WEIGHTS", ""]
     else:
         fixed = ["DATASETS.ROOT", repr(args.images), "DATASETS.NAMES", "('UnlabeledFolder',)", "DATASETS.TESTS", "()"]
-    config = ["--config-file", args.config_file or str(DEFAULT_CONFIG)]
-    cfg = train.setup(default_argument_parser().parse_args([*config, *args.options, *fixed]))
-    if cfg.MODEL.META_ARCHITECTURE != "MomentumReID":
-        raise InputError(f"{args.config_file}: MODEL.META_ARCHITECTURE must be MomentumReID")
+    cfg = build_own_config(args.config_file or str(DEFAULT_CONFIG), [*args.options, *fixed])
     if args.images and not cfg.MODEL.WEIGHTS:
         raise InputError("MODEL.WEIGHTS is empty: it must name the checkpoint of a trained model")
     return cfg
@@ -203,7 +199,7 @@ def run(args: argparse.Namespace) -> None:
     if not args.output.parent.is_dir() or args.output.is_dir():
         raise InputError(f"--output {args.output}: its folder is missing, or it is a folder itself")
     cfg = read_config(args)
-    last = stage_configs(cfg)[-1]
+    last = Run(cfg).stages[-1].cfg
     setup_logger()
     log_any_name()
     seconds: dict[str, float] = {}

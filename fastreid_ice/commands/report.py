@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..engine import read_run
+from ..config import Run
 from ..errors import InputError
 from ..reporting import write_report
 from . import command_parser
@@ -25,6 +25,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     logging.getLogger("fastreid").setLevel(logging.WARNING)
     try:
-        print(write_report(read_run(args.folder), args.folder))
+        print(write_report(Run.read(args.folder)))
     except InputError as error:
         sys.exit(f"error: {error}")

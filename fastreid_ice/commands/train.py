@@ -26,22 +26,20 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 
-import torch
 import torch.distributed as dist
-from fastreid.config import CfgNode, get_cfg
+from fastreid.config import CfgNode
 from fastreid.engine import DefaultTrainer, default_argument_parser, default_setup
 from fastreid.utils import comm
 from fastreid.utils.env import seed_all_rng
 
-from ..config import add_ice_config, import_files, merge_config_file, merge_options, shipped_file
-from ..data import existing_tests
-from ..engine import Checkpointer, UnsupervisedTrainer, check_config, fall_back, stage_configs, train_stages
+from ..config import Run, import_files, shipped_file
+from ..engine import Checkpointer, Processes, UnsupervisedTrainer, build_config, train_stages
 from ..engine.log import filtering, log_any_name
-from ..engine.stages import is_of_this_run, without_keys
+from ..engine.stages import is_of_this_run
 from ..errors import InputError
 from ..files import make_folder, owned_folder
+from ..modeling import trains_without_labels
 from ..processes import in_each, is_in_group, of_first, process_group, run_in_group
 from ..reporting import write_left_report
 from .agent import ProcessFailed, run_processes
@@ -50,54 +48,21 @@ logger = logging.getLogger(f"fastreid.{__name__}")
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """The whole config, checked before anything is written."""
+    """The whole config, checked before anything is written; what the log is to say first goes to ``args.notice``."""
     args.config_file = shipped_file(args.config_file)  # fast-reid logs it
-    cfg = read_config(args.config_file, args.opts)
-    import_files(cfg.IMPORTS)
-    cfg.DATASETS.TESTS = existing_tests(cfg)
-    if args.eval_only and not cfg.DATASETS.TESTS:
-        raise InputError("--eval-only: nothing to evaluate; DATASETS.TESTS must name a dataset with a test set")
-    if cfg.MODEL.DEVICE == "auto":
-        cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-    if args.resume or (cfg.MODEL.WEIGHTS and (args.eval_only or cfg.MODEL.META_ARCHITECTURE == "MomentumReID")):
-        # They replace the whole backbone.
-        cfg.MODEL.BACKBONE.PRETRAIN = False
-    if args.resume and not last_checkpoint(cfg):
-        first = stage_configs(cfg)[0].OUTPUT_DIR
-        raise InputError(f"--resume: {first!r} (OUTPUT_DIR) holds no checkpoint; train without --resume first")
-    on_machine = int(os.environ.get("LOCAL_WORLD_SIZE", args.num_gpus))
-    check_config(cfg, num_processes=int(os.environ.get("WORLD_SIZE", args.num_gpus * args.num_machines)))
-    if cfg.MODEL.DEVICE.startswith("cuda") and on_machine > torch.cuda.device_count():
-        raise InputError(f"{on_machine} processes need a GPU each; torch sees {torch.cuda.device_count()} GPU(s) here")
-    args.notice = ""
-    if cfg.MODEL.FALLBACK.CONFIG and not any(key.startswith("MODEL.BACKBONE.") for key in args.opts[::2]):
-        other = read_config(shipped_file(cfg.MODEL.FALLBACK.CONFIG))
-        args.notice = fall_back(cfg, other, checkpoint=last_checkpoint(cfg) if args.resume else cfg.MODEL.WEIGHTS)
-    cfg.freeze()
+    processes = Processes(
+        total=int(os.environ.get("WORLD_SIZE", args.num_gpus * args.num_machines)),
+        local=int(os.environ.get("LOCAL_WORLD_SIZE", args.num_gpus)),
+    )
+    cfg, args.notice = build_config(
+        args.config_file, args.opts, resume=args.resume, eval_only=args.eval_only, processes=processes
+    )
     return cfg
-
-
-def read_config(path: str, options: Sequence[str] = ()) -> CfgNode:
-    """The config of a file, or the default one for "", under the keys and values of ``options``."""
-    cfg = get_cfg()
-    add_ice_config(cfg)
-    if path:
-        merge_config_file(cfg, path)
-    merge_options(cfg, options)
-    cfg.STAGES = without_keys(cfg.STAGES or (), options[::2])  # a bare `STAGES:` is None
-    cfg.MODEL.WEIGHTS = shipped_file(cfg.MODEL.WEIGHTS)
-    return cfg
-
-
-def last_checkpoint(cfg: CfgNode) -> str:
-    """That of the first stage, or "" where a run has none."""
-    marker = Path(stage_configs(cfg)[0].OUTPUT_DIR, "last_checkpoint")
-    return str(marker.with_name(marker.read_text().strip())) if marker.is_file() else ""
 
 
 def way_on(args: argparse.Namespace, cfg: CfgNode) -> str:
     """What to do about a run that was interrupted."""
-    if not args.eval_only and last_checkpoint(cfg):
+    if not args.eval_only and Run(cfg).stages[0].last_checkpoint:
         return "the same command with --resume goes on from the last checkpoint"
     return "nothing was saved that it could go on from: start it again"
 
@@ -108,7 +73,7 @@ def run_process(args: argparse.Namespace, cfg: CfgNode) -> dict | None:
     with nullcontext() if args.eval_only else owned_folder(cfg.OUTPUT_DIR):
         in_each(lambda: make_folder(cfg.OUTPUT_DIR))
         restarts = max(comm.all_gather(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))))
-        args.resume = of_first(lambda: args.resume or (restarts > 0 and is_of_this_run(cfg)))
+        args.resume = of_first(lambda: args.resume or (restarts > 0 and is_of_this_run(Run(cfg))))
         return run(args, cfg, restarts)
 
 
@@ -126,10 +91,10 @@ def run(args: argparse.Namespace, cfg: CfgNode, restarts: int = 0) -> dict | Non
     seed_all_rng(cfg.SEED)
     in_each(lambda: import_files(cfg.IMPORTS))
     # Labelled training, as for the weights of a source domain, is fast-reid's own.
-    ours = cfg.MODEL.META_ARCHITECTURE == "MomentumReID"
+    ours = trains_without_labels(cfg)
     trainer_class = UnsupervisedTrainer if ours else DefaultTrainer
     if args.eval_only:
-        last = stage_configs(cfg)[-1]
+        last = Run(cfg).stages[-1].cfg
         model = trainer_class.build_model(last)
         Checkpointer(model).load(cfg.MODEL.WEIGHTS)
         return trainer_class.test(last, model)
@@ -170,7 +135,7 @@ def start_processes(args: argparse.Namespace, arguments: Sequence[str]) -> None:
     except BaseException as error:
         # The first process may have been ended for another one, or with all of them, before it could report.
         if args.machine_rank == 0 and not args.eval_only:
-            write_left_report(stage_configs(cfg), Path(cfg.OUTPUT_DIR))
+            write_left_report(Run(cfg))
         if isinstance(error, ProcessFailed):
             sys.stderr.write(error.traceback)
             sys.exit(f"error: {error}; {way_on(args, cfg)}")

@@ -2,9 +2,12 @@
 
 from .files import CONFIGS, import_files, merge_config_file, merge_options, merge_values, shipped_file
 from .keys import add_ice_config, lookup, value_of
+from .run import Run, Stage, without_keys
 
 __all__ = [
     "CONFIGS",
+    "Run",
+    "Stage",
     "add_ice_config",
     "import_files",
     "lookup",
@@ -13,4 +16,5 @@ __all__ = [
     "merge_values",
     "shipped_file",
     "value_of",
+    "without_keys",
 ]

@@ -12,6 +12,7 @@ from .loaders import (
     build_test_loader,
     build_training_set,
     existing_tests,
+    has_unchecked_images,
 )
 from .samplers import IdentitySampler
 from .synthetic import SyntheticMarket, SyntheticPeople, SyntheticSource
@@ -38,5 +39,6 @@ __all__ = [
     "build_transforms_of_views",
     "build_views",
     "existing_tests",
+    "has_unchecked_images",
     "inspect_images",
 ]

@@ -51,6 +51,7 @@ class UnlabeledFolder(ImageDataset):
     """
 
     dataset_name = "unlabeledfolder"
+    unchecked_images = True
 
     def __init__(self, root: str, *, cameras: str = "none", **kwargs) -> None:
         self.root, self.rule = Path(root), cameras
@@ -76,6 +77,11 @@ class UnlabeledFolder(ImageDataset):
             for path, camera in zip(self.paths, self.cameras, strict=True)
         ]
         super().__init__(train, *(self._test_set() if parts else ([], [])), **kwargs)
+
+    @staticmethod
+    def has_test_set(root: str) -> bool:
+        """Whether a folder of images has a query or a gallery to evaluate."""
+        return any(Path(root, part).is_dir() for part in (QUERY, GALLERY))
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -137,11 +143,6 @@ class UnlabeledFolder(ImageDataset):
         # Where cameras are not known, query and gallery stand for two, so that all images of a person count.
         cameras = [part] * len(names) if self._camera is None else self._cameras(folder, names)
         return [(str(folder / name), name.split("/")[-2], camera) for name, camera in zip(names, cameras, strict=True)]
-
-
-def is_labelled(root: str) -> bool:
-    """Whether a folder of images has a query or a gallery to evaluate."""
-    return any(Path(root, part).is_dir() for part in (QUERY, GALLERY))
 
 
 def list_images(root: Path, leave_out: Collection[Path] = ()) -> list[str]:

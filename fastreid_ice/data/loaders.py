@@ -26,7 +26,6 @@ from ..config import lookup
 from ..errors import InputError
 from .augment import Augmentation
 from .crops import CropCache, Crops, LabelledCrops, Transform
-from .folder import is_labelled
 from .samplers import CurrentBatches, IdentitySampler
 from .views import build_test_transform, build_transforms_of_views, build_views, crop_size
 
@@ -119,8 +118,17 @@ def build_feature_loader(cfg: CfgNode, training_set: TrainingSet) -> DataLoader:
 
 
 def existing_tests(cfg: CfgNode) -> tuple[str, ...]:
-    """``DATASETS.TESTS`` without an UnlabeledFolder whose folder has nothing to evaluate."""
-    return tuple(name for name in cfg.DATASETS.TESTS if name != "UnlabeledFolder" or is_labelled(cfg.DATASETS.ROOT))
+    """``DATASETS.TESTS`` without datasets that may have nothing to evaluate, and have not (``has_test_set``)."""
+    classes = {name: lookup(DATASET_REGISTRY, name, "DATASETS.TESTS") for name in cfg.DATASETS.TESTS}
+    return tuple(
+        name for name, cls in classes.items() if not hasattr(cls, "has_test_set") or cls.has_test_set(cfg.DATASETS.ROOT)
+    )
+
+
+def has_unchecked_images(cfg: CfgNode) -> bool:
+    """Whether images of a dataset to train on may be broken, since they are a user's own (``unchecked_images``)."""
+    classes = (lookup(DATASET_REGISTRY, name, "DATASETS.NAMES") for name in cfg.DATASETS.NAMES)
+    return any(getattr(cls, "unchecked_images", False) for cls in classes)
 
 
 def build_test_loader(cfg: CfgNode, name: str) -> tuple[DataLoader, int]:

@@ -3,10 +3,10 @@
 from .checkpoint import Checkpointer
 from .checks import check_config
 from .evaluator import BlockedReidEvaluator
-from .fallback import fall_back
 from .features import extract_features
 from .hooks import HOOK_REGISTRY, MomentumHook, ReclusterHook
-from .stages import read_run, stage_configs, train_stages
+from .setup import Processes, build_config, build_own_config
+from .stages import train_stages
 from .trainer import UnsupervisedTrainer
 
 __all__ = [
@@ -14,12 +14,12 @@ __all__ = [
     "BlockedReidEvaluator",
     "Checkpointer",
     "MomentumHook",
+    "Processes",
     "ReclusterHook",
     "UnsupervisedTrainer",
+    "build_config",
+    "build_own_config",
     "check_config",
     "extract_features",
-    "fall_back",
-    "read_run",
-    "stage_configs",
     "train_stages",
 ]

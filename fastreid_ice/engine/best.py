@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import math
 
-from fastreid.config import CfgNode
 from fastreid.engine.train_loop import HookBase
 from fastreid.evaluation.testing import flatten_results_dict
 from fastreid.utils import comm
-
-
-def evaluates(cfg: CfgNode) -> bool:
-    """Whether a run evaluates; if it does, then at least after its last epoch."""
-    return bool(cfg.DATASETS.TESTS) and cfg.TEST.EVAL_PERIOD >= 0
 
 
 class EvaluateEpochs(HookBase):

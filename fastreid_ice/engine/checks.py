@@ -12,16 +12,14 @@ from fastreid.modeling.heads import REID_HEADS_REGISTRY
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 
 from ..clusterers import CLUSTERER_REGISTRY
-from ..config import lookup, value_of
+from ..config import Run, lookup, value_of
 from ..core.neighbors import METHODS
 from ..data.views import crop_size
 from ..errors import InputError
 from ..losses import LOSS_REGISTRY, build_losses
-from ..modeling import check_name, is_timm
+from ..modeling import check_name, is_timm, trains_without_labels
 from ..modeling.batch_norm import splits_per_process
-from .best import evaluates
 from .hooks import HOOK_REGISTRY
-from .stages import stage_configs
 
 POSITIVE = "must be at least 1", lambda value: value >= 1
 ABOVE_ZERO = "must be above 0", lambda value: value > 0
@@ -102,7 +100,7 @@ def check_config(cfg: CfgNode, *, num_processes: int = 1) -> None:
     Raises:
         InputError: one sentence about the first thing that cannot work.
     """
-    ours = cfg.MODEL.META_ARCHITECTURE == "MomentumReID"
+    ours = trains_without_labels(cfg)
     if cfg.STAGES and not ours:
         raise InputError("STAGES needs MODEL.META_ARCHITECTURE MomentumReID; leave it empty for others")
     if cfg.DATASETS.ROOT and not ours:
@@ -112,11 +110,11 @@ def check_config(cfg: CfgNode, *, num_processes: int = 1) -> None:
     # Those of later stages are yet to be made.
     if ours and cfg.MODEL.WEIGHTS and not os.path.isfile(cfg.MODEL.WEIGHTS):
         raise InputError(f"MODEL.WEIGHTS: no file {cfg.MODEL.WEIGHTS!r}")
-    stages = stage_configs(cfg)
+    stages = Run(cfg).stages
     for number, stage in enumerate(stages, 1):
         try:
-            _check_stage(stage, num_processes)
-            if number > 1 and stage.MODEL.START_FROM == "best" and not evaluates(stages[number - 2]):
+            _check_stage(stage.cfg, num_processes)
+            if number > 1 and stage.cfg.MODEL.START_FROM == "best" and not stages[number - 2].evaluates:
                 raise InputError(
                     "MODEL.START_FROM best: the stage before is not evaluated, so none of its epochs is the best; set "
                     "it to last, or DATASETS.TESTS and TEST.EVAL_PERIOD so that it is"
@@ -131,7 +129,7 @@ def _check_stage(cfg: CfgNode, num_processes: int) -> None:
     for key, registry in REGISTRIES.items():
         lookup(registry, value_of(cfg, key), key)
     _check_device(cfg)
-    if cfg.MODEL.META_ARCHITECTURE != "MomentumReID":
+    if not trains_without_labels(cfg):
         return
     for key, (rule, holds) in RANGES.items():
         value = value_of(cfg, key)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..clusterers import Clusterer, build_clusterer
-from ..config import lookup
+from ..config import Stage, lookup
 from ..core import Clusters, churn, label_quality
 from ..errors import InputError
 from ..files import explaining_writes
-from ..reporting import LABELS_FILE, save_labels
+from ..reporting import save_labels
 from .features import extract_features
 
 HOOK_REGISTRY = Registry("HOOK")
@@ -135,7 +134,7 @@ class ReclusterHook(HookBase):
         self.trainer.data_loader.reset(labels, seed=(self.seed, epoch))
         if comm.is_main_process():
             self._report(found, readable, seconds | self.clusterer.seconds)
-            images, file = self.trainer.data_loader.training_set, Path(self.trainer.cfg.OUTPUT_DIR, LABELS_FILE)
+            images, file = self.trainer.data_loader.training_set, Stage(self.trainer.cfg).labels
             with explaining_writes(str(file)):
                 save_labels(file, images.paths, images.named_cameras, found, features)
         self.labels = labels

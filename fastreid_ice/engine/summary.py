@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 
 from fastreid.engine.train_loop import HookBase
 from fastreid.evaluation.testing import flatten_results_dict
 
-from ..reporting import describe_evaluations, epoch_table, first_test_set, metrics_file, read_stage
+from ..config import Stage
+from ..reporting import describe_evaluations, epoch_table, read_stage
 
 logger = logging.getLogger(f"fastreid.{__name__}")
 
@@ -49,9 +49,8 @@ class EpochTable(HookBase):
     """Closes a run with a table over its epochs, those before a resume included, and its last and best evaluation."""
 
     def after_train(self) -> None:
-        cfg = self.trainer.cfg
-        path = metrics_file(cfg)
-        if os.path.isfile(path) and os.path.getsize(path) > 0:
-            logger.info("Epochs:\n%s", epoch_table(path, self.trainer.iters_per_epoch, first_test_set(cfg)))
-            if evaluations := describe_evaluations(read_stage(cfg), cfg.TEST.ENCODER):
+        stage = Stage(self.trainer.cfg)
+        if stage.metrics.is_file() and stage.metrics.stat().st_size > 0:
+            logger.info("Epochs:\n%s", epoch_table(stage))
+            if evaluations := describe_evaluations(read_stage(stage), stage.cfg.TEST.ENCODER):
                 logger.info("%s", evaluations)

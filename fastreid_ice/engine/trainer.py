@@ -16,13 +16,21 @@ from fastreid.utils.events import EventWriter
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..data import PseudoLabelLoader, build_feature_loader, build_test_loader, build_training_set, inspect_images
+from ..config import Stage
+from ..data import (
+    PseudoLabelLoader,
+    build_feature_loader,
+    build_test_loader,
+    build_training_set,
+    has_unchecked_images,
+    inspect_images,
+)
 from ..errors import InputError
 from ..losses import check_cameras, required_views
 from ..modeling import ENCODERS
 from ..processes import in_each
 from ..reporting import first_test_set
-from .best import EvaluateEpochs, evaluates
+from .best import EvaluateEpochs
 from .checkpoint import Checkpointer, SaveEpochs
 from .evaluator import BlockedReidEvaluator, evaluate_encoders
 from .hooks import build_hooks, sync_buffers, unwrap
@@ -105,7 +113,7 @@ class UnsupervisedTrainer(DefaultTrainer):
         images = in_each(lambda: build_training_set(cfg))
         check_cameras(cfg, images.cameras)
         _check_batch(cfg, len(images))
-        if "UnlabeledFolder" in cfg.DATASETS.NAMES and comm.is_main_process():
+        if has_unchecked_images(cfg) and comm.is_main_process():
             inspect_images(images.paths, unreadable=cfg.DATALOADER.UNREADABLE)
         return PseudoLabelLoader.from_config(cfg, images, required_views(cfg))
 
@@ -141,7 +149,7 @@ class UnsupervisedTrainer(DefaultTrainer):
         cfg = self.cfg
         own = build_hooks(cfg)
         start, evaluation = [], []
-        if evaluates(cfg):
+        if Stage(cfg).evaluates:
             start = [EvaluateStart()] if cfg.TEST.BEFORE_TRAINING else []
             evaluation = [EvaluateEpochs(cfg.TEST.EVAL_PERIOD, first_test_set(cfg))]
         # fast-reid has built its Checkpointer just before; ours also keeps what the hooks must not forget.

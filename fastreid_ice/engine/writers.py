@@ -8,8 +8,8 @@ import os
 from fastreid.engine.hooks import PeriodicWriter
 from fastreid.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter, get_event_storage
 
+from ..config import Stage
 from ..files import explaining_writes, replacing
-from .summary import metrics_file
 
 LOG_PERIOD = 200  # iterations, as in fast-reid
 
@@ -29,7 +29,7 @@ class ScalarWriter(PeriodicWriter):
 
     def before_train(self) -> None:
         trainer = self.trainer
-        path = metrics_file(trainer.cfg)
+        path = self._path()
         with explaining_writes(path):
             rewind(path, trainer.start_iter)
             self._writers = [
@@ -39,16 +39,19 @@ class ScalarWriter(PeriodicWriter):
             ]
 
     def after_step(self) -> None:
-        with explaining_writes(metrics_file(self.trainer.cfg)):
+        with explaining_writes(self._path()):
             super().after_step()
 
     def after_epoch(self) -> None:
-        with explaining_writes(metrics_file(self.trainer.cfg)):
+        with explaining_writes(self._path()):
             super().after_epoch()
 
     def after_train(self) -> None:
-        with explaining_writes(metrics_file(self.trainer.cfg)):
+        with explaining_writes(self._path()):
             super().after_train()
+
+    def _path(self) -> str:
+        return str(Stage(self.trainer.cfg).metrics)
 
 
 class _LossPrinter(CommonMetricPrinter):

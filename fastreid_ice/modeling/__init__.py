@@ -2,7 +2,7 @@
 
 from .backbone import NoWeights, build_fitting_backbone
 from .head import ProxyHead
-from .meta_arch import ENCODERS, MomentumReID
+from .meta_arch import ENCODERS, MomentumReID, trains_without_labels
 from .timm_backbone import build_timm_backbone, check_name, is_timm
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
     "build_timm_backbone",
     "check_name",
     "is_timm",
+    "trains_without_labels",
 ]

@@ -12,6 +12,7 @@ from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 from fastreid.utils import comm
 from torch import Tensor, nn
 
+from ..config import lookup
 from ..core import Clusters, update_momentum
 from ..losses import LossTerm, Step, build_losses
 from .backbone import build_fitting_backbone, check_compiler
@@ -20,6 +21,16 @@ from .gather import encode_shuffled, gather_batch
 from .timm_backbone import with_found_values
 
 ENCODERS = ("online", "momentum")
+
+
+def trains_without_labels(cfg: CfgNode) -> bool:
+    """Whether ``MODEL.META_ARCHITECTURE`` is one of this plugin's, and not one of fast-reid's.
+
+    Raises:
+        InputError: no meta-architecture has that name.
+    """
+    cls = lookup(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE")
+    return getattr(cls, "without_labels", False)
 
 
 @META_ARCH_REGISTRY.register()
@@ -48,6 +59,8 @@ class MomentumReID(nn.Module):
     Raises:
         InputError: ``compiled`` without a C++ compiler.
     """
+
+    without_labels = True  # its trainer clusters; fast-reid's own meta-architectures are trained with labels
 
     @configurable
     def __init__(

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fastreid.config import CfgNode
 from torch import Tensor
 
 from ..errors import InputError
@@ -19,7 +18,6 @@ from ..files import replacing
 from ..progress import progress
 
 COLUMNS = ("path", "camera", "label", "distance_to_centroid")
-LABELS_FILE = "labels.csv"
 LABEL_LIMIT = 2**53  # of whole numbers in a browser, which searches the report
 BLOCK = 4096  # rows at a time
 
@@ -127,9 +125,3 @@ def centroid_distances(features: Tensor, labels: Tensor) -> Tensor:
         cosines = (units @ means.T).amax(1) if own[0] < 0 else (units * means[own]).sum(1)
         distances[rows] = 1 - cosines.clamp(-1, 1)
     return distances
-
-
-def last_labels(stages: Sequence[CfgNode]) -> Path | None:
-    """The file of the last clustering of a run with these configs, None where there was none."""
-    files = [Path(stage.OUTPUT_DIR, LABELS_FILE) for stage in stages]
-    return next((path for path in reversed(files) if path.is_file()), None)

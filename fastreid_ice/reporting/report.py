@@ -19,19 +19,18 @@ from pathlib import Path
 from string import Template
 
 import numpy as np
-from fastreid.config import CfgNode
 from fastreid.engine.train_loop import HookBase
 
+from ..config import Run, Stage
 from ..errors import InputError
 from ..files import owned_folder, replacing
 from ..progress import progress
-from .labels import PseudoLabels, last_labels
+from .labels import PseudoLabels
 from .sheets import Group, Sheet, contact_sheets, shown, thumbnail
 from .svg import Point, bar_chart, line_chart
-from .tables import describe_evaluations, evaluations, metrics_file, read_stage
+from .tables import describe_evaluations, evaluations, read_stage
 
-REPORT_FILE = "report.html"
-TEMPLATE = Path(__file__).with_name(REPORT_FILE)
+TEMPLATE = Path(__file__).with_name("report.html")
 
 NAMES = {"number": "clusters", "ari": "ARI", "nmi": "NMI"}  # of curves whose scalars are named otherwise
 # Title of a chart, which scalars it shows (a whole match), and what they are multiplied by.
@@ -48,12 +47,8 @@ logger = logging.getLogger(f"fastreid.{__name__}")
 Curves = dict[str, list[Point]]
 
 
-def write_report(stages: Sequence[CfgNode], folder: Path) -> Path:
-    """Writes ``report.html``, one page about all stages of a run.
-
-    Args:
-        stages: the config of each stage, as ``stage_configs`` gives it.
-        folder: the run's; the page is written there under another name and renamed.
+def write_report(run: Run) -> Path:
+    """Writes ``report.html``, one page about all stages of a run, in its folder: under another name, then renamed.
 
     Returns:
         The page.
@@ -61,17 +56,17 @@ def write_report(stages: Sequence[CfgNode], folder: Path) -> Path:
     Raises:
         InputError: what the run has left cannot be read, or the page cannot be written.
     """
-    epochs, marks, encoder = _read_epochs(stages)
+    epochs, marks, encoder = _read_epochs(run.stages)
     charts = [(title, curves) for title, *which in CHARTS if (curves := _curves(epochs, *which))]
-    path = last_labels(stages)
+    path = run.labels
     clustering = PseudoLabels.read(path) if path else PseudoLabels((), (), np.empty(0, np.int64), np.empty(0))
-    sheets = contact_sheets(clustering, seed=stages[0].SEED)
+    sheets = contact_sheets(clustering, seed=run.stages[0].cfg.SEED)
     rows = shown(sheets)
     pictures = {row: thumbnail(clustering.paths[row]) for row in progress(rows, "Reading pictures for the report")}
     names, common = _short_names(clustering.paths)
-    last = stages[-1]
+    last = run.stages[-1].cfg
     page = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        title=_escape(folder.resolve().name),
+        title=_escape(run.folder.resolve().name),
         what=_escape(f"{', '.join(last.MODEL.LOSSES.NAME)}; {last.CLUSTER.NAME} on {', '.join(last.DATASETS.NAMES)}"),
         images=_escape(common),
         facts=_facts(charts, clustering, evaluations(epochs)),
@@ -82,68 +77,60 @@ def write_report(stages: Sequence[CfgNode], folder: Path) -> Path:
         sheets="".join(_sheet(sheet, clustering, names, pictures) for sheet in sheets),
         index=_packed(clustering, names),
     )
-    target = folder / REPORT_FILE
     try:
-        with replacing(str(target)) as file:
+        with replacing(str(run.report)) as file:
             file.write(page.encode(errors="surrogateescape"))
     except OSError as error:
-        raise InputError(f"{target}: {error.strerror}") from error
-    logger.info("Report: %s", target)
-    return target
+        raise InputError(f"{run.report}: {error.strerror}") from error
+    logger.info("Report: %s", run.report)
+    return run.report
 
 
 class WriteReport(HookBase):
     """Writes the report when training ends, well or not, in the main process; nothing where no epoch was completed.
 
     One of several processes may be ended before it comes to that: see :func:`write_left_report`.
-
-    Args:
-        stages: the config of each stage.
-        folder: the run's.
     """
 
-    def __init__(self, stages: Sequence[CfgNode], folder: Path) -> None:
-        self.stages = stages
-        self.folder = folder
+    def __init__(self, run: Run) -> None:
+        self.run = run
 
     def after_train(self) -> None:
         if self.trainer.iter >= self.trainer.iters_per_epoch:
-            _try_report(self.stages, self.folder)
+            _try_report(self.run)
 
 
-def write_left_report(stages: Sequence[CfgNode], folder: Path) -> None:
+def write_left_report(run: Run) -> None:
     """Writes the report of a run whose processes were ended, out of what it has left, if that is anything.
 
-    Args:
-        stages: the config of each stage.
-        folder: the run's; where another run has begun to write there, it is left alone.
+    Where another run has begun to write to the folder, it is left alone.
     """
-    if last_labels(stages) and any(os.path.isfile(metrics_file(stage)) for stage in stages):
-        with suppress(InputError), owned_folder(str(folder)):
-            _try_report(stages, folder)
+    if run.labels and any(stage.metrics.is_file() for stage in run.stages):
+        with suppress(InputError), owned_folder(str(run.folder)):
+            _try_report(run)
 
 
-def _try_report(stages: Sequence[CfgNode], folder: Path) -> None:
+def _try_report(run: Run) -> None:
     """How a run ends does not hang on its report: what goes wrong here is a warning in the log."""
     try:
-        write_report(stages, folder)
+        write_report(run)
     except Exception as error:
         logger.warning("No report: %s", error)
 
 
-def _read_epochs(stages: Sequence[CfgNode]) -> tuple[dict[int, dict[str, float]], dict[float, str], str]:
+def _read_epochs(stages: Sequence[Stage]) -> tuple[dict[int, dict[str, float]], dict[float, str], str]:
     """The scalars of each epoch, counted from 0 through all stages; where stages after the first begin; and the encoder
     that chose the best of the last stage that was evaluated."""
     epochs: dict[int, dict[str, float]] = {}
     marks: dict[float, str] = {}
     encoder = ""
-    for number, cfg in enumerate(stages, 1):
+    for number, stage in enumerate(stages, 1):
         try:
-            found = read_stage(cfg)
+            found = read_stage(stage)
         except (KeyError, ValueError) as error:
-            raise InputError(f"{metrics_file(cfg)} is no file of scalars as a run writes it: {error}") from error
+            raise InputError(f"{stage.metrics} is no file of scalars as a run writes it: {error}") from error
         if evaluations(found):
-            encoder = cfg.TEST.ENCODER
+            encoder = stage.cfg.TEST.ENCODER
         done = len(epochs)
         if done and found:
             marks[done + 0.5] = f"stage {number}"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 
 from fastreid.config import CfgNode
 from tabulate import tabulate
+
+from ..config import Stage
 
 ENCODERS = {"": "", "online ": "online/", "momentum ": "momentum/"}  # before a header: before the name of a scalar
 HEADERS = ["epoch", "clusters", "noise %", "ARI", *(f"{of}{name}" for of in ENCODERS for name in ("mAP", "rank-1"))]
@@ -16,29 +17,24 @@ FORMATS = ("", ".0f", ".1f", ".3f", *(2 * len(ENCODERS) * (".1f",)))
 CHOSEN = "chosen on the test set"  # how the best epoch is found, in every text about it
 
 
-def epoch_table(path: str, iters_per_epoch: int, dataset: str = "") -> str:
-    """A table with a row per epoch out of a metrics.json.
-
-    Args:
-        path: the file.
-        iters_per_epoch: iterations from one clustering to the next.
-        dataset: whose figures to show where several are evaluated.
-    """
-    return _table(_rows(read_epochs(path, iters_per_epoch, dataset)), HEADERS, FORMATS)
+def epoch_table(stage: Stage) -> str:
+    """A table with a row per epoch, out of the metrics.json that the stage has left."""
+    return _table(_rows(read_stage(stage)), HEADERS, FORMATS)
 
 
-def stage_table(stages: list[CfgNode]) -> str:
+def stage_table(stages: Sequence[Stage]) -> str:
     """The tables of all stages as one, out of the metrics.json that each has left."""
     rows = []
-    for number, cfg in enumerate(stages, 1):
-        rows += [[number, *row] for row in _rows(read_stage(cfg))]
+    for number, stage in enumerate(stages, 1):
+        rows += [[number, *row] for row in _rows(read_stage(stage))]
     return _table(rows, ["stage", *HEADERS], ("", *FORMATS))
 
 
-def read_stage(cfg: CfgNode) -> dict[int, dict[str, float]]:
-    """``read_epochs`` of the metrics.json that the stage ``cfg`` has left; empty where there is none."""
-    path = metrics_file(cfg)
-    return read_epochs(path, cfg.SOLVER.ITERS_PER_EPOCH, first_test_set(cfg)) if os.path.isfile(path) else {}
+def read_stage(stage: Stage) -> dict[int, dict[str, float]]:
+    """``read_epochs`` of the metrics.json that the stage has left; empty where there is none."""
+    if not stage.metrics.is_file():
+        return {}
+    return read_epochs(str(stage.metrics), stage.cfg.SOLVER.ITERS_PER_EPOCH, first_test_set(stage.cfg))
 
 
 def evaluations(epochs: dict[int, dict[str, float]]) -> dict[str, dict[str, float]]:
@@ -92,11 +88,6 @@ def read_epochs(path: str, iters_per_epoch: int, dataset: str = "") -> dict[int,
         # An evaluation after the last iteration, which fast-reid logs as if a further epoch had begun.
         epochs[last - 1].update(epochs.pop(last))
     return dict(sorted(epochs.items()))
-
-
-def metrics_file(cfg: CfgNode) -> str:
-    """The file to which a run writes its scalars."""
-    return os.path.join(cfg.OUTPUT_DIR, "metrics.json")
 
 
 def first_test_set(cfg: CfgNode) -> str:

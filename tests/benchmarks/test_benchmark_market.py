@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import market
-from fastreid_ice.commands.compare import Run
+from fastreid_ice.commands.compare import Trial
 from fastreid_ice.config import CONFIGS
-from fastreid_ice.engine import stage_configs
 from support import FASTREID_ICE, ROOT
 
 
@@ -18,7 +17,7 @@ from support import FASTREID_ICE, ROOT
 @pytest.mark.parametrize("method", market.METHODS)
 def test_every_method_takes_the_same_steps_from_the_same_start(method: str, epochs: int, tmp_path: Path) -> None:
     options = market.as_options(market.BUDGET | market.own_settings(method, epochs))
-    stages = stage_configs(Run(CONFIGS / f"{method}.yml", 0, tmp_path, options).cfg)
+    stages = [stage.cfg for stage in Trial(CONFIGS / f"{method}.yml", 0, tmp_path, options).stages]
     assert sum(stage.SOLVER.MAX_EPOCH * stage.SOLVER.ITERS_PER_EPOCH for stage in stages) == 150 * epochs
     for stage in stages:
         assert (stage.SOLVER.IMS_PER_BATCH, stage.DATALOADER.NUM_INSTANCE) == (32, 4)

@@ -13,7 +13,8 @@ from fastreid.engine import default_argument_parser
 
 from fastreid_ice import InputError, add_ice_config
 from fastreid_ice.commands import train
-from fastreid_ice.engine import UnsupervisedTrainer, check_config, stage_configs
+from fastreid_ice.config import Run
+from fastreid_ice.engine import UnsupervisedTrainer, check_config
 from support import ROOT, SMALL
 
 SMALL_OPTIONS = [str(part) for key, value in SMALL.items() for part in (key, value)]
@@ -129,7 +130,7 @@ def test_options_count_in_every_stage(tmp_path: Path) -> None:
     config = ["--config-file", str(ROOT / "configs" / "dcmip_market.yml")]
     options = [*SMALL_OPTIONS, "OUTPUT_DIR", str(tmp_path / "run"), "SOLVER.MAX_EPOCH", "7"]
     cfg = train.setup(default_argument_parser().parse_args([*config, *options]))
-    stages = stage_configs(cfg)
+    stages = [stage.cfg for stage in Run(cfg).stages]
     assert [stage.SOLVER.MAX_EPOCH for stage in stages] == [7, 7]
     assert [len(stage.MODEL.LOSSES.NAME) for stage in stages] == [1, 2], "what is not on the command line stays"
     with pytest.raises(InputError, match="--resume: '.*run/stage1' .* holds no checkpoint"):
@@ -141,4 +142,4 @@ def test_a_config_takes_the_stages_of_its_base_away(tmp_path: Path, none: str) -
     (tmp_path / "mine.yml").write_text(f"_BASE_: dcmip_market.yml\n{none}\n")
     options = [*SMALL_OPTIONS, "OUTPUT_DIR", str(tmp_path / "run")]
     cfg = train.setup(default_argument_parser().parse_args(["--config-file", str(tmp_path / "mine.yml"), *options]))
-    assert stage_configs(cfg) == [cfg]
+    assert [stage.cfg for stage in Run(cfg).stages] == [cfg]

@@ -9,8 +9,7 @@ import pytest
 from fastreid.config import CfgNode, get_cfg
 
 from fastreid_ice import InputError, add_ice_config
-from fastreid_ice.config import CONFIGS, import_files, merge_config_file, merge_options, shipped_file
-from fastreid_ice.engine import read_run, stage_configs
+from fastreid_ice.config import CONFIGS, Run, import_files, merge_config_file, merge_options, shipped_file
 from support import small_config
 
 
@@ -127,7 +126,7 @@ def test_a_file_of_keys_that_do_not_fit(tmp_path: Path, text: str, error: str) -
     for content in (text, "MODEL: [", "\0", "- a", "_BASE_: 5", "!!python/object:a.b {}"):
         (tmp_path / "config.yaml").write_text(content)
         with pytest.raises(InputError, match=r"/config\.yaml") as raised:
-            read_run(tmp_path)
+            Run.read(tmp_path)
         assert "\n" not in str(raised.value)
 
 
@@ -138,8 +137,8 @@ def test_a_whole_number_is_a_float_where_one_is_expected(tmp_path: Path) -> None
     values = (cfg.CLUSTER.EPS, cfg.MODEL.LOSSES.CROSS_CAMERA.SCALE, cfg.MODEL.MOMENTUM.ALPHA, cfg.CLUSTER.K1)
     assert values == (1.0, 2.0, 1.0, 20) and [type(value) for value in values] == [float, float, float, int]
     cfg.STAGES = ({"CLUSTER": {"EPS": 0}},)
-    (stage,) = stage_configs(cfg)
-    assert stage.CLUSTER.EPS == 0.0
+    (stage,) = Run(cfg).stages
+    assert stage.cfg.CLUSTER.EPS == 0.0
 
 
 @pytest.mark.parametrize(

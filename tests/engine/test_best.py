@@ -16,10 +16,10 @@ from fastreid.modeling.backbones import BACKBONE_REGISTRY
 from torch import Tensor, nn
 
 from fastreid_ice import InputError
+from fastreid_ice.config import Run, Stage
 from fastreid_ice.data import SyntheticPeople, crops
 from fastreid_ice.engine import Checkpointer, UnsupervisedTrainer, check_config, features, train_stages
 from fastreid_ice.engine.hooks import HOOK_REGISTRY
-from fastreid_ice.engine.stages import stage_configs
 from fastreid_ice.reporting import describe_evaluations, read_stage
 from support import train
 
@@ -242,7 +242,7 @@ class TestEncoders:
         assert best(cfg)["metric"] == chosen["SamePeople/metric"]
         for name in ("SamePeople/mAP", "SamePeople/online/mAP", "SyntheticPeople/online/mAP"):
             assert lines[-1][f"best/{name}"] == chosen[name]
-        summary = describe_evaluations(read_stage(cfg), "momentum")
+        summary = describe_evaluations(read_stage(Stage(cfg)), "momentum")
         expected = f"Best evaluation, epoch {chosen['iteration'] // 2 + 1}: momentum mAP {chosen['SamePeople/mAP']:.1f}"
         assert expected in summary
 
@@ -277,10 +277,10 @@ class TestStartFrom:
         cfg.STAGES = ({}, {"MODEL": {"START_FROM": start_from}, "SOLVER": {"MAX_EPOCH": 1}})
         with caplog.at_level("INFO"):
             train_stages(cfg)
-        first, second = stage_configs(cfg)
+        first, second = Run(cfg).stages
         name = {"last": "model_final.pth", "best": "model_best.pth"}[start_from]
-        state = torch.load(Path(first.OUTPUT_DIR, name), weights_only=True)["model"]
-        start = torch.load(second.MODEL.WEIGHTS, weights_only=True)["model"]
+        state = torch.load(first.folder / name, weights_only=True)["model"]
+        start = torch.load(second.cfg.MODEL.WEIGHTS, weights_only=True)["model"]
         assert_equal(start, {key: state[f"momentum.{key}"] for key in start})
         (line,) = (text for text in caplog.messages if text.startswith("Both encoders start from the momentum encoder"))
         assert f"stage1/{name}" in line and ("chosen on the test set" in line) == (start_from == "best")

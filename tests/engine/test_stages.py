@@ -15,9 +15,10 @@ from fastreid.engine.train_loop import HookBase
 from torch import Tensor
 
 from fastreid_ice import InputError, add_ice_config
+from fastreid_ice.config import Run, without_keys
 from fastreid_ice.data import CropCache
-from fastreid_ice.engine import HOOK_REGISTRY, UnsupervisedTrainer, check_config, stage_configs, train_stages
-from fastreid_ice.engine.stages import best_checkpoint, encoder_weights, is_complete, without_keys
+from fastreid_ice.engine import HOOK_REGISTRY, UnsupervisedTrainer, check_config, train_stages
+from fastreid_ice.engine.stages import encoder_weights, is_complete
 from support import train
 
 # DCMIP, whose memories draw instances at random, which a resumed run must repeat.
@@ -25,6 +26,10 @@ TWO_STAGES = (
     {"MODEL": {"LOSSES": {"NAME": ["DiscrepantProxyLoss"]}}, "SOLVER": {"MAX_EPOCH": 2}},
     {"MODEL": {"LOSSES": {"NAME": ["DiscrepantProxyLoss", "MultiInstanceLoss"]}}, "SOLVER": {"MAX_EPOCH": 3}},
 )
+
+
+def stage_configs(cfg: CfgNode) -> list[CfgNode]:
+    return [stage.cfg for stage in Run(cfg).stages]
 
 
 class Interrupted(Exception):
@@ -211,7 +216,7 @@ def test_resume_in_any_stage_equals_the_uninterrupted_run(cfg: CfgNode, tmp_path
     train_stages(cfg)
     expected = [weights(f"{stage.OUTPUT_DIR}/model_final.pth") for stage in stage_configs(cfg)]
     cfg.OUTPUT_DIR = str(tmp_path / "parts")
-    stages = stage_configs(cfg)
+    stages = Run(cfg).stages
     interrupt(monkeypatch, cfg, stage=0, epoch=1)
     assert [is_complete(stage) for stage in stages] == [False, False]
     interrupt(monkeypatch, cfg, stage=1, epoch=0, resume=True)
@@ -219,10 +224,10 @@ def test_resume_in_any_stage_equals_the_uninterrupted_run(cfg: CfgNode, tmp_path
     interrupt(monkeypatch, cfg, stage=1, epoch=2, resume=True)
     train_stages(cfg, resume=True)
     for stage, state in zip(stages, expected, strict=True):
-        assert_equal(weights(f"{stage.OUTPUT_DIR}/model_final.pth"), state)
+        assert_equal(weights(stage.last_weights), state)
     assert all(is_complete(stage) for stage in stages)
     assert train_stages(cfg, resume=True)["mAP"] > 0
-    assert_equal(weights(f"{stages[1].OUTPUT_DIR}/model_final.pth"), expected[1])
+    assert_equal(weights(stages[1].last_weights), expected[1])
 
 
 def test_checkpoints_of_an_earlier_run_are_not_resumed(cfg: CfgNode, monkeypatch) -> None:
@@ -273,10 +278,10 @@ def test_without_evaluation_the_last_weights_are_handed_on(cfg: CfgNode) -> None
     cfg.STAGES = TWO_STAGES
     cfg.TEST.EVAL_PERIOD = -1
     assert train_stages(cfg) is None
-    first, second = stage_configs(cfg)
-    assert best_checkpoint(first).endswith("stage1/model_final.pth")
-    expected = encoder_weights(weights(best_checkpoint(first)), "momentum")
-    assert_equal(weights(second.MODEL.WEIGHTS), expected)
+    first, second = Run(cfg).stages
+    assert first.best_weights == first.last_weights == Path(cfg.OUTPUT_DIR, "stage1", "model_final.pth")
+    expected = encoder_weights(weights(first.last_weights), "momentum")
+    assert_equal(weights(second.cfg.MODEL.WEIGHTS), expected)
 
 
 def test_one_overlay_counts(cfg: CfgNode) -> None:

@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from fastreid_ice import InputError
+from fastreid_ice.config import Stage
 from fastreid_ice.engine import Checkpointer, UnsupervisedTrainer
 from fastreid_ice.reporting import epoch_table
 from support import small_config, train
@@ -39,7 +40,7 @@ def assert_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
 
 
 def test_a_run_leaves_metrics_checkpoints_and_a_table(cfg: CfgNode) -> None:
-    trainer = train(cfg)
+    train(cfg)
     lines = scalars_of(cfg)
     names = {name for line in lines for name in line}
     assert {f"loss_{name}" for name in ("cluster_proxy", "cross_camera", "hard_instance", "soft_consistency")} <= names
@@ -53,7 +54,7 @@ def test_a_run_leaves_metrics_checkpoints_and_a_table(cfg: CfgNode) -> None:
     }
     board = EventAccumulator(cfg.OUTPUT_DIR).Reload()
     assert {"total_loss", "cluster/number", "mAP"} <= set(board.Tags()["scalars"])
-    rows = epoch_table(str(folder / "metrics.json"), trainer.iters_per_epoch).splitlines()
+    rows = epoch_table(Stage(cfg)).splitlines()
     assert rows[0].split()[:2] == ["epoch", "clusters"]
     assert [row.split()[0] for row in rows[2:]] == ["start", "1", "2"]
     assert float(rows[-1].split()[-2]) == pytest.approx(lines[-1]["mAP"], abs=0.05)
@@ -63,8 +64,8 @@ def test_the_last_evaluation_stands_in_the_row_of_the_last_epoch(cfg: CfgNode) -
     """Also where the period does not divide the epochs, and fast-reid evaluates once more after the last iteration."""
     cfg.SOLVER.MAX_EPOCH = 3
     cfg.TEST.EVAL_PERIOD = 2
-    trainer = train(cfg)
-    rows = epoch_table(str(Path(cfg.OUTPUT_DIR, "metrics.json")), trainer.iters_per_epoch).splitlines()[2:]
+    train(cfg)
+    rows = epoch_table(Stage(cfg)).splitlines()[2:]
     assert [row.split()[0] for row in rows] == ["start", "1", "2", "3"]
     assert [len(row.split()) for row in rows] == [3, 4, 6, 6]
 
@@ -124,7 +125,7 @@ def interrupt_after_epoch(cfg: CfgNode, epoch: int, *, resume: bool = False) -> 
 
 def test_resuming_a_complete_run_evaluates(cfg: CfgNode) -> None:
     cfg.SOLVER.MAX_EPOCH = 1
-    trainer = train(cfg)
+    train(cfg)
     before = weights_of(trainer)
     again = UnsupervisedTrainer(cfg)
     again.resume_or_load(resume=True)
@@ -136,7 +137,7 @@ def test_resuming_a_complete_run_evaluates(cfg: CfgNode) -> None:
 def test_the_encoder_under_test_is_evaluated(cfg: CfgNode) -> None:
     cfg.SOLVER.MAX_EPOCH = 1
     cfg.TEST.BEFORE_TRAINING = False
-    trainer = train(cfg)
+    train(cfg)
     figures = {}
     for encoder in ("online", "momentum"):
         trainer.model.test_encoder = encoder

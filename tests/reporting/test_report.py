@@ -20,7 +20,8 @@ from PIL import Image
 
 from fastreid_ice import InputError
 from fastreid_ice.commands import report
-from fastreid_ice.engine import read_run, stage_configs, train_stages
+from fastreid_ice.config import Run
+from fastreid_ice.engine import train_stages
 from fastreid_ice.losses import LOSS_REGISTRY
 from fastreid_ice.reporting import PseudoLabels, centroid_distances, read_epochs, write_left_report, write_report
 from fastreid_ice.reporting.sheets import contact_sheets, shown
@@ -89,6 +90,11 @@ def make_run(cfg: CfgNode, clustering: PseudoLabels | None, epochs: int = 3, sca
     if clustering:
         clustering.write(folder / "labels.csv")
     return folder
+
+
+def write_left(cfg: CfgNode, clustering: PseudoLabels) -> Path:
+    make_run(cfg, clustering)
+    return write_report(Run(cfg))
 
 
 def clustering_of(paths: list[Path], labels: list[int], cameras: list[str] | None = None) -> PseudoLabels:
@@ -160,7 +166,7 @@ class TestRun:
     def test_what_ended_processes_have_left_is_reported(self, cfg: CfgNode, crops: list[Path]) -> None:
         """Unless it is nothing, or another run writes there by now."""
         folder = Path(cfg.OUTPUT_DIR)
-        write_left_report([cfg], folder)
+        write_left_report(Run(cfg))
         assert not folder.exists()
         make_run(cfg, clustering_of(crops, [0] * 12), 2, {})
         hold = f"import fcntl; file = open({str(folder / '.lock')!r}, 'ab'); fcntl.lockf(file, fcntl.LOCK_EX)"
@@ -168,10 +174,10 @@ class TestRun:
             [sys.executable, "-c", f"{hold}; print(flush=True); input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         ) as other:
             other.stdout.readline()
-            write_left_report([cfg], folder)
+            write_left_report(Run(cfg))
             assert not (folder / "report.html").exists()
             other.communicate(b"\n")
-        write_left_report([cfg], folder)
+        write_left_report(Run(cfg))
         assert "<dt>epochs</dt><dd>2</dd>" in (folder / "report.html").read_text()
 
     def test_a_folder_that_cannot_take_the_page_costs_nothing(self, cfg: CfgNode, caplog) -> None:
@@ -183,11 +189,11 @@ class TestRun:
     def test_stages_share_one_page(self, cfg: CfgNode, crops: list[Path]) -> None:
         cfg.STAGES = ({"SOLVER": {"MAX_EPOCH": 2}}, {"SOLVER": {"MAX_EPOCH": 3}})
         folder = Path(cfg.OUTPUT_DIR)
-        for stage, (labels, epochs) in zip(stage_configs(cfg), (([0] * 12, 2), ([1] * 12, 3)), strict=True):
-            make_run(stage, clustering_of(crops, labels), epochs, {"mAP": 50.0 + epochs, "start/mAP": 40.0})
+        for stage, (labels, epochs) in zip(Run(cfg).stages, (([0] * 12, 2), ([1] * 12, 3)), strict=True):
+            make_run(stage.cfg, clustering_of(crops, labels), epochs, {"mAP": 50.0 + epochs, "start/mAP": 40.0})
         (folder / "config.yaml").write_text(cfg.dump())
         moved = folder.rename(folder.with_name("moved"))
-        page = write_report(read_run(moved), moved).read_text()
+        page = write_report(Run.read(moved)).read_text()
         assert page.count("stage 2</text>") == 4, "in each chart"
         assert "mAP, epoch 5: 53" in page and "mAP, epoch 0: 40" in page and "epoch 6" not in page
         assert 'data-cluster="1"' in page and 'data-cluster="0"' not in page, "the last clustering"
@@ -198,7 +204,7 @@ class TestInTheBrowser:
     def test_search_and_names_of_every_kind(self, cfg: CfgNode, crops: list[Path], tmp_path: Path) -> None:
         cameras = ["front door", "<b>2", "", "10"] * 3
         labels = [0] * 4 + [1] * 3 + [7] * 2 + [-1] * 3
-        page = write_report([cfg], make_run(cfg, clustering_of(crops, labels, cameras)))
+        page = write_left(cfg, clustering_of(crops, labels, cameras))
         queries = [{"name": "A & B/"}, {"name": "ONERROR"}, {"cluster": "7"}, {"cluster": "noise"}, {"cluster": "1x"}]
         queries += [{"camera": "1", "cluster": "0"}, {"name": "nowhere"}, {}]
         seen = visit(page, tmp_path, queries.copy(), width=500)
@@ -221,15 +227,15 @@ class TestInTheBrowser:
         crops[1].write_bytes(b"")
         crops[2].write_bytes(crops[2].read_bytes()[:400])
         folder = make_run(cfg, clustering_of(crops, [-1] * 12), epochs=1)
-        seen = visit(write_report([cfg], folder), tmp_path, [{"cluster": "noise"}])
+        seen = visit(write_report(Run(cfg)), tmp_path, [{"cluster": "noise"}])
         assert seen["charts"] == 3 and seen["start"]["sheets"] == SECTIONS
         assert len(seen["start"]["tiles"]) == 12 and seen["pictures"] == seen["loaded"] == 9
         assert "3 of the 12 images shown are gone or cannot be read" in (folder / "report.html").read_text()
         assert len(seen["answers"][0]["rows"]) == 12
 
     def test_before_the_first_clustering(self, cfg: CfgNode, tmp_path: Path) -> None:
-        folder = make_run(cfg, None, epochs=0)
-        seen = visit(write_report([cfg], folder), tmp_path, [{"name": "a"}])
+        make_run(cfg, None, epochs=0)
+        seen = visit(write_report(Run(cfg)), tmp_path, [{"name": "a"}])
         assert seen["charts"] == 0 and seen["answers"][0]["answer"] == "0 of 0 images"
 
 
@@ -246,7 +252,7 @@ def test_size_at_50000_images(cfg: CfgNode, datasets_root: Path, tmp_path: Path)
     )
     for number, row in enumerate(shown(contact_sheets(clustering, seed=cfg.SEED))):
         paths[row].symlink_to(pictures[number % len(pictures)])
-    page = write_report([cfg], make_run(cfg, clustering))
+    page = write_left(cfg, clustering)
     assert "are gone or cannot be read" not in page.read_text()
     assert page.stat().st_size < 10e6
     if CHROMIUM:
@@ -373,7 +379,7 @@ def test_a_page_of_labels_with_large_numbers(cfg: CfgNode, crops: list[Path], nu
         cfg.OUTPUT_DIR += "+"
         clustering = clustering_of(crops, np.where(labels < 0, -1, labels * step).tolist(), ["1", "2", "1"] * 4)
         folder = make_run(cfg, clustering)
-        pages.append(write_report(read_run(folder), folder).read_text())
+        pages.append(write_report(Run.read(folder)).read_text())
     for label in (1, 2):
         pages[1] = pages[1].replace(f"Cluster {label * number}<", f"Cluster {label}<")
         pages[1] = pages[1].replace(f'data-cluster="{label * number}"', f'data-cluster="{label}"')

@@ -1,0 +1,99 @@
+"""From a config file and options to the config of a run, checked before anything is written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from fastreid.config import CfgNode, get_cfg
+
+from ..config import Run, add_ice_config, import_files, merge_config_file, merge_options, shipped_file, without_keys
+from ..data import existing_tests
+from ..errors import InputError
+from ..modeling import trains_without_labels
+from .checks import check_config
+from .fallback import fall_back
+
+
+@dataclass(frozen=True)
+class Processes:
+    """How many processes train, on all machines together and on this one."""
+
+    total: int = 1
+    local: int = 1
+
+
+def read_config(path: str, options: Sequence[str] = ()) -> CfgNode:
+    """The config of a file, or the default one for "", under the keys and values of ``options``."""
+    cfg = get_cfg()
+    add_ice_config(cfg)
+    if path:
+        merge_config_file(cfg, shipped_file(path))
+    merge_options(cfg, options)
+    cfg.STAGES = without_keys(cfg.STAGES or (), options[::2])  # a bare `STAGES:` is None
+    cfg.MODEL.WEIGHTS = shipped_file(cfg.MODEL.WEIGHTS)
+    return cfg
+
+
+def build_config(
+    path: str,
+    options: Sequence[str] = (),
+    *,
+    resume: bool = False,
+    eval_only: bool = False,
+    processes: Processes = Processes(),  # noqa: B008, it is frozen
+) -> tuple[CfgNode, str]:
+    """The whole config of a run, checked and frozen.
+
+    Args:
+        path: a config file, or one that comes with the package (``shipped_file``).
+        options: keys and values that count before those of the file.
+        resume: the run goes on from its last checkpoint.
+        eval_only: ``MODEL.WEIGHTS`` are evaluated and not trained.
+        processes: see there.
+
+    Returns:
+        The config, and what is to be said in the log where other weights than those of the config are used.
+
+    Raises:
+        InputError: what cannot work, in a sentence that names the key or file.
+    """
+    cfg = read_config(path, options)
+    import_files(cfg.IMPORTS)
+    cfg.DATASETS.TESTS = existing_tests(cfg)
+    if eval_only and not cfg.DATASETS.TESTS:
+        raise InputError("--eval-only: nothing to evaluate; DATASETS.TESTS must name a dataset with a test set")
+    if cfg.MODEL.DEVICE == "auto":
+        cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    if resume or (cfg.MODEL.WEIGHTS and (eval_only or trains_without_labels(cfg))):
+        cfg.MODEL.BACKBONE.PRETRAIN = False  # they replace the whole backbone
+    first = Run(cfg).stages[0]
+    if resume and not first.last_checkpoint:
+        raise InputError(
+            f"--resume: {str(first.folder)!r} (OUTPUT_DIR) holds no checkpoint; train without --resume first"
+        )
+    check_config(cfg, num_processes=processes.total)
+    if cfg.MODEL.DEVICE.startswith("cuda") and processes.local > torch.cuda.device_count():
+        raise InputError(
+            f"{processes.local} processes need a GPU each; torch sees {torch.cuda.device_count()} GPU(s) here"
+        )
+    notice = ""
+    if cfg.MODEL.FALLBACK.CONFIG and not any(key.startswith("MODEL.BACKBONE.") for key in options[::2]):
+        checkpoint = os.fspath(first.last_checkpoint or "") if resume else cfg.MODEL.WEIGHTS
+        notice = fall_back(cfg, read_config(cfg.MODEL.FALLBACK.CONFIG), checkpoint=checkpoint)
+    cfg.freeze()
+    return cfg, notice
+
+
+def build_own_config(path: str, options: Sequence[str] = ()) -> CfgNode:
+    """``build_config`` for what works with the two encoders of a MomentumReID.
+
+    Raises:
+        InputError: as there, or another meta-architecture.
+    """
+    cfg, _ = build_config(path, options)
+    if not trains_without_labels(cfg):
+        raise InputError(f"{path}: MODEL.META_ARCHITECTURE must be MomentumReID")
+    return cfg
