@@ -9,6 +9,7 @@ from fastreid_ice import InputError
 from fastreid_ice.commands.compare import compare
 from fastreid_ice.config import CONFIGS
 
+STEPS = 150  # of an epoch
 # One network, one schedule and one batch for all: epochs of 150 steps of 32 images. The published temperatures, radii,
 # samplers and augmentations stay; the momentum encoder and the warm-up are shortened as the training is.
 BUDGET = {
@@ -26,7 +27,7 @@ BUDGET = {
     "DATALOADER.CACHE": "ram",
     "SOLVER.AMP.ENABLED": True,
     "SOLVER.IMS_PER_BATCH": 32,
-    "SOLVER.ITERS_PER_EPOCH": 150,
+    "SOLVER.ITERS_PER_EPOCH": STEPS,
     "SOLVER.CHECKPOINT_PERIOD": 1,
     "TEST.EVAL_PERIOD": 2,
 }
@@ -40,7 +41,9 @@ METHODS: dict[str, dict[str, object]] = {
     "dcmip_market": PROXIES | {"MODEL.LOSSES.MULTI_INSTANCE.NUM_INSTANCES": 4},
     "ice_hybrid_market": ICE,
     "ice_groundtruth_market": ICE,
+    "baseline_market": ICE | {"TEST.EVAL_PERIOD": 1},
 }
+PASS = 12936 // 32  # steps of an epoch of fast-reid's Baseline
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,8 +87,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def own_settings(method: str, epochs: int) -> dict[str, object]:
-    stages = 2 if method == "dcmip_market" else 1
-    return METHODS[method] | {"SOLVER.MAX_EPOCH": epochs // stages}
+    """With as many steps as ``epochs`` have, or the nearest number that the method can take."""
+    own_epochs = {"dcmip_market": epochs // 2, "baseline_market": round(epochs * STEPS / PASS)}
+    return METHODS[method] | {"SOLVER.MAX_EPOCH": own_epochs.get(method, epochs)}
 
 
 def as_options(settings: dict[str, object]) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from . import compat
 from .errors import InputError
+from .moved import MovedFinder
 
 __version__ = "0.1.0"
 
@@ -35,3 +36,4 @@ def __getattr__(name: str) -> Any:
 
 
 compat.apply_on_import(_register)
+sys.meta_path.append(MovedFinder())

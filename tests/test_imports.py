@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import ast
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+
+from fastreid_ice.moved import MOVED
 
 PACKAGE = Path(__file__).parent.parent / "fastreid_ice"
 
 ALLOWED = {
     "errors": set(),
+    "moved": set(),
     "progress": set(),
     "processes": {"errors"},
     "files": {"errors", "processes"},
@@ -58,6 +62,16 @@ def test_arrows(path: Path) -> None:
     ours = {name.split(".")[1] for name in rooms_imported_by(path) if name.startswith("fastreid_ice.")}
     assert ours <= ALLOWED[room], f"{path.name} of {room} imports {ours - ALLOWED[room]}"
     assert "fastreid_ice" not in rooms_imported_by(path), "import the package's own rooms relatively"
+
+
+@pytest.mark.parametrize(("old", "new"), MOVED.items())
+def test_moved_modules_name_the_new_ones(old: str, new: str) -> None:
+    with pytest.raises(
+        ImportError, match=f"^fastreid_ice.{old} is {f'fastreid_ice.{new} now' if new else 'gone'}; see"
+    ):
+        import_module(f"fastreid_ice.{old}")
+    if new:
+        import_module(f"fastreid_ice.{new}")
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "core").glob("*.py")), ids=lambda path: path.name)

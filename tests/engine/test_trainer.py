@@ -125,7 +125,7 @@ def interrupt_after_epoch(cfg: CfgNode, epoch: int, *, resume: bool = False) -> 
 
 def test_resuming_a_complete_run_evaluates(cfg: CfgNode) -> None:
     cfg.SOLVER.MAX_EPOCH = 1
-    train(cfg)
+    trainer = train(cfg)
     before = weights_of(trainer)
     again = UnsupervisedTrainer(cfg)
     again.resume_or_load(resume=True)
@@ -137,7 +137,7 @@ def test_resuming_a_complete_run_evaluates(cfg: CfgNode) -> None:
 def test_the_encoder_under_test_is_evaluated(cfg: CfgNode) -> None:
     cfg.SOLVER.MAX_EPOCH = 1
     cfg.TEST.BEFORE_TRAINING = False
-    train(cfg)
+    trainer = train(cfg)
     figures = {}
     for encoder in ("online", "momentum"):
         trainer.model.test_encoder = encoder
