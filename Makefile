@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DOCS_INSTALLED := $(VENV)/.installed-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo compare test lint bench clean
+.PHONY: help demo compare test lint docs bench clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z]+): .*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
@@ -24,11 +25,14 @@ lint: $(INSTALLED)  ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(DOCS_INSTALLED)  ## build the site into site/: runs the notebook, checks the links
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 bench: $(INSTALLED)  ## time one reclustering of a data set of Market-1501's size
 	$(BIN)/fastreid-ice bench recluster
 
-clean:  ## remove the environment and the caches
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+clean:  ## remove the environment, the site and the caches
+	rm -rf $(VENV) site build *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp comes last: an installation that was interrupted starts again.
@@ -42,3 +46,8 @@ $(INSTALLED): requirements.txt setup.py
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
 	@echo "Installed."
+
+$(DOCS_INSTALLED): docs/requirements.txt $(INSTALLED)
+	@echo "Installing what builds the site into $(VENV) ..."
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r docs/requirements.txt
+	@touch $@

@@ -63,6 +63,14 @@ setup(
             "ruff",  # style
             "setuptools>=70.1",  # a test builds a wheel; older ones need the package wheel for that
         ],
+        # `make docs`; not in "dev", since they bring some sixty packages that no test needs. Python 3.11.5 or later.
+        "docs": [
+            "mkdocs",  # the site
+            "mkdocs-material",  # its theme
+            "mkdocstrings-python",  # API pages from docstrings
+            "nbconvert",  # runs docs/quickstart.ipynb and makes a page of it
+            "ipykernel",  # the kernel that it runs in
+        ],
     },
     classifiers=[
         "Operating System :: POSIX :: Linux",
