@@ -1,4 +1,4 @@
-"""The mathematics: tensors and arrays in, tensors and arrays out. Imports nothing from fast-reid."""
+"""The mathematics: functions from tensors and arrays to tensors and arrays. It does not import fast-reid."""
 
 from __future__ import annotations
 

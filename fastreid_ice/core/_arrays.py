@@ -1,4 +1,4 @@
-"""Conversion at the border between tensors and arrays, and work over blocks of rows."""
+"""Conversion between tensors and arrays, and computation over blocks of rows."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def to_numpy(values: Any) -> np.ndarray:
 def map_blocks(kernel: Callable[..., Any], num_rows: int, *arguments: Any, block: int = _BLOCK) -> list[Any]:
     """Run ``kernel(start, stop, *arguments)`` over blocks of rows, in threads; results in row order.
 
-    The kernels release the interpreter lock. Plain threads and not numba's own: those do not survive a fork, which data
-    loaders do, nor all of them two callers at once.
+    The kernels release the interpreter lock. These are plain threads and not numba's: numba's do not survive a fork,
+    which data loaders do, and some of its threading layers do not allow two callers at once.
     """
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        starts = range(0, max(num_rows, 1), block)  # at least one, whose arrays have the types and shapes to join
+        starts = range(0, max(num_rows, 1), block)  # at least one block, so that there are arrays to join
         return list(pool.map(lambda start: kernel(start, min(start + block, num_rows), *arguments), starts))

@@ -1,6 +1,6 @@
-"""What every search for neighbours shares: the order of candidates by float64 similarities, and searches in turn.
+"""What all searches for neighbours share: ordering candidates by float64 similarities, and trying searches in turn.
 
-A list holds the most similar rows first, the query itself before all, and rows of equal similarity by ascending index.
+A list holds the query itself first, then the most similar rows, and rows of equal similarity by ascending index.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch import Tensor
 
 from ._arrays import map_blocks
 
-# Similarities (b, k) and indices (b, k) int64 of a block of b queries, and (b,) bool, whether a list is certain.
+# Similarities (b, k) and indices (b, k) int64 of a block of b queries, and (b,) bool: whether each list is certain.
 Found = tuple[Tensor, Tensor, Tensor]
 Search = Callable[[Tensor], Found]
 Progress = Callable[[Sequence[Tensor]], Iterable[Tensor]]
 
-_RANKED = 64  # queries that a thread ranks candidates for at a time
-_SCANNED = 32  # queries, and rows, that the scan keeps in the cache
+_RANKED = 64  # queries per block for which a thread ranks candidates
+_SCANNED = 32  # queries, and rows, that the scan keeps in the processor's cache
 
 
 def search_in_turn(
@@ -33,15 +33,15 @@ def search_in_turn(
     chunk_size: int,
     progress: Progress,
 ) -> tuple[Tensor, Tensor]:
-    """Similarities (Q, k) and indices (Q, k) int64; each search looks for the lists that are not certain yet.
+    """Similarities (Q, k) and indices (Q, k) int64; each search computes the lists that are not certain yet.
 
     Args:
-        searches: what makes each search, called only where lists are left for it.
+        searches: factories of the searches, called only if lists are left.
         queries: (Q,) int64, the rows to search for.
         k: length of the lists.
         dtype: of the similarities that are returned.
         chunk_size: queries per call of a search.
-        progress: wraps the sequence of blocks of queries, anew for each search.
+        progress: wraps the sequence of blocks of queries, once per search.
     """
     similarities = torch.empty(len(queries), k, dtype=dtype, device=queries.device)
     indices = queries.new_empty(len(queries), k)
@@ -69,18 +69,18 @@ def rank_candidates(
     scores: Tensor,
     errors: Tensor,
 ) -> Found:
-    """The ``k`` nearest of each query's candidates; certain where their scores are as near as they claim to be.
+    """The ``k`` nearest of each query's candidates; certain if all scores are within their errors.
 
     Args:
         rows: (N, D) float32 or float64, of any norm.
         scale: (N,) float64, one over the norms.
         queries: (b,) int64, the rows to search for.
-        candidates: (b, m) int64, the query among them.
-        counts: (b,) int64, how many of its candidates, from the first, a query has; at least ``k``, or the end of its
-            list is filler.
+        candidates: (b, m) int64, including the query.
+        counts: (b,) int64, how many of the first candidates of each query are valid; if fewer than ``k``, the end of
+            its list is filler.
         k: length of the lists.
-        scores: (b, m) similarities known of the candidates.
-        errors: (b, m) by how much these may be off.
+        scores: (b, m) approximate similarities of the candidates.
+        errors: (b, m) bounds on the error of these.
     """
     if rows.device.type != "cpu":
         return _rank_in_torch(rows, scale, queries, candidates, counts, k, scores, errors)
@@ -91,10 +91,10 @@ def rank_candidates(
 
 
 class Scan:
-    """All rows compared in float64, one by one: for the rows that no matrix product can settle, such as many copies.
+    """Compares with all rows in float64, one by one: for rows that no matrix product can settle, such as many copies.
 
-    With ``groups`` (N,) int64 those of the query's own group, or where ``same`` is False those of all others; a list
-    that comes short ends in filler.
+    With ``groups`` (N,) int64 it compares with rows of the query's own group, or of all other groups if ``same`` is
+    False. A list that is too short ends in filler.
     """
 
     def __init__(self, rows: Tensor, scale: Tensor, k: int, groups: Tensor | None = None, *, same: bool = True) -> None:
@@ -120,7 +120,7 @@ def _rank_in_torch(
     scores: Tensor,
     errors: Tensor,
 ) -> Found:
-    """As :func:`rank_candidates`, on any device."""
+    """Like ``rank_candidates``, on any device."""
     candidates, order = candidates.sort(1)
     scores, errors = scores.gather(1, order), errors.gather(1, order)
     counted = order < counts[:, None]
@@ -162,7 +162,7 @@ def _rank_block(start, stop, k, rows, scale, queries, candidates, counts, scores
 
 @njit(nogil=True, cache=True)
 def _scan_block(start, stop, rows, scale, queries, k, groups, same):
-    """The nearest of the rows that count for queries [start, stop). A tile of rows stays in the cache for all."""
+    """The nearest rows of queries [start, stop) in the groups that count. A tile of rows stays in the cache for all."""
     num_queries = stop - start
     similarities = np.full((num_queries, k), -np.inf)
     indices = np.zeros((num_queries, k), np.int64)
@@ -192,7 +192,7 @@ def dot(unit, row):
 
 @njit(nogil=True, cache=True)
 def insert(similarities, indices, filled, similarity, index):
-    """Put an entry at its place in a list, most similar first and then by index. Returns how many the list holds."""
+    """Insert an entry into a list, most similar first, then by index. Returns the new length of the list."""
     place = min(filled, len(similarities) - 1)
     if filled == len(similarities) and not _before(similarity, index, similarities[place], indices[place]):
         return filled

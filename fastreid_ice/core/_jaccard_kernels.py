@@ -1,7 +1,7 @@
-"""The loops of :mod:`.jaccard`, compiled; each over a block of rows of sparse matrices given as their CSR arrays.
+"""The compiled loops of ``jaccard``; each computes a block of rows from sparse matrices given as CSR arrays.
 
-What a block returns: the entries in each of its rows, then their columns, and their values where there are any. Each
-releases the interpreter lock and adds in a fixed order. Scratch arrays of length N live as long as a block.
+A block returns the number of entries in each of its rows, then their columns, and their values if there are any. Each
+loop releases the interpreter lock and adds in a fixed order. Scratch arrays of length N exist for one block at a time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def mutual_of_block(start, stop, ranks):
 
 @njit(nogil=True, cache=True)
 def expanded_of_block(start, stop, indptr, indices, half_indptr, half_indices):
-    mark = np.zeros(len(indptr) - 1, np.int32)  # of the current row: ``own`` for R(i), above it for the rest of E(i)
+    mark = np.zeros(len(indptr) - 1, np.int32)  # in the current row ``own`` for R(i), own + 1 for the rest of E(i)
     counts = np.empty(stop - start, np.int64)
     columns = np.empty(32 * (stop - start), indices.dtype)
     filled = 0
@@ -62,9 +62,9 @@ def expanded_of_block(start, stop, indptr, indices, half_indptr, half_indices):
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
 def weights_of_rows(own, features, scale, furthest, indptr, columns):
-    """Weights of ``columns``, which start with entry ``indptr[0]``. own: the row of ``features`` of each row.
+    """Weights of ``columns``, which start with entry ``indptr[0]``. own: for each row its row in ``features``.
 
-    furthest: none, or for each row the squared distance that the others are divided by before they are squared.
+    furthest: empty, or for each row the squared distance by which the others are divided before they are squared.
     """
     weights = np.empty(len(columns), np.float32)
     for row in range(len(own)):
@@ -115,7 +115,7 @@ def average_of_block(start, stop, ranks, indptr, indices, data):
 
 @njit(nogil=True, cache=True)
 def distances_of_block(start, stop, indptr, indices, data, inv_indptr, inv_indices, inv_data, max_distance):
-    """On and above the diagonal, in no order within a row. inv_*: the transposed matrix, with sorted indices."""
+    """Distances on and above the diagonal, unsorted within a row. inv_*: the transposed matrix, with sorted indices."""
     shared = np.zeros(len(indptr) - 1, np.float32)  # t of the current row with every row
     touched = np.empty(len(indptr) - 1, indices.dtype)
     counts = np.empty(stop - start, np.int64)
@@ -151,7 +151,7 @@ def distances_of_block(start, stop, indptr, indices, data, inv_indptr, inv_indic
 
 @njit(nogil=True, cache=True)
 def mirrored(counts, upper_columns, upper_values):
-    """The symmetric matrix with these entries on and above its diagonal: the same three arrays, with sorted columns."""
+    """The symmetric matrix with these entries on and above its diagonal, in the same form, with sorted columns."""
     num_rows = len(counts)
     degrees = counts.copy()
     p = 0
@@ -164,7 +164,7 @@ def mirrored(counts, upper_columns, upper_values):
 
     columns = np.empty(degrees.sum(), upper_columns.dtype)
     values = np.empty(len(columns), upper_values.dtype)
-    # Below the diagonal and on it: rows come in ascending order, and with them the columns of each mirrored row.
+    # On and below the diagonal: rows come in ascending order, and so do the columns of each mirrored row.
     end = first.copy()
     p = 0
     for i in range(num_rows):
@@ -174,7 +174,7 @@ def mirrored(counts, upper_columns, upper_values):
             values[end[j]] = upper_values[p]
             end[j] += 1
             p += 1
-    # Above it: the same once more, now from the sorted rows below.
+    # Above the diagonal: mirror again, now from the sorted rows below it.
     lower_end = end.copy()
     for j in range(num_rows):
         for p in range(first[j], lower_end[j]):
@@ -188,7 +188,7 @@ def mirrored(counts, upper_columns, upper_values):
 
 @njit(nogil=True, cache=True)
 def _with_room(array, used, more):
-    """``array``, or a longer copy of its first ``used`` entries, with room for ``more`` after them."""
+    """``array``, or a longer copy of its first ``used`` entries, with space for ``more`` after them."""
     if used + more <= len(array):
         return array
     longer = np.empty(2 * (used + more), array.dtype)

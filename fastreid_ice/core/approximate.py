@@ -1,4 +1,4 @@
-"""Approximate nearest neighbours: a search in cells, then one look at the neighbours of neighbours."""
+"""Approximate nearest neighbours: a search in cells, then one pass over the neighbours of neighbours."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from ._arrays import map_blocks
 from ._candidates import Found, Progress, dot, insert, search_in_turn
 from .screen import Screen, candidates_for, largest_products, precisions
 
-_SEARCHED = 1024  # rows searched for at a time
-_RANKED = 256  # rows that a thread ranks candidates for at a time
+_SEARCHED = 1024  # queries per block that is compared with the centres
+_RANKED = 256  # queries per block for which a thread ranks candidates
 
 _ROWS_PER_CENTRE = 4
-_MOST_CENTRES = 2**18  # from a million rows on, time grows with their number alone
-_CELLS = 8  # cells that a row is in
-_CROWDED = 16  # a cell keeps so many times the mean, such as where many rows are equal
+_MOST_CENTRES = 2**18  # reached at a million rows; from there on time grows linearly with the rows
+_CELLS = 8  # cells per row
+_CROWDED = 16  # times the mean size at which a cell is cut off, which happens with many equal rows
 
 
 class ApproximateSearch:
-    """Neighbours that may miss a few; called with a block of queries.
+    """A search that may miss a few neighbours; called with a block of queries.
 
-    A neighbour that was missed is likely in the list of another one (Dong et al., "Efficient k-nearest neighbor graph
-    construction", WWW 2011), so the lists of a row's neighbours are looked through for nearer rows.
-    What was found is ordered by float64 similarities; a list that comes short is not certain.
+    A neighbour that was missed is probably in the list of another neighbour (Dong et al., "Efficient k-nearest neighbor
+    graph construction", WWW 2011), so the lists of a row's neighbours are searched for nearer rows. The results are
+    ordered by float64 similarities; a list that is too short is not certain.
 
-    A random quarter of the rows are centres of cells, and each row is in the cells of its eight nearest: an inverted
-    file (Sivic and Zisserman, "Video Google", ICCV 2003) with soft assignment (Philbin et al., "Lost in quantization",
-    CVPR 2008). The few large cells of a k-means quantiser part the images of one person where cameras shift them; among
-    so many centres some are images of the same person. The nearest centres are found as in exact search, by a matrix
-    product with a quarter of the rows, on any device: a quarter of the time of exact search, linear from a million rows
-    on. The precision of the product changes the time and not the cells; a row that float32 cannot settle, as among many
-    copies, is in those that float32 finds.
+    A random quarter of the rows are the centres of cells, and each row is in the cells of its eight nearest centres: an
+    inverted file (Sivic and Zisserman, "Video Google", ICCV 2003) with soft assignment (Philbin et al., "Lost in
+    quantization", CVPR 2008). The few large cells of a k-means quantiser separate the images of one person where
+    cameras shift them; among so many centres some are images of the same person. The nearest centres are found as in
+    exact search, by a matrix product with a quarter of the rows, on any device. This takes a quarter of the time of
+    exact search, and is linear from a million rows on. The precision of the product changes the time but not the cells.
+    A row that float32 cannot settle, for instance among many copies, is in the cells that float32 finds.
 
     Args:
         rows: (N, D) of any norm.
         scale: (N,) one over the norms.
         k: neighbours per query.
         mine: (Q,) int64, the rows that this process compares with the centres and within the cells.
-        gather: joins what the processes have of their rows, on the CPU, into that of all rows.
+        gather: joins the results of the processes for their rows, on the CPU, into those for all rows.
         progress: wraps the sequence of blocks that are compared with the centres.
     """
 
@@ -65,7 +65,7 @@ class ApproximateSearch:
         _, lists, counts = found
         lists[np.arange(k) >= counts[:, None]] = -1
         self.lists = gather(torch.from_numpy(lists)).numpy()
-        # Every row is in its own list, so that the lists of its neighbours hold all that is in its own.
+        # Every row is in its own list, so that a search of the lists of its neighbours includes its own list.
         everything = np.arange(len(rows))
         missing = (self.lists != everything[:, None]).all(1)
         self.lists[missing, -1] = everything[missing]
@@ -79,7 +79,7 @@ class ApproximateSearch:
 
 
 class _CentreScreen:
-    """The ``k`` nearest of the rows ``centres`` (M,) by :class:`.Screen`."""
+    """Finds the ``k`` nearest of the rows ``centres`` (M,), by ``Screen``."""
 
     def __init__(self, precision: torch.dtype, rows: Tensor, scale: Tensor, k: int, centres: Tensor) -> None:
         self.screen, self.centres = Screen(precision, rows, scale, k), centres
@@ -116,7 +116,7 @@ def _nearest_cells(rows: Tensor, scale: Tensor, queries: Tensor, progress: Progr
 
 
 def _members(similarities: Tensor, cells: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Where the members of each cell start (C + 1,), and the members cell by cell, the nearest to the centre first."""
+    """Where the members of each cell start (C + 1,), and the members cell by cell, nearest to the centre first."""
     num_rows, num_cells = cells.shape
     num_centres = _num_centres(num_rows)
     members = similarities.flatten().argsort(descending=True, stable=True)
@@ -139,7 +139,7 @@ def _nearest_in_groups(
     members: np.ndarray,
     k: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The ``k`` nearest among the members of each query's groups.
+    """The ``k`` nearest members of each query's groups.
 
     Args:
         rows: (N, D) of any norm.
@@ -151,7 +151,7 @@ def _nearest_in_groups(
         k: length of the lists.
 
     Returns:
-        (Q, k) similarities, (Q, k) indices, the query first, and (Q,) how many there are.
+        (Q, k) similarities, (Q, k) indices, the query first, and (Q,) how many were found.
     """
     blocks = map_blocks(_nearest_block, len(queries), rows, scale, queries, groups, starts, members, k, block=_RANKED)
     similarities, indices, counts = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
@@ -160,7 +160,7 @@ def _nearest_in_groups(
 
 @njit(nogil=True, cache=True)
 def _nearest_block(start, stop, rows, scale, queries, groups, starts, members, k):
-    """As above, for queries [start, stop)."""
+    """Like ``_nearest_in_groups``, for queries [start, stop)."""
     similarities = np.full((stop - start, k), -np.inf)
     indices = np.zeros((stop - start, k), np.int64)
     counts = np.zeros(stop - start, np.int64)

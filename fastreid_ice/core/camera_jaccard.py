@@ -1,9 +1,9 @@
 """Camera-aware Jaccard distance, for clustering and for re-ranking.
 
 Chen, Fan, Chen, Zhu, "CA-Jaccard: Camera-aware Jaccard Distance for Person Re-identification", CVPR 2024, in the form
-of the authors' code. Images of the own camera look alike, and crowd those of other cameras out of one list of nearest
-neighbours. So there are two, A of the own camera and B of the others (see :func:`.camera_neighbors`), and what
-:mod:`.jaccard` makes of one list is made of both:
+of the authors' code. Images of the same camera look alike, and displace those of other cameras from a single list of
+nearest neighbours. Therefore there are two lists, A of the own camera and B of the others (see ``camera_neighbors``),
+and the stages of ``jaccard`` use both:
 
     E(i)  the mutual neighbours of A, k1_intra and the image itself, and those of B, k1_inter + 1 images (CKRNNs)
     V_i   weights exp(-d) over E(i), scaled to sum 1; there is no two-thirds expansion
@@ -53,28 +53,28 @@ def camera_jaccard_graph(
 ) -> sparse.csr_array:
     """Build the sparse camera-aware Jaccard distance of all images, searching for their neighbours.
 
-    The published code takes k2_intra = k2_inter = 3 for the first clustering of a training, whatever is set.
+    The published code uses k2_intra = k2_inter = 3 for the first clustering of a run, whatever its settings.
 
     Args:
         features: (N, D) floating point of any row norm but zero; compared by direction.
-        cameras: (N,) integers, told apart by equality only: images of unknown camera, all -1 say, are one camera.
-        k1_intra: images of the own camera beside the image itself, at least 1.
+        cameras: (N,) integers, compared for equality only; unknown cameras, for instance all -1, are one camera.
+        k1_intra: images of the own camera in addition to the image itself, at least 1.
         k1_inter: the list of other cameras has k1_inter + 1 images, as published; at least 1.
-        k2_intra: rows of the own camera in the query expansion, the image itself included; at least 0.
-        k2_inter: rows of other cameras in it; at least 0. 1 and 0 leave the expansion out.
+        k2_intra: rows of the own camera in the query expansion, including the image itself; at least 0.
+        k2_inter: rows of other cameras in it, at least 0; k2_intra = 1 with k2_inter = 0 leaves the expansion out.
         max_distance: pairs further apart are dropped; in (0, 1].
         device: where neighbours are searched; by default where ``features`` lives.
-        progress: wraps the sequence of query blocks, ``tqdm`` for instance; silent by default.
+        progress: wraps the sequence of query blocks, for instance ``tqdm``; silent by default.
 
     Returns:
-        (N, N) symmetric float32 CSR matrix, as :func:`~fastreid_ice.core.jaccard_graph` returns it.
+        (N, N) symmetric float32 CSR matrix, as ``jaccard_graph`` returns it.
 
     Raises:
         ValueError: for arguments that do not fit each other or are out of range.
 
-    A camera with few images, or the others together where there are few of them, continue their list with images of the
-    other kind. Time O(N^2 D) for the search; memory linear in N beside ``features`` and a copy of them in the precision
-    of the product.
+    If a camera has too few images, or all other cameras together have too few, the list continues with images of the
+    other kind. Time O(N^2 D) for the search; memory linear in N in addition to ``features`` and a copy of them in the
+    precision of the product.
     """
     check_max_distance(max_distance)
     numbers = {"k1_intra": k1_intra, "k1_inter": k1_inter, "k2_intra": k2_intra, "k2_inter": k2_inter}
@@ -97,26 +97,26 @@ def camera_reranked_blocks(
     device: torch.device | str | None = None,
     progress: Progress = iter,
 ) -> Iterator[Tensor]:
-    """The (Q, G) re-ranked distances in blocks of ``chunk_size`` rows, for :func:`.rank_blocks`.
+    """The (Q, G) re-ranked distances in blocks of ``chunk_size`` rows, for ``rank_blocks``.
 
-    ``distance_weight`` D + (1 - ``distance_weight``) J. The authors' code for this takes another distance than for
-    clustering: the squared Euclidean distance d of queries and gallery together is squared once more and scaled,
-    D_ij = d_ij^2 / max_l d_il^2, and D stands for d in the weights V as well.
+    They are ``distance_weight`` D + (1 - ``distance_weight``) J. For this the authors' code uses another distance than
+    for clustering: the squared Euclidean distance d of queries and gallery together is squared again and scaled,
+    D_ij = d_ij^2 / max_l d_il^2. D also replaces d in the weights V.
 
     Args:
         query_features, gallery_features: (Q, D) and (G, D) floating point; compared by direction, in float32.
         query_cameras, gallery_cameras: (Q,) and (G,) integers.
-        k1_intra, k1_inter, k2_intra, k2_inter: as in :func:`camera_jaccard_graph`.
+        k1_intra, k1_inter, k2_intra, k2_inter: as in ``camera_jaccard_graph``.
         distance_weight: in [0, 1], called lambda in the paper.
         chunk_size: queries per block.
-        device: where neighbours are searched and distances are; by default where ``query_features`` lives.
+        device: where neighbours are searched and distances are computed; by default that of ``query_features``.
         progress: wraps the sequence of blocks in the search.
 
     Raises:
         ValueError: for arguments that do not fit each other or are out of range.
 
-    Time O((Q + G)^2 D). Memory linear in Q + G beside a joint float32 copy of the features and one of their unit rows;
-    of the Jaccard distances only those of queries to gallery are stored.
+    Time O((Q + G)^2 D). Memory linear in Q + G in addition to a joint float32 copy of the features and one of their
+    unit rows; only the Jaccard distances from queries to gallery are stored.
     """
     if not 0 <= distance_weight <= 1:
         raise ValueError(f"distance_weight must lie in [0, 1], got {distance_weight}")

@@ -1,7 +1,7 @@
-"""Nearest neighbours of one's own camera and of the other cameras, both out of one exact search.
+"""Nearest neighbours in the own camera and in the other cameras, both from one exact search.
 
-The images are sorted by camera, so that a camera is a range of columns. A block of rows meets all columns in one matrix
-product; the largest products inside its camera and those outside of it are two lists over disjoint columns.
+The images are sorted by camera, so that a camera is a range of columns. A block of rows is multiplied with all columns
+in one matrix product; the largest products inside and outside of its camera give two lists over disjoint columns.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ def camera_neighbors(
     device: torch.device | str | None = None,
     progress: Progress = iter,
 ) -> tuple[Tensor, Tensor]:
-    """List all images around each image twice: those of its own camera first, and those of the others first.
+    """List the nearest images of each image twice: with those of its own camera first, and with those of others first.
 
-    The own camera's list starts with the image itself. A list that runs out of images of its kind goes on with the
-    other kind, nearest first, the image itself before its camera; both lists together follow one order of all images.
-    As exact, and with the same order of equals, as :func:`~fastreid_ice.core.k_nearest`.
+    The own camera's list starts with the image itself. A list that runs out of images of its kind continues with the
+    other kind, nearest first, and the image itself before the others of its camera. The lists are as exact as those of
+    ``k_nearest``, and order equal similarities in the same way.
 
     Args:
         features: (N, D) floating point of any row norm but zero; compared by direction.
-        cameras: (N,) integers, told apart by equality only.
+        cameras: (N,) integers, compared for equality only.
         k_intra: length of the first list, in [1, N].
         k_inter: length of the second list, in [1, N].
         chunk_size: queries per block.
         device: where to compute; by default where ``features`` lives.
-        progress: wraps the sequence of query blocks, ``tqdm`` for instance; silent by default.
+        progress: wraps the sequence of query blocks, for instance ``tqdm``; silent by default.
 
     Returns:
         (N, k_intra) and (N, k_inter) int64, on the CPU.
@@ -51,8 +51,8 @@ def camera_neighbors(
     Raises:
         ValueError: for arguments that do not fit each other or are out of range.
 
-    Exact search takes time O(N^2 D). Memory beside ``features``: a copy in the precision of the product and a block of
-    ``chunk_size`` x 16384 similarities.
+    Exact search takes time O(N^2 D). Memory in addition to ``features``: a copy in the precision of the product and a
+    block of ``chunk_size`` x 16384 similarities.
     """
     rows, scale = checked_rows(features, device)
     groups = _Groups.of(cameras, len(rows), rows.device)
@@ -61,7 +61,7 @@ def camera_neighbors(
             raise ValueError(f"{name} must lie in [1, {len(rows)}], the number of images, got {k}")
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
-    # Where a list runs out it goes on with the other one, which may have to be longer for that.
+    # A list that runs out continues with the other list, which may have to be longer for that.
     smallest, largest = int(groups.sizes.min()), int(groups.sizes.max())
     both = max(k_intra, k_inter)
     lengths = both if k_inter > len(rows) - largest else k_intra, both if k_intra > smallest else k_inter
@@ -86,12 +86,12 @@ def camera_neighbors(
 
 @dataclass(frozen=True)
 class _Groups:
-    """Which images share a camera. ``order``: the images sorted by camera; a position is a place in this order.
+    """Which images share a camera. ``order`` lists the images sorted by camera; a position is an index into it.
 
     Attributes:
         codes: (N,) int64, the camera of each image, in 0..C-1.
         order: (N,) int64.
-        sizes, starts: (C,) int64, how many images each camera has and at which position they start.
+        sizes, starts: (C,) int64, the number of images of each camera and the position of the first.
     """
 
     codes: Tensor
@@ -115,7 +115,7 @@ class _Groups:
         borders = [0]
         for start, size in zip(self.starts.tolist(), self.sizes.tolist(), strict=True):
             if start + size - borders[-1] > chunk_size:
-                parts = -(-size // chunk_size)  # of equal size, as small ones waste time
+                parts = -(-size // chunk_size)  # of equal size, because small blocks waste time
                 borders += [start + size * part // parts for part in range(parts)]
                 if parts > 1:
                     borders.append(start + size)
@@ -124,7 +124,7 @@ class _Groups:
 
 
 class _CameraScreen:
-    """Both lists by :class:`.Screen`, called with a block of positions of one camera, or of several cameras."""
+    """Finds both lists by ``Screen``; called with a block of positions of one or several cameras."""
 
     def __init__(
         self, precision: torch.dtype, rows: Tensor, scale: Tensor, groups: _Groups, k_intra: int, k_inter: int
@@ -171,7 +171,7 @@ class _CameraScreen:
 
 
 class _CameraScan:
-    """Both lists by :class:`.Scan`."""
+    """Finds both lists by ``Scan``."""
 
     def __init__(self, rows: Tensor, scale: Tensor, groups: _Groups, k_intra: int, k_inter: int) -> None:
         self.order = groups.order
@@ -186,7 +186,7 @@ class _CameraScan:
 
 
 def _continued(lists: Tensor, lengths: Tensor, others: Tensor, k: int) -> Tensor:
-    """The first ``lengths`` (N,) entries of each list, then the other list, ``k`` in all."""
+    """The first ``lengths`` (N,) entries of each list, then the other list; ``k`` entries in all."""
     place = torch.arange(k)
     beyond = place - lengths[:, None]
     return torch.where(

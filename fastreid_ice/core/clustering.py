@@ -15,14 +15,14 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Clusters:
-    """One epoch's clustering of N images; what the losses and the training loader are built from.
+    """One epoch's clustering of N images, from which the losses and the training loader are built.
 
     Attributes:
         labels: (N,) int64 tensor, cluster of each image in 0..C-1 without gaps, or -1 for noise.
-        features: (N, D) floating point tensor of unit rows, those that were clustered.
+        features: (N, D) floating point tensor of unit rows, the features that were clustered.
         cameras: (N,) int64 tensor, camera of each image; any integers.
-        momentum_features: (N, D) like ``features``, the momentum encoder's where those that were clustered are the
-            online encoder's and a loss needs both, else None.
+        momentum_features: (N, D) like ``features``, those of the momentum encoder if the online encoder's features were
+            clustered and a loss needs both, else None.
 
     Raises:
         ValueError: for shapes or types that differ from these, and labels with gaps.
@@ -50,7 +50,7 @@ class Clusters:
 
     @cached_property
     def sizes(self) -> Tensor:
-        """(C,) int64, number of images of each cluster."""
+        """(C,) int64, number of images in each cluster."""
         return torch.bincount(self.labels[self.labels >= 0])
 
     @property
@@ -71,18 +71,18 @@ def dbscan(graph: sparse.csr_array, *, eps: float, min_samples: int = 4) -> np.n
     """Cluster a sparse distance graph by density: DBSCAN (Ester et al., KDD 1996).
 
     The labels are those of ``sklearn.cluster.DBSCAN(eps=eps, min_samples=min_samples, metric="precomputed")`` on the
-    dense matrix with 1 in place of absent pairs: clusters are numbered by their first core point, and a border point
-    between clusters belongs to the first of them, so that a cluster may have fewer than ``min_samples`` members.
+    dense matrix with 1 in place of absent pairs. Clusters are numbered by their first core point. A border point of
+    several clusters belongs to the first of them, so a cluster may have fewer than ``min_samples`` members.
 
     Args:
-        graph: (N, N) scipy sparse matrix of distances in [0, 1], in any format, zeros stored explicitly, the diagonal
-            stored like any other entry. Entries given twice are summed, as scipy does. One-way neighbours are allowed:
+        graph: (N, N) scipy sparse matrix of distances in [0, 1], in any format. Zeros are stored explicitly, and the
+            diagonal like any other entry. Duplicate entries are summed, as in scipy. The matrix need not be symmetric:
             row i holds the distances from i.
-        eps: largest distance between neighbours, in (0, 1]; compared in the precision of the graph, in which a pair at
-            exactly ``eps`` counts as near. At 1 absent pairs are near too: all points are one cluster, or noise if
-            there are fewer than ``min_samples``.
-        min_samples: neighbours that make a core point, at least 1; the point itself counts if its diagonal entry is
-            within ``eps``.
+        eps: largest distance between neighbours, in (0, 1]; compared in the precision of the graph. A pair at exactly
+            ``eps`` is near. At 1 absent pairs are near too: all points are one cluster, or noise if there are fewer
+            than ``min_samples``.
+        min_samples: number of neighbours that make a core point, at least 1; the point itself counts if its diagonal
+            entry is within ``eps``.
 
     Returns:
         (N,) int64 labels, -1 for noise.
@@ -90,8 +90,8 @@ def dbscan(graph: sparse.csr_array, *, eps: float, min_samples: int = 4) -> np.n
     Raises:
         ValueError: for a graph that is not sparse, square and of distances in [0, 1], or a parameter out of range.
 
-    Time and memory are linear in the stored entries and N: a point is put on the stack at most once, when it gets its
-    label, and its row is read only then.
+    Time and memory are linear in the stored entries and N: a point is put on the stack at most once, when it is
+    labelled, and its row is read only then.
     """
     _check_dbscan(graph, eps, min_samples)
     graph = graph.tocsr()
@@ -123,7 +123,7 @@ def _check_dbscan(graph: sparse.csr_array, eps: float, min_samples: int) -> None
 
 @njit(nogil=True, cache=True)
 def _grow_clusters(indptr, neighbors, min_samples):
-    """Flood each cluster from its first core point. neighbors[indptr[i]:indptr[i + 1]]: the points within eps of i."""
+    """Grow each cluster from its first core point. neighbors[indptr[i]:indptr[i + 1]]: the points within eps of i."""
     num_points = len(indptr) - 1
     labels = np.full(num_points, -1, np.int64)
     stack = np.empty(num_points, np.int64)

@@ -2,7 +2,7 @@
 
 Letters: B batch, D dimensions, C clusters, P camera proxies, M proxies per cluster, K instances per cluster.
 n(x) = x / max(||x||, 1e-12), row by row. Everything is computed in the precision of the first argument, or in what
-autocast chooses. Labels are trusted to lie in [0, C): looking at their values would make the host wait for the GPU.
+autocast chooses. Labels are not checked to lie in [0, C): reading their values would make the host wait for the GPU.
 
 References
 [ICE] Chen, Lagadec, Bremond, "ICE: Inter-instance Contrastive Encoding for Unsupervised Person Re-identification",
@@ -58,7 +58,7 @@ def cross_camera_loss(
     num_negatives: int = 50,
     proxy_cameras: Tensor | None = None,
 ) -> Tensor:
-    """Contrast the proxies of one's own cluster with the nearest foreign ones ([ICE], cross-camera loss, from [CAP]).
+    """Contrast the proxies of the own cluster with the nearest ones of others ([ICE], cross-camera loss, from [CAP]).
 
     Softmax over the anchor's positives and its ``num_negatives`` most similar negatives (all of them where fewer
     exist); cross-entropy with a target spread evenly over the positives. Mean over the anchors of each camera, then the
@@ -113,17 +113,17 @@ def online_proxy_loss(
     num_positives: int = 3,
     balance: float = 0.15,
 ) -> Tensor:
-    """Contrast the proxies that look most like the anchor now with the next ones, whatever their labels ([O2CAP]).
+    """Contrast the proxies that currently resemble the anchor most with the next ones, whatever their labels ([O2CAP]).
 
-    Proxies are ranked by r = ``balance`` s + (1 - ``balance``) s_own, s their cosine with the anchor and s_own with the
-    anchor's own proxy, that of its label and camera. The best proxy of each camera is a candidate; the
-    ``num_positives`` best candidates are positives, of all other proxies the ``num_negatives`` best are negatives, also
-    those of the anchor's label. Softmax over both by s; cross-entropy with a target spread evenly over the positives.
-    Mean over the anchors of each camera, then the *sum* over the cameras of the batch. The offline loss of the paper
-    is :func:`cross_camera_loss` with a weight of 1.
+    Proxies are ranked by r = ``balance`` s + (1 - ``balance``) s_own, where s is their cosine with the anchor and s_own
+    their cosine with the anchor's own proxy, that of its label and camera. The best proxy of each camera is a
+    candidate. The ``num_positives`` best candidates are positives; of all other proxies the ``num_negatives`` best are
+    negatives, including those of the anchor's label. Softmax over both by s; cross-entropy with a target spread evenly
+    over the positives. Mean over the anchors of each camera, then the *sum* over the cameras of the batch. The offline
+    loss of the paper is ``cross_camera_loss`` with a weight of 1.
 
-    Where fewer cameras have proxies than ``num_positives``, or fewer proxies are left than ``num_negatives``, it takes
-    all there are; the published code takes a negative for a positive there, or fails.
+    If fewer cameras have proxies than ``num_positives``, or fewer proxies are left than ``num_negatives``, all of them
+    are taken. In these cases the published code takes a negative for a positive, or fails.
 
     Args:
         features: (B, D), normalised here.
@@ -162,7 +162,7 @@ def online_proxy_loss(
         positives = torch.zeros_like(candidates).scatter(1, best, True) & candidates
         rest = ranking.masked_fill(positives, -torch.inf).topk(min(num_negatives, len(proxies))).indices
         chosen = positives.scatter(1, rest, True)
-    # Where fewer proxies are left than negatives are wanted, the rest ends in positives, which count once.
+    # If fewer proxies are left than negatives are asked for, ``rest`` also holds positives, which count once.
     log_probabilities = F.log_softmax((similarities / temperature).masked_fill(~chosen, -torch.inf), 1)
     losses = -log_probabilities.masked_fill(~positives, 0).sum(1) / positives.sum(1)
     return _sum_of_camera_means(losses, cameras)
@@ -171,8 +171,8 @@ def online_proxy_loss(
 def hard_instance_loss(queries: Tensor, keys: Tensor, labels: Tensor, *, temperature: float = 0.1) -> Tensor:
     """InfoNCE of each query with its hardest positive and all negative keys ([ICE], hard instance contrast).
 
-    The positive is the *least* similar key of the same label, the query's own second view included; the negatives are
-    all keys of other labels. Labels may be unevenly represented; with a single one the loss is zero and still
+    The positive is the *least* similar key of the same label, including the query's own second view; the negatives are
+    all keys of other labels. Labels may be unevenly represented. With a single label the loss is zero and still
     back-propagates.
 
     Args:
@@ -194,7 +194,7 @@ def hard_instance_loss(queries: Tensor, keys: Tensor, labels: Tensor, *, tempera
 
 
 def soft_consistency_loss(queries: Tensor, keys: Tensor, weak_keys: Tensor, *, temperature: float = 0.4) -> Tensor:
-    """Keep similarities between strong views as they are between weak views ([ICE], soft instance consistency).
+    """Make similarities between strong views match those between weak views ([ICE], soft instance consistency).
 
     Mean over i of KL(Q_i || P_i), where P_i = softmax_j(n(q_i) . n(k_j) / temperature) and
     Q_i = softmax_j(n(w_i) . n(w_j) / temperature), j = i included. Q is constant: no gradient reaches ``weak_keys``.
@@ -226,8 +226,8 @@ def discrepant_proxy_loss(
 ) -> Tensor:
     """Softmax cross-entropy over each of M proxy sets, averaged ([DCMIP], L_DCP; M = 1 is Cluster Contrast).
 
-    Mean over m of max(CE_m - margin_m, 0), CE_m the batch mean of CE(n(q) . P_m / temperature, y). Below its margin a
-    proxy set gives no gradient.
+    Mean over m of max(CE_m - margin_m, 0), where CE_m is the batch mean of CE(n(q) . P_m / temperature, y). Below its
+    margin a proxy set gives no gradient.
 
     Args:
         queries: (B, D), normalised here.
@@ -249,7 +249,7 @@ def discrepant_proxy_loss(
     losses = F.cross_entropy(logits.flatten(0, 1), labels.repeat(num_sets), reduction="none")
     losses = losses.unflatten(0, (num_sets, -1)).mean(1)
     if margins is not None:
-        # One by one: a tensor of the margins would have to be copied to the device at every step.
+        # One by one, since a tensor of the margins would have to be copied to the device at every step.
         losses = torch.stack([(loss - margin).clamp(min=0) for loss, margin in zip(losses, margins, strict=True)])
     return losses.mean()
 
@@ -264,8 +264,8 @@ def multi_instance_loss(
 ) -> Tensor:
     """Softmax cross-entropy over clusters that each hold K instances ([DCMIP], L_MIP).
 
-    The logit of a foreign cluster is its *most* similar instance. That of the own cluster is the *least* similar
-    positive: one of its instances in the bank or, where ``positives`` is given, one of the batch's momentum features.
+    The logit of another cluster is its *most* similar instance. That of the own cluster is the *least* similar
+    positive: one of its instances in the bank or, if ``positives`` is given, one of the batch's momentum features.
 
     Args:
         queries: (B, D), normalised here.
@@ -296,8 +296,8 @@ def multi_instance_loss(
 
 
 def _best_of_each_camera(ranking: Tensor, proxy_cameras: Tensor) -> Tensor:
-    """(B, P) bool, the first of the highest entries of each row among the proxies of each camera."""
-    # The columns by camera, and within it from the highest to the lowest; the first of each camera is its best.
+    """(B, P) bool, the highest entry of each row among the proxies of each camera; of equal ones the first."""
+    # Sort the columns by camera, and within a camera from highest to lowest; the first of each camera is its best.
     order = ranking.argsort(dim=1, descending=True, stable=True)
     order = order.gather(1, proxy_cameras[order].argsort(dim=1, stable=True))
     sorted_cameras = proxy_cameras[order]
@@ -315,7 +315,7 @@ def _cosine(queries: Tensor, keys: Tensor) -> Tensor:
 
 
 def _check(temperature: float, **batch: Tensor) -> None:
-    """The features of a batch, a (B, D) matrix that is not empty, come first; the others are aligned with them."""
+    """The first argument of ``batch`` is its features, (B, D) and not empty; the others are aligned with them."""
     (name, features), *others = batch.items()
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, got {temperature}")

@@ -1,11 +1,12 @@
 """Sparse Jaccard distance between k-reciprocal neighbourhoods.
 
 Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017, in the form that
-clustering methods for re-identification share. Four stages, each a function from sparse matrix to sparse matrix, then
-the distance. Row i of every matrix describes image i. Nothing is N x N: time and memory grow with the stored entries.
+clustering methods for re-identification use. There are four stages, each a function from sparse matrix to sparse
+matrix, and then the distance. Row i of every matrix describes image i. No array is N x N: time and memory grow with the
+stored entries.
 
-Every stage computes its rows in blocks, in threads. A row never depends on who computes it, so that neither do the
-results.
+Every stage computes its rows in blocks, in threads. A row does not depend on the thread that computes it, so the
+results do not depend on the number of threads.
 
 Letters: N images, D dimensions, R(i, k) the mutual neighbours of i, E(i) its expanded set, V its weights, J distances.
 """
@@ -23,7 +24,7 @@ from torch import Tensor
 from . import _jaccard_kernels as kernels
 from ._arrays import map_blocks, to_numpy
 
-_COPIED = 64  # rows whose neighbours' features are converted to float32 at a time
+_COPIED = 64  # rows per block whose neighbours' features are converted to float32
 
 
 def jaccard_graph(
@@ -37,30 +38,30 @@ def jaccard_graph(
     """Build the sparse k-reciprocal Jaccard distance of all images.
 
     Args:
-        features: (N, D) floating point; compared by direction, as in :func:`~fastreid_ice.core.k_nearest`. Computed in
-            float32, without a whole copy of features of another precision.
-        ranks: (N, >= k1) integers, each row the indices of its nearest neighbours, nearest first, the row itself
-            included; further columns are ignored.
+        features: (N, D) floating point; compared by direction, as in ``k_nearest``. The computation is in float32, and
+            does not copy features of another precision as a whole.
+        ranks: (N, >= k1) integers; each row holds the indices of its nearest neighbours, nearest first, including the
+            row itself. Further columns are ignored.
         k1: neighbourhood size, in [2, N].
         k2: rows averaged in the query expansion, in [1, k1]; 1 leaves it out.
         max_distance: pairs further apart are dropped; in (0, 1].
 
     Returns:
-        (N, N) symmetric float32 CSR matrix with sorted indices. Stored are the distances below 1 and up to
-        ``max_distance``, zeros explicitly; an absent pair is at distance 1 (or beyond ``max_distance``). The diagonal
-        is stored like any other entry, about 0, and absent where a point has no mutual neighbour, not even itself (more
-        than k1 copies of a row).
+        (N, N) symmetric float32 CSR matrix with sorted indices. It stores the distances below 1 and up to
+        ``max_distance``, including zeros; an absent pair is at distance 1 (or beyond ``max_distance``). The diagonal
+        is stored like any other entry, about 0, and is absent where a point has no mutual neighbour, not even itself
+        (more than k1 copies of a row).
 
     Raises:
         ValueError: for arguments that do not fit each other or are out of range.
 
-    Time O(N (k1 D + (k1 k2)^2)), memory O(N k1 k2) beside the arguments and the result, which is far smaller with the
-    ``eps`` of the clustering as ``max_distance``. Uses ``torch.get_num_threads()`` threads; the result does not depend
-    on them.
+    Time O(N (k1 D + (k1 k2)^2)); memory O(N k1 k2) in addition to the arguments and the result. The result is far
+    smaller with the ``eps`` of the clustering as ``max_distance``. Uses ``torch.get_num_threads()`` threads; the result
+    does not depend on their number.
     """
     features, ranks = _checked(features, ranks, k1, k2, max_distance)
-    # The definition asks for the image and k neighbours: round(k1 / 2) + 1 columns, and k1 + 1, of which the published
-    # implementations search for k1. Every published number of this family of methods was made so.
+    # By definition this needs the image and k neighbours: round(k1 / 2) + 1 columns, and k1 + 1. The published
+    # implementations search for only k1 columns, and every published result of this family of methods relies on that.
     reciprocal = mutual_neighbors(ranks[:, :k1])
     half = mutual_neighbors(ranks[:, : round(k1 / 2) + 1])
     expanded = expand(reciprocal, half)
@@ -72,12 +73,12 @@ def jaccard_graph(
 
 
 def mutual_neighbors(ranks: np.ndarray) -> sparse.csr_array:
-    """Stage 1, the sets R(i, k): the neighbours of i that have i among theirs (sec. 3.2). (N, k) -> (N, N) pattern."""
+    """Stage 1, the sets R(i, k): neighbours of i that have i as a neighbour (sec. 3.2). (N, k) -> (N, N) pattern."""
     return _matrix(*_map_blocks(kernels.mutual_of_block, len(ranks), np.ascontiguousarray(ranks)))
 
 
 def expand(reciprocal: sparse.csr_array, half: sparse.csr_array) -> sparse.csr_array:
-    """Stage 2, the sets E(i): R(i, k1) and each R(q, k1/2), q in R(i, k1), that lies in it by over 2/3 (sec. 3.2)."""
+    """Stage 2, the sets E(i): R(i, k1), and each R(q, k1/2) with q in R(i, k1) that is in it by over 2/3 (sec. 3.2)."""
     pattern = (reciprocal.indptr, reciprocal.indices, half.indptr, half.indices)
     return _matrix(*_map_blocks(kernels.expanded_of_block, reciprocal.shape[0], *pattern))
 
@@ -85,9 +86,9 @@ def expand(reciprocal: sparse.csr_array, half: sparse.csr_array) -> sparse.csr_a
 def neighbor_weights(
     features: np.ndarray, expanded: sparse.csr_array, furthest: np.ndarray | None = None
 ) -> sparse.csr_array:
-    """Stage 3, the weights V: exp(-d) over E(i), scaled to sum 1; d the squared distance of unit rows (sec. 3.3).
+    """Stage 3, the weights V: exp(-d) over E(i), scaled to sum 1; d is the squared distance of unit rows (sec. 3.3).
 
-    With ``furthest`` (N,) float32, the largest of these distances in each row, d is (d / furthest) ** 2 instead.
+    With ``furthest`` (N,) float32, the largest of these distances in each row, (d / furthest) ** 2 replaces d.
     """
     (norms,) = _map_blocks(_norms_of_block, len(features), features)
     unusable = ~(np.isfinite(norms) & (norms > 0))
@@ -96,7 +97,7 @@ def neighbor_weights(
             f"features must be finite and not all zeros in a row, but row {unusable.argmax()} and "
             f"{unusable.sum() - 1} more of {len(features)} are; check the network that produced them"
         )
-    # In this order rows with the same neighbours follow each other, which saves most of the reading of features.
+    # In this order rows with the same neighbours follow each other, which avoids most reads of features from memory.
     order = _first_columns(expanded).argsort(kind="stable").astype(expanded.indices.dtype)
     expanded = expanded[order]
     furthest = np.empty(0, np.float32) if furthest is None else furthest[order]
@@ -117,7 +118,7 @@ def jaccard_distances(weights: sparse.csr_array, max_distance: float = 1.0) -> s
 
 
 def query_distances(weights: sparse.csr_array, num_queries: int) -> sparse.csr_array:
-    """As :func:`jaccard_distances`, of the first ``num_queries`` = Q of N rows to the others only: (Q, N - Q)."""
+    """Like ``jaccard_distances``, but only from the first ``num_queries`` = Q of N rows to the others: (Q, N - Q)."""
     counts, columns, distances = _upper_distances(weights, num_queries)
     rows = np.repeat(np.arange(num_queries), counts)
     others = columns >= num_queries
@@ -126,14 +127,14 @@ def query_distances(weights: sparse.csr_array, num_queries: int) -> sparse.csr_a
 
 
 def _upper_distances(weights: sparse.csr_array, num_rows: int, max_distance: float = 1.0) -> list[np.ndarray]:
-    """Entries in each of the first rows, their columns and distances, on and above the diagonal."""
+    """For each of the first rows the number of entries on and above the diagonal, then their columns and distances."""
     inverted = weights.T.tocsr()  # this conversion sorts the indices
     arrays = [array for matrix in (weights, inverted) for array in (matrix.indptr, matrix.indices, matrix.data)]
     return _map_blocks(kernels.distances_of_block, num_rows, *arrays, np.float32(max_distance))
 
 
 def checked_features(features: Tensor | np.ndarray) -> np.ndarray:
-    """Features as a floating point (N, D) array of a type that NumPy has; without a copy where possible."""
+    """Features as a floating point (N, D) array of a type that NumPy supports; without a copy where possible."""
     if not isinstance(features, (Tensor, np.ndarray)):
         raise ValueError(f"features must be an array or a tensor, got a {type(features).__name__}")
     if isinstance(features, Tensor) and features.dtype == torch.bfloat16:
@@ -152,7 +153,7 @@ def check_max_distance(max_distance: float) -> None:
 def _checked(
     features: Tensor | np.ndarray, ranks: Tensor | np.ndarray, k1: int, k2: int, max_distance: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Features, and the first k1 columns of ranks as int32; all but the values of the features checked."""
+    """Features, and the first k1 columns of ranks as int32; everything is checked but the values of the features."""
     features = checked_features(features)
     if not isinstance(ranks, (Tensor, np.ndarray)):
         raise ValueError(f"ranks must be an array or a tensor, got a {type(ranks).__name__}")
@@ -190,11 +191,11 @@ def _map_blocks(kernel: Callable[..., Any], num_rows: int, *arguments: Any) -> l
     blocks = map_blocks(kernel, num_rows, *arguments)
     arrays = [list(parts) for parts in zip(*blocks, strict=True)]
     del blocks
-    return [np.concatenate(arrays.pop(0)) for _ in range(len(arrays))]  # parts are freed as soon as they are joined
+    return [np.concatenate(arrays.pop(0)) for _ in range(len(arrays))]  # frees the parts as soon as they are joined
 
 
 def _matrix(counts: np.ndarray, columns: np.ndarray, values: np.ndarray | None = None) -> sparse.csr_array:
-    """The (N, N) matrix with ``counts`` entries in its rows; a pattern of True where no values are given."""
+    """The (N, N) matrix with ``counts`` entries in its rows; a pattern of True if no values are given."""
     indptr = np.append(0, counts.cumsum())
     if len(columns) <= np.iinfo(columns.dtype).max:
         indptr = indptr.astype(columns.dtype)  # or scipy would make both int64
@@ -232,11 +233,11 @@ def _weights_of_block(
     indptr: np.ndarray,
     indices: np.ndarray,
 ) -> tuple[np.ndarray]:
-    """Weights of rows [start, stop), which are those of the images ``order[start:stop]``, concatenated."""
+    """Weights of rows [start, stop), which belong to the images ``order[start:stop]``, concatenated."""
     if features.dtype == np.float32:
         columns, limits = indices[indptr[start] : indptr[stop]], indptr[start : stop + 1]
         return (kernels.weights_of_rows(order[start:stop], features, scale, furthest[start:stop], limits, columns),)
-    weights = []  # other precisions: the features that a few rows need are converted at a time
+    weights = []  # in other precisions, convert the features that a few rows need at a time
     for first in range(start, stop, _COPIED):
         last = min(first + _COPIED, stop)
         needed = np.append(order[first:last], indices[indptr[first] : indptr[last]])

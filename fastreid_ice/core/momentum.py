@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def update_momentum(momentum_module: nn.Module, online_module: nn.Module, alpha: float = 0.999) -> None:
-    """Move every parameter of one module a little towards those of another, in place.
+    """Move every parameter of one module a little towards that of another module, in place.
 
     theta_m <- alpha * theta_m + (1 - alpha) * theta (He et al., "Momentum Contrast", CVPR 2020, eq. 2; used by ICE and
-    DCMIP after every optimiser step). Parameters that need no gradient are averaged too. Buffers are left alone:
+    DCMIP after every optimiser step). Parameters that need no gradient are averaged too. Buffers are not changed:
     batch-norm statistics of the momentum module come from its own forward passes in training mode.
 
     Args:

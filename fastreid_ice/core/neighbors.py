@@ -1,7 +1,7 @@
 """Exact nearest neighbours under cosine similarity.
 
-A matrix product, in bfloat16 where the machine is faster at it, leaves a few candidates for each row; their
-similarities in float64 decide. An error bound tells which rows that settles; the others go on to the next precision.
+A matrix product, in bfloat16 where that is faster, selects a few candidates for each row; their similarities in float64
+decide. An error bound shows which rows are thereby settled; the others continue in the next precision.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .screen import Screen, precisions
 
 METHODS = ("exact", "cells")
 
-_NORMED = 256  # rows whose norms are taken at a time
+_NORMED = 256  # rows per block for which norms are computed
 
 
 @torch.no_grad()
@@ -36,23 +36,23 @@ def k_nearest(
 ) -> tuple[Tensor, Tensor]:
     """Find the ``k`` most similar rows of every row, the row itself first.
 
-    Exact lists are those of float64 arithmetic, whatever precision the machine multiplies fastest in, and follow from
-    the features alone: not from ``chunk_size``, ``queries`` or the number of threads. Rows of equal similarity are
-    listed by ascending index, and those of lower index are kept.
+    Exact lists are those of float64 arithmetic, whatever the precision in which the machine multiplies fastest. They
+    depend on the features only, not on ``chunk_size``, ``queries`` or the number of threads. Rows of equal similarity
+    are listed by ascending index, and those of lower index are kept.
 
     Args:
         features: (N, D) floating point of any precision and any row norm but zero; compared by direction.
-        k: neighbours per row, the row itself included; in [1, N].
+        k: neighbours per row, including the row itself; in [1, N].
         chunk_size: queries per block.
         device: where to compute; by default where ``features`` lives.
         method: "exact"; or "cells", which misses a few neighbours and saves time on large sets (see
-            :class:`.ApproximateSearch`).
-        queries: the rows to search for, all by default. Several processes may each take a slice of the same features.
-        gather: for "cells" in several processes, which together take all rows, each the slice after that of the one
-            before: called in all of them at once, joins a CPU tensor of each process, one row per query, into one with
-            N rows. Without it a process does the work of all of them before it comes to its own queries.
-        progress: wraps the sequence of query blocks, ``tqdm`` for instance; silent by default. Wraps another one where
-            blocks left rows for the next precision.
+            ``ApproximateSearch``).
+        queries: the rows to search for, by default all. Several processes may each take a slice of the same features.
+        gather: for "cells" in several processes, whose consecutive slices together cover all rows. It is called in all
+            of them at once, and joins a CPU tensor of each process, one row per query, into one with N rows. Without
+            it, each process does the work of all of them before its own queries.
+        progress: wraps the sequence of query blocks, for instance ``tqdm``; silent by default. It wraps another
+            sequence if rows are left for the next precision.
 
     Returns:
         ``similarities`` (Q, k) in [-1, 1], descending after the first column, and ``indices`` (Q, k) int64,
@@ -62,8 +62,8 @@ def k_nearest(
         ValueError: for a wrong shape or type, ``k`` or ``chunk_size`` out of range, an unknown ``method``, or rows that
             have no direction.
 
-    Exact search takes time O(Q N D). Memory beside ``features``: a copy in the precision of the product and a block of
-    ``chunk_size`` x 16384 similarities; of half precision features also a copy in float32.
+    Exact search takes time O(Q N D). Memory in addition to ``features``: a copy in the precision of the product and a
+    block of ``chunk_size`` x 16384 similarities; for features in half precision also a copy in float32.
     """
     home = features.device if isinstance(features, Tensor) else torch.device("cpu")
     rows, scale = checked_rows(features, device)
@@ -94,7 +94,7 @@ def _alone(part: Tensor) -> Tensor:
 
 
 def checked_rows(features: Tensor | np.ndarray, device: torch.device | str | None) -> tuple[Tensor, Tensor]:
-    """``features`` on ``device``, in float64 if they are and float32 otherwise, and one over each norm (N,) float64."""
+    """``features`` on ``device``, kept in float64 or else in float32, and one over each norm (N,) float64."""
     if not isinstance(features, Tensor):
         features = torch.as_tensor(np.require(features, requirements="W"))
     tensor = features.detach()

@@ -1,11 +1,11 @@
-"""Class proxies: how they are built from a clustering, and how a batch moves them.
+"""Class proxies: how they are built from a clustering, and how a batch updates them.
 
 Letters: N images, D dimensions, C clusters, P camera proxies, B batch, K instances per cluster.
 n(x) = x / max(||x||, 1e-12), row by row. Images labelled -1 (noise) are ignored throughout.
 
 An update design is a function ``(proxies, features, labels, *, momentum) -> updated proxies``. It normalises the
-features, leaves its inputs and the proxies of absent clusters as they are, and keeps no gradient. Momentum weighs the
-*old* proxy: P <- n(momentum P + (1 - momentum) incoming).
+features, does not change its inputs or the proxies of absent clusters, and keeps no gradient. Momentum is the weight of
+the *old* proxy: P <- n(momentum P + (1 - momentum) incoming).
 
 References
 [ICE] Chen et al., "ICE: Inter-instance Contrastive Encoding for Unsupervised Person Re-identification", ICCV 2021.
@@ -28,7 +28,7 @@ def centroids(features: Tensor, labels: Tensor) -> Tensor:
         labels: (N,) int64, clusters 0..C-1 without gaps, -1 for noise.
 
     Returns:
-        (C, D); no rows where every image is noise.
+        (C, D); no rows if every image is noise.
 
     Raises:
         ValueError: for shapes that do not match, or a cluster without images.
@@ -43,7 +43,7 @@ def centroids(features: Tensor, labels: Tensor) -> Tensor:
 
 
 def camera_centroids(features: Tensor, labels: Tensor, cameras: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalised mean feature of each cluster under each camera that sees it ([ICE], cross-camera loss).
+    """Normalised mean feature of each cluster within each of its cameras ([ICE], cross-camera loss).
 
     Args:
         features: (N, D) floating point.
@@ -68,10 +68,10 @@ def camera_centroids(features: Tensor, labels: Tensor, cameras: Tensor) -> tuple
 def draw_instances(
     labels: Tensor, num_instances: int, *, repetition: str = "needed", generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Draws K members of each cluster at random, to stand for it ([DCMIP], multi-instance proxies).
+    """Draw K random members of each cluster to represent it ([DCMIP], multi-instance proxies).
 
-    Where members are repeated only as "needed", a cluster with K members or more gives K different ones, and a smaller
-    one gives all of its members, as evenly as possible. Where they "always" may be, each draw is independent.
+    With ``repetition`` "needed", a cluster of K members or more gives K different ones, and a smaller cluster gives all
+    of its members, repeated as evenly as possible. With "always", each draw is independent.
 
     Args:
         labels: (N,) int64, cluster of each row, gaps allowed; -1 for noise.
@@ -80,7 +80,7 @@ def draw_instances(
         generator: on the device of ``labels``; by default torch's global one.
 
     Returns:
-        ``clusters`` (C,), those that have members, ascending; and ``members`` (C, K), positions in ``labels``.
+        ``clusters`` (C,), the labels that have members, ascending; and ``members`` (C, K), positions in ``labels``.
 
     Raises:
         ValueError: for ``num_instances`` below 1, or another ``repetition``.
@@ -102,7 +102,7 @@ def draw_instances(
 
 
 def draw_batch_instances(labels: Tensor, num_instances: int, *, generator: torch.Generator | None = None) -> Tensor:
-    """Draws as :func:`draw_instances` does, for each row of a batch, without the host waiting for the device.
+    """Draw as ``draw_instances`` does, for each row of a batch, without making the host wait for the device.
 
     Args:
         labels: (B,) int64, cluster of each row.
@@ -123,7 +123,7 @@ def draw_batch_instances(labels: Tensor, num_instances: int, *, generator: torch
 
 @torch.no_grad()
 def update_hardest(proxies: Tensor, features: Tensor, labels: Tensor, *, momentum: float) -> Tensor:
-    """Move each proxy towards the batch member least similar to it, the first such ([DCMIP], "hardest").
+    """Move each proxy towards its least similar batch member, of equal ones the first ([DCMIP], "hardest").
 
     Args:
         proxies: (C, D) unit rows.
@@ -147,13 +147,13 @@ def update_hardest(proxies: Tensor, features: Tensor, labels: Tensor, *, momentu
 
 @torch.no_grad()
 def update_mean(proxies: Tensor, features: Tensor, labels: Tensor, *, momentum: float) -> Tensor:
-    """Move each proxy towards the mean of its normalised members ([DCMIP], "mean"). See :func:`update_hardest`."""
+    """Move each proxy towards the mean of its normalised members ([DCMIP], "mean"). See ``update_hardest``."""
     features = _incoming(proxies, features, labels, momentum)
     if len(labels) == 0:
         return proxies.clone()
     members = _members(labels)
     means = members.to(features.dtype) @ features / members.sum(1, keepdim=True)
-    first = members.int().argmax(1)  # one row stands for its cluster: others may differ in the last bit
+    first = members.int().argmax(1)  # one row represents its cluster: others may differ in the last bit
     return _write(proxies, labels, _blend(proxies[labels], means[first], momentum))
 
 
@@ -161,8 +161,9 @@ def update_mean(proxies: Tensor, features: Tensor, labels: Tensor, *, momentum: 
 def update_each(proxies: Tensor, features: Tensor, labels: Tensor, *, momentum: float) -> Tensor:
     """Move each proxy towards each of its batch members in turn, in batch order ([CC]; [DCMIP], "each").
 
-    See :func:`update_hardest`. Sequential within a cluster by definition: one step for all clusters per turn. The last
-    member weighs (1 - momentum), so batch order matters. The host waits for the device once, for the number of turns.
+    See ``update_hardest``. The updates of a cluster are sequential by definition; in each turn all clusters take one
+    step. The last member has the weight (1 - momentum), so batch order matters. The host waits for the device once, for
+    the number of turns.
     """
     features = _incoming(proxies, features, labels, momentum)
     turn = _members(labels).tril(-1).sum(1)  # how many members of the same cluster come before
@@ -174,20 +175,20 @@ def update_each(proxies: Tensor, features: Tensor, labels: Tensor, *, momentum: 
 
 
 def _members(labels: Tensor) -> Tensor:
-    """(B, B): whether two rows of a batch are of one cluster."""
+    """(B, B) bool, whether two rows of a batch belong to the same cluster."""
     return labels[:, None] == labels
 
 
 def _write(proxies: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
-    """A copy of ``proxies`` with ``rows`` (B, D), equal for equal ``labels`` (B,), at those labels that are not -1."""
+    """A copy of ``proxies`` with ``rows`` (B, D), equal for equal labels, at ``labels`` (B,); -1 is left out."""
     padded, slots = _padded(proxies, labels)
     return padded.index_copy_(0, slots, rows)[:-1]
 
 
 def _padded(proxies: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """A copy of ``proxies`` with one row more, and where in it each label is: -1 in the last row.
+    """A copy of ``proxies`` with an additional last row, and the row of each label: the last one for -1.
 
-    To select what is labelled, the host would have to wait for the device.
+    Selecting the labelled rows instead would make the host wait for the device.
     """
     padded = torch.cat((proxies, proxies[:1]))
     return padded, labels % len(padded)

@@ -1,6 +1,6 @@
-"""How good pseudo labels are: against the truth where it is known, and from one epoch to the next where it is not.
+"""The quality of pseudo labels: compared with the truth if it is known, and from one epoch to the next if it is not.
 
-Noise share and cluster sizes are properties of :class:`~fastreid_ice.core.Clusters`.
+Noise share and cluster sizes are properties of ``Clusters``.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ class LabelQuality:
 
     Attributes:
         adjusted_rand_index: 1 for the truth, about 0 for chance (Hubert and Arabie, 1985).
-        normalized_mutual_information: in [0, 1]; mutual information over the mean of both entropies. Not corrected for
-            chance: many small clusters raise it.
-        pairwise_precision: share of the pairs put together that belong together, in [0, 1]; 0 where no pair was put
-            together.
-        pairwise_recall: share of the pairs that belong together that were put together, in [0, 1].
-        pairwise_f: harmonic mean of the two.
+        normalized_mutual_information: in [0, 1]; mutual information divided by the mean of both entropies. It is not
+            corrected for chance: many small clusters raise it.
+        pairwise_precision: share of the pairs in one cluster that show one person, in [0, 1]; 0 if there is no pair in
+            a cluster.
+        pairwise_recall: share of the pairs of one person that are in one cluster, in [0, 1].
+        pairwise_f: harmonic mean of precision and recall.
     """
 
     adjusted_rand_index: float
@@ -37,8 +37,8 @@ class LabelQuality:
 def label_quality(labels: Tensor | np.ndarray, truth: Tensor | np.ndarray) -> LabelQuality:
     """Compare pseudo labels with true identities.
 
-    A noise image counts as a cluster of its own: put together with nothing, it costs recall and no precision. No figure
-    can therefore be raised by calling the difficult images noise.
+    A noise image counts as a cluster of its own, so it lowers recall but not precision. No measure can therefore be
+    improved by leaving out the difficult images as noise.
 
     Args:
         labels: (N,) integers, -1 for noise.
@@ -47,7 +47,7 @@ def label_quality(labels: Tensor | np.ndarray, truth: Tensor | np.ndarray) -> La
     Raises:
         ValueError: if the lengths differ or there are no images.
     """
-    # Here and not at the top: scikit-learn takes as long to import as the rest of core, which needs none of it.
+    # Imported here because scikit-learn takes as long to import as the rest of core, which does not need it.
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
     from sklearn.metrics.cluster import pair_confusion_matrix
 
@@ -65,10 +65,10 @@ def label_quality(labels: Tensor | np.ndarray, truth: Tensor | np.ndarray) -> La
 
 
 def churn(previous_labels: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> float:
-    """Share of images whose cluster changed between two epochs, in [0, 1]; renumbering is no change.
+    """Share of images whose cluster changed between two epochs, in [0, 1]; renumbering does not count as change.
 
-    Two clusters are the same where each shares more images with the other than with any other cluster. An image stayed
-    if its two clusters are the same, or if it is noise (-1) in both epochs. Symmetric up to ties.
+    Two clusters are the same if each shares more images with the other than with any other cluster. An image has not
+    changed if its two clusters are the same, or if it is noise (-1) in both epochs. Symmetric except for ties.
 
     Args:
         previous_labels: (N,) integers, -1 for noise.

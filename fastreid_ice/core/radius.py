@@ -1,4 +1,4 @@
-"""The radius of DBSCAN from the graph alone, without truth."""
+"""Choosing the radius of DBSCAN from the graph alone, without true identities."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _SHARPNESS = 1.25
 
 @dataclass(frozen=True, eq=False)
 class EpsSweep:
-    """What clustering gives at each of S radii; what :func:`choose_eps` chose from.
+    """The results of clustering at each of S radii, among which ``choose_eps`` chose.
 
     Attributes:
         eps: (S,) float64, ascending.
-        expected_f: (S,) float64 in [0, 1], the expected pairwise F-measure; the chosen radius is where it is highest.
+        expected_f: (S,) float64 in [0, 1], the expected pairwise F-measure; the chosen radius maximises it.
         num_clusters: (S,) int64.
         noise_share: (S,) float64, share of images in no cluster.
-        largest: (S,) int64, images of the largest cluster.
+        largest: (S,) int64, number of images in the largest cluster.
     """
 
     eps: np.ndarray
@@ -35,32 +35,34 @@ class EpsSweep:
 
 
 def choose_eps(graph: sparse.csr_array, *, min_samples: int = 4) -> tuple[float, EpsSweep]:
-    """Choose the radius of :func:`~fastreid_ice.core.dbscan` whose clusters agree best with the graph.
+    """Choose the radius of ``dbscan`` whose clusters agree best with the graph.
 
-    Two images at Jaccard distance J are taken to show one person with probability p = (1 - J)^1.25, as if the share of
-    neighbours that they have in common said so. With these, a clustering has an expected pairwise F-measure
+    Two images at Jaccard distance J are assumed to show one person with probability p = (1 - J)^1.25, that is, by the
+    share of neighbours that they have in common. With these probabilities a clustering has an expected pairwise
+    F-measure
 
         F = 2 sum of p over the pairs that it joins / (number of pairs that it joins + sum of p over all pairs),
 
     the harmonic mean of expected precision and recall. A radius that is too small joins too few of the probable pairs.
-    One that is too large chains people: the number of joined pairs then grows by the square of the cluster's size, of
-    which the graph knows few, so that F falls at once. The exponent was chosen on real and drawn people from several
-    networks; from 1.2 to 1.4 the choice changes little. Where people have far fewer images than lists have neighbours
-    and features are weak, the radius comes out too large.
+    One that is too large merges different people: the number of joined pairs then grows with the square of the
+    cluster's size, but the graph contains few of them, so F falls sharply. The exponent was chosen on real and drawn
+    people with several networks; between 1.2 and 1.4 the choice changes little. If people have far fewer images than
+    lists have neighbours and features are weak, the chosen radius is too large.
 
     Args:
-        graph: (N, N) symmetric scipy sparse matrix of distances in [0, 1], as :func:`~fastreid_ice.core.jaccard_graph`
-            or :func:`~fastreid_ice.core.camera_jaccard_graph` returns it with ``max_distance=1``: far pairs count too.
+        graph: (N, N) symmetric scipy sparse matrix of distances in [0, 1], as ``jaccard_graph``
+            or ``camera_jaccard_graph`` returns it with ``max_distance=1``: distant pairs count too.
         min_samples: as in ``dbscan``.
 
     Returns:
-        the radius, the smallest of the best in ``RADII``, from 0.2 to 0.7 in steps of 0.025; and all that was tried.
+        the radius, one of ``RADII``, from 0.2 to 0.7 in steps of 0.025, of equally good ones the smallest; and the
+        results at all radii.
 
     Raises:
         ValueError: as ``dbscan``.
 
-    Time O(S nnz) for S radii with small constants, less than a search for neighbours; memory beside ``graph`` is that
-    of its pairs within 0.7 and of N x S labels.
+    Time O(S nnz) for S radii with small constants, less than a search for neighbours. Memory in addition to ``graph``:
+    its pairs within 0.7, and N x S labels.
     """
     labels = [dbscan(graph, eps=RADII[-1], min_samples=min_samples)]  # checks the arguments
     graph = graph.tocsr()
@@ -87,13 +89,13 @@ def choose_eps(graph: sparse.csr_array, *, min_samples: int = 4) -> tuple[float,
 
 @njit(nogil=True, cache=True)
 def _expected_pairs_of_block(start, stop, indptr, indices, data, labels):
-    """The sum of p over the pairs of rows [start, stop) that each of the labellings (N, S) joins, and over all."""
+    """The sum of p over the pairs of rows [start, stop) that each labelling of (N, S) joins, and over all pairs."""
     inside = np.zeros(labels.shape[1])
     everywhere = 0.0
     own = np.empty(labels.shape[1], labels.dtype)
     for i in range(start, stop):
         for s in range(len(own)):
-            own[s] = labels[i, s] if labels[i, s] >= 0 else -2  # noise is joined with nothing
+            own[s] = labels[i, s] if labels[i, s] >= 0 else -2  # noise is not joined with anything
         for entry in range(indptr[i], indptr[i + 1]):
             j = indices[entry]
             if j != i:

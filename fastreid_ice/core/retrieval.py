@@ -1,9 +1,9 @@
-"""How well a gallery is ranked for each query: CMC, mAP and mINP, without the matrix of all distances.
+"""Evaluation of rankings, CMC, mAP and mINP, without the matrix of all distances.
 
-Distances exist for a block of queries at a time. Of these only the ranks of the right images matter, and a rank is a
-count: how many gallery images are closer.
+Distances are computed for a block of queries at a time. Only the ranks of the true matches matter, and a rank is a
+count of the gallery images that are closer.
 
-Letters: Q queries, G gallery images, D dimensions, m right images of a query.
+Letters: Q queries, G gallery images, D dimensions, m true matches of a query.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from ._arrays import map_blocks, to_numpy
 from .neighbors import k_nearest
 
 METRICS = ("cosine", "euclidean")
-_AT_ONCE = 16  # queries that a thread takes at a time
+_AT_ONCE = 16  # queries per block that a thread ranks
 
 
 @dataclass(frozen=True)
 class RankMetrics:
-    """How well a gallery was ranked; all values in [0, 1].
+    """The quality of a ranking; all values in [0, 1].
 
     Attributes:
         cmc: (max_rank,) float32 cumulative matching characteristic; ``cmc[0]`` is rank-1.
-        average_precision: (V,) float64, of the V queries that have a right image, in their order; the mean is mAP.
-        inverse_negative_penalty: (V,) float64, likewise; the mean is mINP.
+        average_precision: (V,) float64, of the V queries that have a true match, in their order; its mean is mAP.
+        inverse_negative_penalty: (V,) float64, of the same queries; its mean is mINP.
     """
 
     cmc: np.ndarray
@@ -56,9 +56,9 @@ def rank_metrics(
 ) -> RankMetrics:
     """Rank the gallery for every query, by the protocol of Market-1501 (Zheng et al., ICCV 2015).
 
-    Gallery images of the query's person in the query's camera are left out, and queries that have no right image
-    then. With the 0-based ranks h_1 < ... < h_m of the right ones: AP = mean_j j / (h_j + 1), INP = m / (h_m + 1) (Ye
-    et al., TPAMI 2021), and CMC(r) is the share of the queries with h_1 < r.
+    Gallery images of the query's person in the query's camera are left out, and so are queries without a true match
+    after that. With the 0-based ranks h_1 < ... < h_m of the true matches: AP = mean_j j / (h_j + 1),
+    INP = m / (h_m + 1) (Ye et al., TPAMI 2021), and CMC(r) is the share of queries with h_1 < r.
 
     Args:
         query_features, gallery_features: (Q, D) and (G, D) floating point, compared in float32.
@@ -70,11 +70,11 @@ def rank_metrics(
         device: where to compute; by default where ``query_features`` lives.
 
     Raises:
-        ValueError: for arguments that do not fit each other or are out of range, features that are not finite, or if
-            no query has a right image.
+        ValueError: for arguments that do not match each other or are out of range, features that are not finite, or if
+            no query has a true match.
 
-    Images at the same distance are ranked by ascending index. Time O(Q G (D + m)); memory beside a copy of the
-    features two blocks of ``chunk_size`` x G float32.
+    Images at the same distance are ranked by ascending index. Time O(Q G (D + m)); memory for a copy of the features
+    and two blocks of ``chunk_size`` x G float32.
     """
     blocks = distance_blocks(query_features, gallery_features, metric=metric, chunk_size=chunk_size, device=device)
     return rank_blocks(blocks, query_ids, gallery_ids, query_cameras, gallery_cameras, max_rank=max_rank)
@@ -91,7 +91,7 @@ def distance_blocks(
 ) -> Iterator[Tensor]:
     """The (Q, G) distances, in blocks of ``chunk_size`` rows: 1 - cosine, or squared Euclidean.
 
-    Args, errors: see :func:`rank_metrics`; ``progress`` wraps the sequence of query blocks, silent by default.
+    Args, errors: see ``rank_metrics``; ``progress`` wraps the sequence of query blocks, silent by default.
     """
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
@@ -131,9 +131,9 @@ def expand_features(
     progress: Callable[[Sequence[Tensor]], Iterable[Tensor]] = iter,
 ) -> Tensor:
     """Alpha query expansion (Radenović et al., TPAMI 2019): each row becomes the mean of similarity ** ``alpha`` times
-    row over its ``k`` most similar rows, itself among them.
+    row over its ``k`` most similar rows, including itself.
 
-    Args, errors: see :func:`~fastreid_ice.core.k_nearest`, which searches; ``features`` (N, D) stay as they are.
+    Args, errors: see ``k_nearest``, which searches; ``features`` (N, D) are not changed.
     """
     similarities, ranks = k_nearest(features, k, device=device, progress=progress)
     return F.embedding_bag(ranks, features, per_sample_weights=similarities**alpha, mode="sum") / k
@@ -148,8 +148,8 @@ def reranked_blocks(
 
     Args:
         blocks: the (Q, G) distances, rows in blocks.
-        jaccard: (Q, G) Jaccard distances; absent pairs are at distance 1. They are those of the queries to the gallery
-            in the :func:`~fastreid_ice.core.jaccard_graph` of both together.
+        jaccard: (Q, G) Jaccard distances from the queries to the gallery, as in the ``jaccard_graph`` of both together;
+            absent pairs are at distance 1.
         distance_weight: in [0, 1], called lambda in the paper.
     """
     start = 0
@@ -171,9 +171,9 @@ def rank_blocks(
     *,
     max_rank: int = 50,
 ) -> RankMetrics:
-    """As :func:`rank_metrics`, of (Q, G) distances that come in blocks of rows; compared in float32, without NaN.
+    """Like ``rank_metrics``, for (Q, G) distances in blocks of rows; compared in float32, without NaN.
 
-    Wherever the distances are, ranks are counted on the CPU, by ``torch.get_num_threads()`` threads.
+    Whatever the device of the distances, ranks are counted on the CPU, in ``torch.get_num_threads()`` threads.
     """
     if max_rank < 1:
         raise ValueError(f"max_rank must be at least 1, got {max_rank}")
@@ -219,7 +219,7 @@ def _paired(side: str, ids: Any, cameras: Any) -> tuple[np.ndarray, np.ndarray]:
 
 @njit(nogil=True, cache=True)
 def _rank_rows(start, stop, distances, query_ids, query_cameras, gallery_ids, gallery_cameras):
-    """h_1, AP and INP of queries [start, stop); -1 and zeros where a query has no right image."""
+    """h_1, AP and INP of queries [start, stop); -1 and zeros for a query without a true match."""
     first = np.full(stop - start, -1)
     precision = np.zeros(stop - start)
     penalty = np.zeros(stop - start)
@@ -244,7 +244,7 @@ def _rank_rows(start, stop, distances, query_ids, query_cameras, gallery_ids, ga
 
 @njit(nogil=True, cache=True)
 def _closer(row, image):
-    """How many images are closer than ``image``, or as close and before it."""
+    """How many images are closer than ``image``, or equally close with a lower index."""
     distance = row[image]
     count = 0
     for j in range(image):

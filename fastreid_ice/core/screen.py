@@ -1,4 +1,4 @@
-"""Candidates for nearest neighbours by a matrix product in low precision, with a bound on what that precision loses."""
+"""Candidates for nearest neighbours by a matrix product in low precision, with a bound on the error."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor
 
 from ._candidates import Found, rank_candidates
 
-_TILE = 16384  # columns of a block of similarities: 32 MiB in half precision, which a large cache holds
-_NORMALISED = 1024  # rows normalised at a time
+_TILE = 16384  # columns of a block of similarities: 32 MiB in half precision, which fits into a large cache
+_NORMALISED = 1024  # rows per block that are normalised
 
-# Columns [first, last) of a block of products, and (b, last - first) bool, which of them count; None: all.
+# Columns [first, last) of a block of products, and (b, last - first) bool, which of them count; None for all.
 Piece = tuple[int, int, Tensor | None]
 
 
 @cache
 def precisions(device: torch.device) -> tuple[torch.dtype, ...]:
-    """The precisions to multiply in, fastest first. Which they are changes the time and never the result."""
+    """The precisions to multiply in, fastest first. They affect the time but never the result."""
 
     def seconds(dtype: torch.dtype) -> float:
         matrix = torch.ones(512, 1024, dtype=dtype, device=device)
@@ -28,7 +28,7 @@ def precisions(device: torch.device) -> tuple[torch.dtype, ...]:
         (matrix @ matrix.T).sum().item()
         return time.perf_counter() - start
 
-    # In turns, since other processes may take the cores for a while; the first ones warm up.
+    # In turns, because other processes may use the cores for a while; the first runs warm up.
     times = [(seconds(torch.bfloat16), seconds(torch.float32)) for _ in range(10)]
     half, single = map(min, zip(*times, strict=True))
     fast = half < 0.8 * single
@@ -36,12 +36,12 @@ def precisions(device: torch.device) -> tuple[torch.dtype, ...]:
 
 
 class Screen:
-    """Candidates by a product in ``precision``, of which float64 keeps the nearest.
+    """Selects candidates by a product in ``precision``, and keeps the nearest of them by float64.
 
-    The product of two rounded unit rows is off their cosine by at most the norms of what rounding took from either row,
-    the rounding of the sum and that of the result. A row that is further below the k-th candidate than twice that
-    cannot be among the k nearest. What float64 then finds must lie within the bound, or the machine computes in another
-    way than assumed, and nothing is settled.
+    The product of two rounded unit rows differs from their cosine by at most the norms of the rounding errors of both
+    rows, plus the rounding of the sum and that of the result. A row that is below the k-th candidate by more than twice
+    that bound cannot be among the k nearest. The float64 similarities must lie within the bound; if they do not, the
+    machine does not compute as assumed, and nothing is settled.
     """
 
     def __init__(
@@ -58,18 +58,18 @@ class Screen:
         return self.settle(queries, scores, candidates, self.k, torch.full_like(queries, len(self.rows)))
 
     def settle(self, queries: Tensor, scores: Tensor, candidates: Tensor, k: int, available: Tensor) -> Found:
-        """The ``k`` nearest of each query's candidates by float64, or all where fewer are available.
+        """The ``k`` nearest of each query's candidates by float64, or all of them if fewer are available.
 
         Args:
             queries: (b,) int64 rows.
             scores: (b, m) products, descending; inf for the query itself, -inf for filler.
             candidates: (b, m) int64 rows.
             k: length of the lists.
-            available: (b,) int64, how many rows each query's candidates are the best of.
+            available: (b,) int64, the number of rows from which each query's candidates were selected.
         """
         wanted = available.clamp(max=k)
         errors = self.absolute + self.taken[queries, None] + self.relative * scores.abs()
-        errors.masked_fill_(errors == torch.inf, 0)  # the row itself comes first whatever its product
+        errors.masked_fill_(errors == torch.inf, 0)  # the row itself comes first, whatever its product
         lowest = (scores - errors).gather(1, (wanted - 1).clamp(min=0)[:, None])
         counts = ((scores + errors >= lowest) & (scores > -torch.inf)).sum(1)
         complete = (counts >= wanted) & ((counts < scores.shape[1]) | (scores.shape[1] >= available))
@@ -80,15 +80,15 @@ class Screen:
 
 
 def candidates_for(k: int) -> int:
-    """How many candidates are kept for ``k`` neighbours: enough for nearly all rows to be settled."""
+    """How many candidates are kept for ``k`` neighbours: enough to settle nearly all rows."""
     return max(4 * k, k + 64)
 
 
 def rounded_units(
     precision: torch.dtype, rows: Tensor, scale: Tensor, order: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Unit rows (N, D) in ``precision``, in ``order`` if given; and (N,) the norm of what rounding took from each row,
-    in the order of ``rows``."""
+    """Unit rows (N, D) in ``precision``, in ``order`` if given; and (N,) the norm of the rounding error of each row, in
+    the order of ``rows``."""
     rounded = torch.empty_like(rows, dtype=precision)
     taken = torch.empty(len(rows), device=rows.device)
     for start in range(0, len(rows), _NORMALISED):
@@ -108,12 +108,12 @@ def largest_products(
     Args:
         queries: (b, D).
         rows: (N, D) in the same precision.
-        count: how many, at most as many as there are columns.
-        own: (b,) int64, a row to put first whatever its product, as copies of a row are as near to it as it is itself.
-        pieces: the columns to look at, all by default.
+        count: how many, at most the number of columns.
+        own: (b,) int64, a row to list first whatever its product, because copies of a row are as near to it as itself.
+        pieces: the columns to consider, by default all.
 
     Returns:
-        (b, count) products float32, descending, and (b, count) int64 where they are; products of -inf are filler.
+        (b, count) float32 products, descending, and (b, count) int64 indices of their rows; -inf marks filler.
     """
     products = torch.empty(len(queries), 0, device=queries.device)
     indices = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
@@ -127,7 +127,7 @@ def largest_products(
                 inside = ((own >= start) & (own < stop)).nonzero().squeeze(1)
                 tile[inside, own[inside] - start] = torch.inf
             best = tile.topk(min(count, tile.shape[1]), sorted=False)
-            # Keeping the best of all tiles up to the end would scatter what malloc holds over gigabytes.
+            # Merged at once, because keeping the best of all tiles to the end fragments the heap over gigabytes.
             indices = torch.cat([indices, best.indices + start], 1)
             products, order = torch.cat([products, best.values.float()], 1).topk(min(count, indices.shape[1]))
             indices = indices.gather(1, order)

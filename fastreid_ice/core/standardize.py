@@ -1,4 +1,4 @@
-"""Features without what a camera adds to all of its images."""
+"""Removing from features what a camera adds to all of its images."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ def standardize_by_camera(
 ) -> Tensor:
     """Subtract each camera's mean, divide by its standard deviation per coordinate, and scale rows to unit norm.
 
-    What light, colours and view of a camera add to a feature is much the same for all of its images, and makes two
-    images of one camera look alike. A few images say little of their camera, so its statistics are drawn to those of
-    all images: with n images of a camera, w = n / (n + ``prior``),
+    The light, colours and view of a camera change the features of all its images in much the same way, and make two
+    images of one camera look alike. A few images say little about their camera, so its statistics are shrunk towards
+    those of all images: with n images of a camera and w = n / (n + ``prior``),
 
         mean = w mean_camera + (1 - w) mean_all        variance = w variance_camera + (1 - w) variance_all
 
     Args:
         features: (N, D) floating point.
-        cameras: (N,) integers, told apart by equality only. Images of unknown camera that share a number, -1 say, are
-            standardised together; where no camera is known this is no camera's correction any more.
-        prior: how many images the statistics of all images count for; at least 0.
+        cameras: (N,) integers, compared for equality only. Images of unknown camera that share a number, such as -1,
+            are standardised together; if no camera is known, nothing specific to a camera is removed.
+        prior: the number of images for which the statistics of all images count; at least 0.
 
     Returns:
-        (N, D) unit rows of the same precision, on the same device; zero where a row is the mean itself.
+        (N, D) unit rows in the same precision, on the same device; zero if a row equals the mean.
 
     Raises:
         ValueError: for shapes or types that do not match, or a negative ``prior``.
@@ -56,6 +56,6 @@ def standardize_by_camera(
 
     means, mean = camera_means(rows), rows.mean(0)
     variances, variance = camera_means((rows - means[codes]).square()), (rows - mean).square().mean(0)
-    # A coordinate that is constant in a camera stays 0 there.
+    # A coordinate that is constant within a camera stays 0 there.
     scale = shrunk(variances, variance).clamp(min=torch.finfo(rows.dtype).tiny).rsqrt()
     return F.normalize((rows - shrunk(means, mean)[codes]) * scale[codes]).to(features.dtype)
