@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
@@ -12,7 +13,8 @@ from fastreid.utils import comm
 from scipy import sparse
 from torch import Tensor
 
-from ..core import choose_eps, dbscan, jaccard_graph, k_nearest, standardize_by_camera
+from ..core import camera_jaccard_graph, choose_eps, dbscan, jaccard_graph, k_nearest, standardize_by_camera
+from ..errors import InputError
 from ..progress import progress
 from .base import CLUSTERER_REGISTRY, Clusterer
 
@@ -21,7 +23,7 @@ _searching = partial(progress, title="Searching neighbors")
 
 
 class JaccardClusterer(Clusterer):
-    """Base of the clusterers on the sparse k-reciprocal Jaccard graph, which say what becomes of the graph.
+    """Base of the clusterers on a sparse graph of Jaccard distances, which say what becomes of the graph.
 
     Memory grows with N * K1, never with N * N. Several processes share the search for neighbours, which takes nearly
     all of the time; the first one makes graph and labels, which are those of one process.
@@ -35,9 +37,9 @@ class JaccardClusterer(Clusterer):
         neighbors: how neighbours are searched: "exact" or "cells", see :func:`~fastreid_ice.core.k_nearest`.
         max_distance: pairs further apart do not matter to the clusterer.
         device: where neighbours are searched.
+        camera_sizes: keywords of :func:`~fastreid_ice.core.camera_jaccard_graph`, whose camera-aware distance is then
+            taken in place of the plain one of ``k1`` and ``k2``. The first process searches alone for it.
     """
-
-    shared = True
 
     def __init__(
         self,
@@ -49,6 +51,7 @@ class JaccardClusterer(Clusterer):
         neighbors: str = "exact",
         max_distance: float = 1.0,
         device: str = "cpu",
+        camera_sizes: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         self.min_samples = min_samples
@@ -58,11 +61,14 @@ class JaccardClusterer(Clusterer):
         self.neighbors = neighbors
         self.max_distance = max_distance
         self.device = torch.device(device)
+        self.camera_sizes = camera_sizes
+        self.shared = camera_sizes is None
 
     @staticmethod
     def graph_keywords(cfg: CfgNode) -> dict:
         """The keywords of ``__init__`` that say how the graph is made."""
         node = cfg.CLUSTER
+        sizes = {name.lower(): size for name, size in node.CA_JACCARD.items()}
         return {
             "min_samples": node.MIN_SAMPLES,
             "k1": node.K1,
@@ -70,6 +76,7 @@ class JaccardClusterer(Clusterer):
             "camera_norm": node.CAMERA_NORM,
             "neighbors": node.NEIGHBORS,
             "device": cfg.MODEL.DEVICE,
+            "camera_sizes": sizes if node.DISTANCE == "ca_jaccard" else None,
         }
 
     def partition(self, graph: sparse.csr_array) -> np.ndarray:
@@ -77,20 +84,36 @@ class JaccardClusterer(Clusterer):
         raise NotImplementedError
 
     def labels(self, features: Tensor, cameras: Tensor, identities: Tensor) -> Tensor | None:
-        k1 = min(self.k1, len(features) - 1)
-        if k1 < 2:
+        if len(features) < 3:
             return torch.full((len(features),), -1)
-        if k1 < self.k1:
-            logger.warning("CLUSTER.K1 %d exceeds what %d images can have; using %d", self.k1, len(features), k1)
         if self.camera_norm:
             features = standardize_by_camera(features, cameras)
+        graph = self._graph(features) if self.camera_sizes is None else self._camera_graph(features, cameras)
+        return None if graph is None else torch.as_tensor(self.partition(graph), dtype=torch.int64)
+
+    def _graph(self, features: Tensor) -> sparse.csr_array | None:
+        """In the first process."""
+        k1 = min(self.k1, len(features) - 1)
+        if k1 < self.k1:
+            logger.warning("CLUSTER.K1 %d exceeds what %d images can have; using %d", self.k1, len(features), k1)
         with self.stage("neighbors"):
             ranks = self._ranks(features, k1)
         if not comm.is_main_process():
             return None
         with self.stage("jaccard"):
-            graph = jaccard_graph(features, ranks, k1=k1, k2=min(self.k2, k1), max_distance=self.max_distance)
-        return torch.as_tensor(self.partition(graph), dtype=torch.int64)
+            return jaccard_graph(features, ranks, k1=k1, k2=min(self.k2, k1), max_distance=self.max_distance)
+
+    def _camera_graph(self, features: Tensor, cameras: Tensor) -> sparse.csr_array:
+        if (cameras < 0).any():
+            raise InputError(
+                "CLUSTER.DISTANCE ca_jaccard needs the camera of every image, and they are not known; set it to "
+                "jaccard, or DATASETS.FOLDER.CAMERAS so that they are"
+            )
+        sizes = {name: min(size, len(features) - 1) for name, size in self.camera_sizes.items()}
+        with self.stage("jaccard"):
+            return camera_jaccard_graph(
+                features, cameras, max_distance=self.max_distance, device=self.device, progress=_searching, **sizes
+            )
 
     def _ranks(self, features: Tensor, k1: int) -> Tensor:
         """(N, k1) int32 neighbours of all images, of which each process searches for its share."""

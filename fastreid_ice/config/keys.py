@@ -63,8 +63,14 @@ def add_ice_config(cfg: CfgNode) -> None:
     cfg.CLUSTER.CAMERA_NORM = False
     cfg.CLUSTER.MIN_SAMPLES = 4  # images close to an image (within EPS), itself included, that make it a core image
     cfg.CLUSTER.MIN_CLUSTER_SIZE = 4  # HDBSCAN only: fewer images than this are no cluster
+    # The distance between images: "jaccard", of the sets of k-reciprocal neighbours (K1, K2); or "ca_jaccard"
+    # (CA-Jaccard, CVPR 2024), whose sets take neighbours from the image's camera and from the others separately.
+    cfg.CLUSTER.DISTANCE = "jaccard"
     cfg.CLUSTER.K1 = 30  # neighbours in the k-reciprocal sets
     cfg.CLUSTER.K2 = 6  # neighbours averaged in the query expansion; 1 turns it off
+    # In place of K1 and K2: neighbours of the own camera and of other cameras in the k-reciprocal sets, and images of
+    # either that are averaged in the query expansion.
+    cfg.CLUSTER.CA_JACCARD = CfgNode({"K1_INTRA": 5, "K1_INTER": 20, "K2_INTRA": 2, "K2_INTER": 4})
     # How neighbours are searched: "exact"; or where that takes too long, "cells", which compares the images
     # within small groups and misses a few.
     cfg.CLUSTER.NEIGHBORS = "exact"
@@ -121,6 +127,9 @@ def add_ice_config(cfg: CfgNode) -> None:
     cfg.TEST.ENCODER = "momentum"
     # Evaluate the other encoder as well, on the same pass over the images; its metrics are called online/mAP and so on.
     cfg.TEST.BOTH_ENCODERS = False
+    # The distance of TEST.RERANK, as for CLUSTER.DISTANCE: "jaccard" (TEST.RERANK.K1, K2), or "ca_jaccard".
+    cfg.TEST.RERANK.DISTANCE = "jaccard"
+    cfg.TEST.RERANK.CA_JACCARD = CfgNode({"K1_INTRA": 5, "K1_INTER": 20, "K2_INTRA": 3, "K2_INTER": 3})
     cfg.TEST.BEFORE_TRAINING = True  # also evaluate the weights that training starts from
 
 

@@ -22,12 +22,14 @@ from ..modeling.batch_norm import splits_per_process
 from .hooks import HOOK_REGISTRY
 
 POSITIVE = "must be at least 1", lambda value: value >= 1
+FROM_ZERO = "must be at least 0", lambda value: value >= 0
 ABOVE_ZERO = "must be above 0", lambda value: value > 0
 SHARE = "must lie in [0, 1]", lambda value: 0 <= value <= 1
 ENCODER = "must be 'online' or 'momentum'", lambda value: value in ("online", "momentum")
+DISTANCE = "must be 'jaccard' or 'ca_jaccard'", lambda value: value in ("jaccard", "ca_jaccard")
 
 RANGES = {
-    "SEED": ("must be at least 0", lambda value: value >= 0),
+    "SEED": FROM_ZERO,
     "CLUSTER.EPS": ("must lie between 0 and 1, 0 excluded (a Jaccard distance)", lambda value: 0 < value <= 1),
     "CLUSTER.MIN_SAMPLES": POSITIVE,
     "CLUSTER.MIN_CLUSTER_SIZE": ("must be at least 2", lambda value: value >= 2),
@@ -37,13 +39,15 @@ RANGES = {
         f"must be one of {', '.join(METHODS)} ('cells' was called 'ivf')",
         lambda value: value in METHODS,
     ),
+    "CLUSTER.DISTANCE": DISTANCE,
+    "TEST.RERANK.DISTANCE": DISTANCE,
     "CLUSTER.NUM_CLUSTERS": ("must be at least 2", lambda value: value >= 2),
     "CLUSTER.PATIENCE": POSITIVE,
     "CLUSTER.FEATURES": ENCODER,
     "TEST.ENCODER": ENCODER,
     "TEST.IMS_PER_BATCH": POSITIVE,
     "DATALOADER.NUM_INSTANCE": POSITIVE,
-    "DATALOADER.NUM_WORKERS": ("must be at least 0", lambda value: value >= 0),
+    "DATALOADER.NUM_WORKERS": FROM_ZERO,
     "DATALOADER.UNREADABLE": ("must be 'error' or 'skip'", lambda value: value in ("error", "skip")),
     "DATASETS.CHANGED": ("must be 'error' or 'relabel'", lambda value: value in ("error", "relabel")),
     "DATALOADER.CACHE": ("must be 'none' or 'ram'", lambda value: value in ("none", "ram")),
@@ -76,6 +80,10 @@ RANGES = {
     "DATASETS.NAMES": ("must name a dataset", lambda value: len(value) > 0),
 }
 
+
+for node in ("CLUSTER", "TEST.RERANK"):
+    RANGES |= {f"{node}.CA_JACCARD.{name}": POSITIVE for name in ("K1_INTRA", "K1_INTER", "K2_INTRA")}
+    RANGES[f"{node}.CA_JACCARD.K2_INTER"] = FROM_ZERO
 
 REGISTRIES = {
     "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
@@ -151,6 +159,8 @@ def _check_stage(cfg: CfgNode, num_processes: int) -> None:
         raise InputError(f"MODEL.BACKBONE.PRETRAIN_PATH: no file {backbone.PRETRAIN_PATH!r}")
     if cfg.TEST.PRECISE_BN.ENABLED:
         raise InputError("TEST.PRECISE_BN.ENABLED must be False: it draws batches before there are pseudo labels")
+    if cfg.TEST.RERANK.ENABLED and cfg.TEST.RERANK.DISTANCE == "ca_jaccard" and cfg.TEST.METRIC != "cosine":
+        raise InputError(f"TEST.RERANK.DISTANCE ca_jaccard needs TEST.METRIC cosine, not {cfg.TEST.METRIC}")
     warmup_epochs = -(-cfg.SOLVER.WARMUP_ITERS // cfg.SOLVER.ITERS_PER_EPOCH)
     if cfg.SOLVER.SCHED == "CosineAnnealingLR" and max(warmup_epochs, cfg.SOLVER.DELAY_EPOCHS) >= cfg.SOLVER.MAX_EPOCH:
         raise InputError(

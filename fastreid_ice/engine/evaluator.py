@@ -20,7 +20,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..core import jaccard_graph, k_nearest
+from ..core import camera_reranked_blocks, jaccard_graph, k_nearest
 from ..core.retrieval import distance_blocks, expand_features, rank_blocks, reranked_blocks
 from ..errors import InputError
 from ..progress import progress
@@ -89,7 +89,7 @@ class BlockedReidEvaluator(ReidEvaluator):
         """Rank-1, -5 and -10, mAP, mINP and their summary, in percent; empty but in the main process.
 
         Raises:
-            InputError: ``TEST.RERANK.K1`` or ``K2``, or ``TEST.AQE.QE_K``, does not fit the test set.
+            InputError: a number of ``TEST.RERANK``, or ``TEST.AQE.QE_K``, does not fit the test set.
             ValueError: features are not finite, or no query has a right image.
         """
         test = self.cfg.TEST
@@ -106,16 +106,11 @@ class BlockedReidEvaluator(ReidEvaluator):
         )
         if test.AQE.ENABLED:
             features = self._expand(features)
-        queries, gallery = self._halves(features)
-
-        searching = partial(progress, title="Ranking queries")
-        blocks = distance_blocks(queries, gallery, metric=test.METRIC, device=self._device, progress=searching)
-        if test.RERANK.ENABLED:
-            blocks = self._rerank(blocks, features)
+        columns = (*self._halves(people), *self._halves(cameras))
+        blocks = self._distances(features, cameras)
         if test.ROC.ENABLED:
             blocks = list(blocks)
-        identities = (*self._halves(people), *self._halves(cameras))
-        ranked = rank_blocks(blocks, *identities)
+        ranked = rank_blocks(blocks, *columns)
 
         mean_precision, mean_penalty = ranked.average_precision.mean(), ranked.inverse_negative_penalty.mean()
         results = OrderedDict((f"Rank-{r}", ranked.cmc[r - 1] * 100) for r in (1, 5, 10))
@@ -124,7 +119,7 @@ class BlockedReidEvaluator(ReidEvaluator):
         results["metric"] = (mean_precision + ranked.cmc[0]) / 2 * 100
         if test.ROC.ENABLED:
             distances = torch.cat(blocks).cpu().numpy()
-            scores, labels = evaluate_roc(distances, *(array.numpy() for array in identities))
+            scores, labels = evaluate_roc(distances, *(column.numpy() for column in columns))
             false_positives, true_positives, _ = roc_curve(labels, scores)
             for rate in (1e-4, 1e-3, 1e-2):
                 results[f"TPR@FPR={rate:.0e}"] = true_positives[np.abs(false_positives - rate).argmin()]
@@ -147,15 +142,37 @@ class BlockedReidEvaluator(ReidEvaluator):
             ) from error
         return features
 
+    def _distances(self, features: Tensor, cameras: Tensor) -> Iterator[Tensor]:
+        """(Q, G) in blocks of queries, re-ranked where ``TEST.RERANK`` says so."""
+        rerank: CfgNode = self.cfg.TEST.RERANK
+        sizes = {"K1": rerank.K1, "K2": rerank.K2} if rerank.DISTANCE == "jaccard" else rerank.CA_JACCARD
+        queries, gallery = self._halves(features)
+        try:
+            if rerank.ENABLED and rerank.DISTANCE == "ca_jaccard":
+                return camera_reranked_blocks(
+                    queries,
+                    gallery,
+                    *self._halves(cameras),
+                    **{name.lower(): size for name, size in sizes.items()},
+                    distance_weight=rerank.LAMBDA,
+                    device=self._device,
+                    progress=partial(progress, title="Searching neighbors"),
+                )
+            ranking = partial(progress, title="Ranking queries")
+            blocks = distance_blocks(
+                queries, gallery, metric=self.cfg.TEST.METRIC, device=self._device, progress=ranking
+            )
+            return self._rerank(blocks, features) if rerank.ENABLED else blocks
+        except ValueError as error:
+            numbers = ", ".join(f"{name} {size}" for name, size in sizes.items())
+            raise InputError(
+                f"TEST.RERANK, with {numbers} and a test set of {len(features)} images: {error}"
+            ) from error
+
     def _rerank(self, blocks: Iterator[Tensor], features: Tensor) -> Iterator[Tensor]:
         rerank: CfgNode = self.cfg.TEST.RERANK
-        try:
-            searching = partial(progress, title="Searching neighbors")
-            _, ranks = k_nearest(features, rerank.K1, device=self._device, progress=searching)
-            graph = jaccard_graph(features, ranks, k1=rerank.K1, k2=rerank.K2)
-        except ValueError as error:
-            raise InputError(
-                f"TEST.RERANK, with K1 {rerank.K1}, K2 {rerank.K2} and a test set of {len(features)} images: {error}"
-            ) from error
+        searching = partial(progress, title="Searching neighbors")
+        _, ranks = k_nearest(features, rerank.K1, device=self._device, progress=searching)
+        graph = jaccard_graph(features, ranks, k1=rerank.K1, k2=rerank.K2)
         jaccard = graph[: self._num_query, self._num_query :]
         return reranked_blocks(blocks, jaccard, distance_weight=rerank.LAMBDA)

@@ -12,7 +12,15 @@ from torch import Tensor
 
 from fastreid_ice import InputError
 from fastreid_ice.clusterers import HDBSCAN, Clusterer, GroundTruth, JaccardDBSCAN, KMeans, build_clusterer
-from fastreid_ice.core import choose_eps, dbscan, jaccard_graph, k_nearest, label_quality, standardize_by_camera
+from fastreid_ice.core import (
+    camera_jaccard_graph,
+    choose_eps,
+    dbscan,
+    jaccard_graph,
+    k_nearest,
+    label_quality,
+    standardize_by_camera,
+)
 from fastreid_ice.data import build_training_set
 from golden import load_golden
 from support import in_processes, small_config, train
@@ -54,6 +62,27 @@ def test_auto_eps_and_camera_norm_are_those_of_core() -> None:
     unknown = clusterer(shifted, torch.full_like(cameras, -1), identities).labels
     quality = [label_quality(labels, identities).adjusted_rand_index for labels in (found, unknown)]
     assert quality[0] > quality[1] + 0.1
+
+
+@pytest.mark.parametrize("name", ["JaccardDBSCAN", "HDBSCAN"])
+def test_camera_aware_distance(name: str) -> None:
+    """A word in the config. A camera that shifts its images hides people from the plain distance alone."""
+    features, cameras, identities = blobs(noise=0.15)
+    shifted = F.normalize(features + 1.0 * F.one_hot(cameras, 16))
+    sizes = {"CLUSTER.CA_JACCARD.K1_INTRA": 3, "CLUSTER.CA_JACCARD.K1_INTER": 7}
+    settings = {"CLUSTER.NAME": name, "CLUSTER.K1": 10, "CLUSTER.EPS": 0.6}
+    clusterer = build_clusterer(small_config(**settings, **sizes, **{"CLUSTER.DISTANCE": "ca_jaccard"}))
+    found = clusterer(shifted, cameras, torch.zeros_like(identities)).labels
+    graph = camera_jaccard_graph(shifted, cameras, k1_intra=3, k1_inter=7)
+    assert found.tolist() == clusterer.partition(graph).tolist()
+    plain = build_clusterer(small_config(**settings))(shifted, cameras, identities).labels
+    quality = [label_quality(labels, identities).adjusted_rand_index for labels in (found, plain)]
+    assert quality[0] > quality[1] + 0.1
+    with pytest.raises(InputError, match="CLUSTER.DISTANCE ca_jaccard needs the camera of every image"):
+        clusterer(shifted, torch.full_like(cameras, -1), identities)
+    for images in (1, 2, 3, 5):
+        few = clusterer(shifted[:images], cameras[:images], identities[:images])
+        assert few.labels.shape == (images,)
 
 
 def test_jaccard_dbscan_finds_clear_people() -> None:

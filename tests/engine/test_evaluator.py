@@ -8,7 +8,9 @@ from fastreid.config import CfgNode
 from fastreid.evaluation import ReidEvaluator
 
 from fastreid_ice import InputError
-from fastreid_ice.engine import BlockedReidEvaluator, UnsupervisedTrainer
+from fastreid_ice.core import camera_reranked_blocks
+from fastreid_ice.core.retrieval import rank_blocks
+from fastreid_ice.engine import BlockedReidEvaluator, UnsupervisedTrainer, check_config
 from support import small_config
 
 NUM_QUERY = 300  # more than one block
@@ -56,6 +58,32 @@ def test_the_figures_are_those_of_fastreid(name: str) -> None:
         assert found[key] == pytest.approx(value, abs=1e-4), key
     if name == "RERANK":
         assert found["mAP"] > fed(BlockedReidEvaluator, small_config()).evaluate()["mAP"] + 1
+
+
+def test_camera_aware_reranking() -> None:
+    """That of core on all predictions at once; with its own sizes."""
+    cfg = small_config(
+        TEST__RERANK__ENABLED=True, TEST__RERANK__DISTANCE="ca_jaccard", TEST__RERANK__CA_JACCARD__K1_INTER=9
+    )
+    evaluator = fed(BlockedReidEvaluator, cfg)
+    found = evaluator.evaluate()
+    features, people, cameras = (
+        torch.cat([batch[name] for batch in evaluator._predictions]) for name in ("feats", "pids", "camids")
+    )
+    halves = [part for column in (features, cameras, people) for part in (column[:NUM_QUERY], column[NUM_QUERY:])]
+    blocks = camera_reranked_blocks(*halves[:4], k1_inter=9)
+    ranked = rank_blocks(blocks, *halves[4:], *halves[2:4])
+    assert found["mAP"] == pytest.approx(100 * ranked.average_precision.mean())
+    plain = fed(BlockedReidEvaluator, small_config(TEST__RERANK__ENABLED=True)).evaluate()
+    assert found["mAP"] != plain["mAP"]
+    cfg.TEST.METRIC = "euclidean"
+    with pytest.raises(InputError, match="TEST.RERANK.DISTANCE ca_jaccard needs TEST.METRIC cosine, not euclidean"):
+        check_config(cfg)
+    cfg = small_config(
+        TEST__RERANK__ENABLED=True, TEST__RERANK__DISTANCE="ca_jaccard", TEST__RERANK__CA_JACCARD__K1_INTER=801
+    )
+    with pytest.raises(InputError, match="TEST.RERANK, with K1_INTRA 5, K1_INTER 801, .*a test set of 800 images: "):
+        fed(BlockedReidEvaluator, cfg).evaluate()
 
 
 def test_neighbors_that_are_not_there() -> None:
