@@ -18,7 +18,7 @@ ALLOWED = {
     "progress": set(),
     "processes": {"errors"},
     "files": {"errors", "processes"},
-    "compat": set(),
+    "compat": {"core"},
     "core": set(),
     "config": {"errors"},
     "losses": {"core", "config", "errors"},

@@ -102,15 +102,10 @@ def evaluate_rank(
     use_metric_cuhk03: bool = False,
     use_cython: bool = True,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cumulative matching characteristic, average precision and inverse negative penalty of each query.
-
-    For one query, gallery images of its person in its camera are dropped and the others sorted by distance. With the
-    0-based positions h_1 < ... < h_m of the images of its person: AP = mean_j j / (h_j + 1), INP = m / (h_m + 1), and
-    CMC(r) is the share of the queries with h_1 < r. Queries with m = 0 are left out. Memory beside the inputs: a few
-    blocks of 256 rows.
+    """CMC, average precision and inverse negative penalty of each query, by ``core.retrieval.rank_blocks``.
 
     Args:
-        distmat: (Q, G) distances.
+        distmat: (Q, G) distances, compared in float32.
         q_pids, g_pids: (Q,) and (G,) persons.
         q_camids, g_camids: (Q,) and (G,) cameras.
         max_rank: length of the CMC.
@@ -125,40 +120,11 @@ def evaluate_rank(
     """
     if use_metric_cuhk03:
         return _evaluate_rank(distmat, q_pids, g_pids, q_camids, g_camids, max_rank, True, use_cython)
-    blocks = [
-        _rank_block(distmat[rows], q_pids[rows], g_pids, q_camids[rows], g_camids)
-        for rows in (slice(i, i + _QUERIES_AT_ONCE) for i in range(0, len(distmat), _QUERIES_AT_ONCE))
-    ]
-    first, average_precision, inverse_penalty = (np.concatenate(column) for column in zip(*blocks, strict=True))
-    if len(first) == 0:
-        raise ValueError("no query has an image of its person in the gallery that is from another camera")
-    firsts = np.bincount(first[first < max_rank], minlength=max_rank)
-    return (firsts.cumsum() / len(first)).astype(np.float32), average_precision, inverse_penalty
+    from ..core.retrieval import rank_blocks  # the patches are applied where core may not be needed
 
-
-def _rank_block(
-    distmat: np.ndarray, q_pids: np.ndarray, g_pids: np.ndarray, q_camids: np.ndarray, g_camids: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """h_1, AP and INP of each query of the block that has a match."""
-    order = np.argsort(distmat, axis=1)
-    # Images of the query's person, query after query, by distance: few, so all that follows is short.
-    query, column = np.nonzero(g_pids[order] == q_pids[:, None])
-    dropped = g_camids[order[query, column]] == q_camids[query]
-    position = column - _count_within(dropped, query)
-    query, position = query[~dropped], position[~dropped]
-    hits = _count_within(np.ones_like(query, dtype=bool), query)
-
-    valid, start, matches = np.unique(query, return_index=True, return_counts=True)
-    precision = np.bincount(query, hits / (position + 1), minlength=len(distmat))[valid] / matches
-    return position[start], precision, matches / (position[start + matches - 1] + 1)
-
-
-def _count_within(flags: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """How many flags are set up to and with each element, within its group; equal groups are adjacent."""
-    counts = flags.cumsum()
-    starts = np.flatnonzero(np.diff(groups, prepend=-1))
-    before = counts[starts] - flags[starts]
-    return counts - np.repeat(before, np.diff(starts, append=len(groups)))
+    blocks = torch.as_tensor(distmat).split(_QUERIES_AT_ONCE)
+    ranked = rank_blocks(blocks, q_pids, g_pids, q_camids, g_camids, max_rank=max_rank)
+    return ranked.cmc, ranked.average_precision, ranked.inverse_negative_penalty
 
 
 def inference_on_dataset(model: nn.Module, data_loader: Any, evaluator: Any, flip_test: bool = False) -> Any:
