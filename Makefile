@@ -11,10 +11,10 @@ DOCS_INSTALLED := $(VENV)/.installed-docs
 help:  ## list the targets
 	@sed -nE 's/^([a-z]+): .*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
 
-demo: $(INSTALLED)  ## draw the embedded data, train camera-aware ICE on it and evaluate
+demo: $(INSTALLED)  ## draw the synthetic data, train camera-aware ICE on it and evaluate
 	$(BIN)/python tools/train_net.py --config-file configs/ice_demo.yml
 
-compare: $(INSTALLED)  ## train every method with three seeds on the embedded data; a table and a picture
+compare: $(INSTALLED)  ## train every method with three seeds on the synthetic data; a table and a picture
 	$(BIN)/fastreid-ice compare
 
 test: $(INSTALLED)  ## run all tests

@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="configs/ice_market.yml",
         help="network, size, batch and transforms; default: configs/ice_market.yml",
     )
-    parser.add_argument("--images", type=int, default=768, help="crops of the embedded data; default: 768")
+    parser.add_argument("--images", type=int, default=768, help="crops of the synthetic data; default: 768")
     parser.add_argument(
         "--steps", type=int, default=20, help="batches drawn from a loader for one measurement; default: 20"
     )
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def build_config(args: argparse.Namespace) -> CfgNode:
-    """The config file, on the embedded data and with random weights: neither changes what an image costs."""
+    """The config file, on the synthetic data and with random weights: neither changes what an image costs."""
     cfg = get_cfg()
     add_ice_config(cfg)
     merge_config_file(cfg, shipped_file(args.config_file))

@@ -1,4 +1,4 @@
-"""Shared fixtures: small embedded data, and a config that trains on it in seconds."""
+"""Shared fixtures: small synthetic data, and a config that trains on it in seconds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clusterers: features of the training set in, pseudo labels out."""
+"""Clusterers: from features of the training set to pseudo labels."""
 
 from .base import CLUSTERER_REGISTRY, Clusterer, build_clusterer
 from .ground_truth import GroundTruth

@@ -16,9 +16,7 @@ from ..config import lookup
 from ..core import Clusters
 
 CLUSTERER_REGISTRY = Registry("CLUSTERER")
-CLUSTERER_REGISTRY.__doc__ = (
-    """Clusterers. A registered class is a :class:`Clusterer`, built by ``cls.from_config(cfg)``."""
-)
+CLUSTERER_REGISTRY.__doc__ = """Clusterers. A registered class is a ``Clusterer``, built by ``cls.from_config(cfg)``."""
 
 logger = logging.getLogger(f"fastreid.{__name__}")
 
@@ -27,10 +25,10 @@ class Clusterer:
     """Base of all clusterers. Every process calls it with the same training set and gets the labels of the first one.
 
     Attributes:
-        if_all_noise, if_one_cluster: what a user should change where that comes out, epoch after epoch.
-        shared: whether the processes share the work, so that ``labels`` runs in all of them; by default it runs in the
-            first alone.
-        seconds: what each stage of the last call took in this process, by name.
+        if_all_noise, if_one_cluster: advice to the user if that is the result, epoch after epoch.
+        shared: whether the processes share the work, so that ``labels`` runs in all of them; by default it runs only
+            in the first.
+        seconds: the time of each stage of the last call in this process, by name.
     """
 
     if_all_noise = if_one_cluster = "choose another CLUSTER.NAME"
@@ -42,7 +40,7 @@ class Clusterer:
     def labels(self, features: Tensor, cameras: Tensor, identities: Tensor) -> Tensor | None:
         """(N,) int64 labels, -1 for noise, else 0..C-1. Only ``GroundTruth`` may look at ``identities``.
 
-        Where ``shared``, what processes other than the first return does not matter.
+        If ``shared``, what processes other than the first return is ignored.
         """
         raise NotImplementedError
 
@@ -52,7 +50,7 @@ class Clusterer:
         Args:
             features: (N, D) unit rows.
             cameras: (N,) int64, -1 where not known.
-            identities: (N,) int64 true identities, for the upper bound alone.
+            identities: (N,) int64 true identities, only for the upper bound.
         """
         self.seconds = {}
         labels = self.labels(features, cameras, identities) if self.shared or comm.is_main_process() else None
@@ -60,7 +58,7 @@ class Clusterer:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Times the stage ``name`` and logs that it runs, so that long work shows where it is."""
+        """Measures and logs the time of the stage ``name``, so that the log shows how far a long clustering is."""
         start = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""The true identities in place of clusters."""
+"""True identities in place of clusters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .base import CLUSTERER_REGISTRY, Clusterer
 
 @CLUSTERER_REGISTRY.register()
 class GroundTruth(Clusterer):
-    """What a method reaches when every cluster is right: the upper bound that papers report beside their results."""
+    """The true identities: a method then reaches the upper bound that papers report beside their results."""
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> GroundTruth:

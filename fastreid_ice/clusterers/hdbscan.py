@@ -15,14 +15,15 @@ from .jaccard_dbscan import JaccardClusterer
 
 @CLUSTERER_REGISTRY.register()
 class HDBSCAN(JaccardClusterer):
-    """HDBSCAN (Campello et al., PAKDD 2013; scikit-learn's) on the sparse Jaccard graph: no ``eps`` to choose.
+    """HDBSCAN (Campello et al., PAKDD 2013; scikit-learn's) on the sparse Jaccard graph; it needs no ``eps``.
 
-    The graph keeps every pair below distance 1 and not just those within an ``eps``, so that it takes several times the
-    memory of :class:`JaccardDBSCAN`. All images are never one cluster: what cannot be split is noise.
+    The graph keeps every pair below distance 1 and not only those within an ``eps``, so it takes several times the
+    memory of ``JaccardDBSCAN``. The result is never a single cluster of all images: if they cannot be split, they are
+    noise.
 
     Args:
-        min_cluster_size: groups of fewer images are noise; at least 2.
-        graph: keywords of :class:`JaccardClusterer`.
+        min_cluster_size: smaller groups of images are noise; at least 2.
+        graph: keywords of ``JaccardClusterer``.
     """
 
     if_all_noise = "lower CLUSTER.MIN_SAMPLES or CLUSTER.MIN_CLUSTER_SIZE"
@@ -43,9 +44,9 @@ class HDBSCAN(JaccardClusterer):
 def hdbscan(graph: sparse.csr_array, *, min_cluster_size: int, min_samples: int) -> np.ndarray:
     """The clusters of ``sklearn.cluster.HDBSCAN`` on the dense matrix with 1 in place of absent pairs.
 
-    Up to ties, on which its labels depend: with ``min_samples`` above 2 many mutual reachability distances are equal,
-    and which of them counts first changes with the form of the matrix, as it does with the order of the images. An
-    image that only distance 1 joins to a group of ``min_cluster_size`` is always noise here.
+    The clusters may differ where distances tie: with ``min_samples`` above 2 many mutual reachability distances are
+    equal, and which of them comes first depends on the form of the matrix, as it does on the order of the images. An
+    image that is joined to a group of ``min_cluster_size`` only at distance 1 is always noise here.
 
     Args:
         graph: (N, N) symmetric scipy CSR matrix of distances in [0, 1], as ``jaccard_graph`` returns it, N >= 2.
@@ -58,29 +59,29 @@ def hdbscan(graph: sparse.csr_array, *, min_cluster_size: int, min_samples: int)
     Memory is linear in the stored entries and N, time nearly so.
     """
     reachability = _connect(_mutual_reachability(graph, min_samples), min_cluster_size)
-    # With min_samples 1 scikit-learn takes the distances as they are.
+    # With min_samples 1 scikit-learn uses the distances unchanged.
     model = sklearn.cluster.HDBSCAN(min_cluster_size=min_cluster_size, min_samples=1, metric="precomputed", copy=False)
     return model.fit(reachability).labels_
 
 
 def _mutual_reachability(graph: sparse.csr_array, min_samples: int) -> sparse.csr_array:
-    """max(d_ij, core_i, core_j) where below 1, core_i the distance of i's ``min_samples``-th nearest, itself included.
+    """max(d_ij, core_i, core_j) if below 1; core_i is the distance of i's ``min_samples``-th nearest, including itself.
 
-    scikit-learn has this too, but refuses rows of fewer than ``min_samples`` entries, whose core distance is 1 here.
+    scikit-learn has this too, but refuses rows with fewer than ``min_samples`` entries; here their core distance is 1.
     """
     rows = np.repeat(np.arange(graph.shape[0], dtype=np.int32), np.diff(graph.indptr))
     core = _core_distances(graph.indptr, graph.data.astype(np.float64), min_samples)
     distances = np.maximum(graph.data, np.maximum(core[rows], core[graph.indices]))
     near = distances < 1
     distances = distances[near].clip(np.finfo(np.float32).eps)  # 0 would be an absent edge
-    columns = graph.indices[near].astype(np.int32, copy=False)  # SciPy 1.15 spans trees over 32-bit indices only
+    columns = graph.indices[near].astype(np.int32, copy=False)  # SciPy 1.15 needs 32-bit indices for trees
     return sparse.csr_array((distances, (rows[near], columns)), shape=graph.shape)
 
 
 def _connect(graph: sparse.csr_array, min_cluster_size: int) -> sparse.csr_array:
-    """Link every connected component to the largest one, as scikit-learn wants a connected graph.
+    """Link every connected component to the largest one, because scikit-learn requires a connected graph.
 
-    Those that can be a cluster at distance 1, the others beyond, so that they leave the tree before anything else.
+    Components that can be a cluster are linked at distance 1, smaller ones beyond, so that they leave the tree first.
     """
     _, component = csgraph.connected_components(graph, directed=False)
     _, members, sizes = np.unique(component, return_index=True, return_counts=True)
@@ -94,7 +95,7 @@ def _connect(graph: sparse.csr_array, min_cluster_size: int) -> sparse.csr_array
 
 @njit(nogil=True, cache=True)
 def _core_distances(indptr, data, min_samples):
-    """(N,) the ``min_samples``-th smallest entry of each row, 1 where there are fewer."""
+    """(N,) the ``min_samples``-th smallest entry of each row, 1 if there are fewer."""
     core = np.ones(len(indptr) - 1)
     for i in range(len(core)):
         row = data[indptr[i] : indptr[i + 1]]

@@ -23,22 +23,22 @@ _searching = partial(progress, title="Searching neighbors")
 
 
 class JaccardClusterer(Clusterer):
-    """Base of the clusterers on a sparse graph of Jaccard distances, which say what becomes of the graph.
+    """Base of the clusterers on a sparse graph of Jaccard distances; a subclass turns the graph into labels.
 
     Memory grows with N * K1, never with N * N. Several processes share the search for neighbours, which takes nearly
-    all of the time; the first one makes graph and labels, which are those of one process.
+    all of the time; the first one computes graph and labels, which equal those of a single process.
 
     Args:
-        min_samples: images close to an image, itself included, that make it a core image.
-        k1: neighbours in the k-reciprocal sets (lowered, with a log line, where the set has fewer images).
+        min_samples: number of images near an image, including itself, that make it a core image.
+        k1: neighbours in the k-reciprocal sets; lowered, with a line in the log, if the set has fewer images.
         k2: neighbours averaged in the query expansion.
-        camera_norm: standardise features within each camera first, see
-            :func:`~fastreid_ice.core.standardize_by_camera`; over all images where no camera is known.
-        neighbors: how neighbours are searched: "exact" or "cells", see :func:`~fastreid_ice.core.k_nearest`.
-        max_distance: pairs further apart do not matter to the clusterer.
+        camera_norm: first standardise features within each camera, see ``standardize_by_camera``; over all images if
+            no camera is known.
+        neighbors: how neighbours are searched: "exact" or "cells", see ``k_nearest``.
+        max_distance: pairs further apart are dropped; they do not matter to the clusterer.
         device: where neighbours are searched.
-        camera_sizes: keywords of :func:`~fastreid_ice.core.camera_jaccard_graph`, whose camera-aware distance is then
-            taken in place of the plain one of ``k1`` and ``k2``. The first process searches alone for it.
+        camera_sizes: keywords of ``camera_jaccard_graph``, whose camera-aware distance then replaces the plain one of
+            ``k1`` and ``k2``. The first process searches alone for it.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class JaccardClusterer(Clusterer):
 
     @staticmethod
     def graph_keywords(cfg: CfgNode) -> dict:
-        """The keywords of ``__init__`` that say how the graph is made."""
+        """The keywords of ``__init__`` that determine the graph."""
         node = cfg.CLUSTER
         sizes = {name.lower(): size for name, size in node.CA_JACCARD.items()}
         return {
@@ -116,7 +116,7 @@ class JaccardClusterer(Clusterer):
             )
 
     def _ranks(self, features: Tensor, k1: int) -> Tensor:
-        """(N, k1) int32 neighbours of all images, of which each process searches for its share."""
+        """(N, k1) int32 neighbours of all images; each process searches for its share of them."""
         rank, size, num_images = comm.get_rank(), comm.get_world_size(), len(features)
         _, indices = k_nearest(
             features,
@@ -136,14 +136,13 @@ def _gather(part: Tensor) -> Tensor:
 
 @CLUSTERER_REGISTRY.register()
 class JaccardDBSCAN(JaccardClusterer):
-    """DBSCAN on the sparse k-reciprocal Jaccard graph, the clustering of ICE, DCMIP and their family.
+    """DBSCAN on the sparse k-reciprocal Jaccard graph, the clustering of ICE, DCMIP and similar methods.
 
     Args:
         eps: radius in (0, 1]; an image with ``min_samples`` images within it is a core image.
-        auto_eps: choose the radius from the graph in place of ``eps``, each time, without truth; see
-            :func:`~fastreid_ice.core.choose_eps`. The graph then keeps every pair below distance 1, and takes several
-            times the memory.
-        graph: keywords of :class:`JaccardClusterer`.
+        auto_eps: instead of using ``eps``, choose the radius from the graph at each call, without true identities; see
+            ``choose_eps``. The graph then keeps every pair below distance 1, and takes several times the memory.
+        graph: keywords of ``JaccardClusterer``.
     """
 
     if_all_noise = "raise CLUSTER.EPS"

@@ -16,7 +16,7 @@ class KMeans(Clusterer):
     """Spherical k-means (faiss): every image gets a label, none is noise. For sets whose number of people is known.
 
     Args:
-        num_clusters: clusters to look for; at most one per image. Clusters left without an image are dropped.
+        num_clusters: the number of clusters, lowered to one per image. Clusters without an image are dropped.
         seed: of the random start.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Trains several configs on the embedded data, from one start and with the same seeds, and puts them in a table.
+"""Trains several configs on the synthetic data, from one start and with the same seeds, and puts them in a table.
 
 fastreid-ice compare
 fastreid-ice compare --seeds 5 --output logs/compare_mild DATASETS.SYNTHETIC.STRENGTH mild

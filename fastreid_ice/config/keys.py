@@ -98,7 +98,7 @@ def add_ice_config(cfg: CfgNode) -> None:
     # expression with one group, searched in the path below ROOT, such as "_c([0-9]+)".
     cfg.DATASETS.FOLDER = CfgNode({"CAMERAS": "none"})
 
-    cfg.DATASETS.SYNTHETIC = CfgNode()  # the embedded data, dataset name SyntheticPeople
+    cfg.DATASETS.SYNTHETIC = CfgNode()  # the synthetic data, dataset name SyntheticPeople
     cfg.DATASETS.SYNTHETIC.STRENGTH = "strong"  # how much cameras differ: "mild" or "strong"
     cfg.DATASETS.SYNTHETIC.TRAIN_IDENTITIES = 48
     cfg.DATASETS.SYNTHETIC.TEST_IDENTITIES = 24

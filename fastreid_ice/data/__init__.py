@@ -1,4 +1,4 @@
-"""Images in: views, samplers, loaders, and datasets (registered with fast-reid)."""
+"""Datasets (registered with fast-reid), views, samplers and loaders."""
 
 from .augment import RandomErasing, RandomFlipCrop, RandomGaussianBlur, build_augmentation
 from .crops import CropCache, Crops

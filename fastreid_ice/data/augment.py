@@ -1,6 +1,6 @@
-"""Augmentations of whole batches, on the device where the batch is, with the distributions of fast-reid's transforms.
+"""Augmentations of whole batches, on the device of the batch, with the distributions of fast-reid's transforms.
 
-Every image gets parameters of its own. They are drawn on the CPU, so that equal seeds give equal views on every device.
+Every image has its own parameters. They are drawn on the CPU, so that the same seed gives the same views on any device.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Augmentation = Callable[[Tensor, Generator], Tensor]
 
 
 def build_augmentation(cfg: CfgNode) -> Augmentation:
-    """fast-reid's training transform after resizing (``INPUT.*``), with ``INPUT.BLUR`` before the erasing."""
+    """fast-reid's training transform after resizing (``INPUT.*``), with ``INPUT.BLUR`` before erasing."""
     flip, padding, blur = cfg.INPUT.FLIP, cfg.INPUT.PADDING, cfg.INPUT.BLUR
     steps: list[Augmentation] = []
     if flip.ENABLED or padding.ENABLED:
@@ -54,7 +54,7 @@ def build_erasing(cfg: CfgNode) -> RandomErasing:
 
 
 class Augment:
-    """Several augmentations one after the other; gives float32."""
+    """Several augmentations, one after the other; the result is float32."""
 
     def __init__(self, steps: Sequence[Augmentation]) -> None:
         self.steps = steps
@@ -66,12 +66,12 @@ class Augment:
 
 
 class RandomFlipCrop:
-    """Mirrors images left to right with probability ``prob``, and cuts them out of a padded copy at a random place.
+    """Mirrors images left to right with probability ``prob``, and crops them from a padded copy at a random place.
 
     Args:
         prob: of each image.
         padding: pixels on each side; offsets are uniform in 0..2 * padding.
-        mode: what is padded: "constant" (black), "edge", "reflect" or "symmetric".
+        mode: how images are padded: "constant" (black), "edge", "reflect" or "symmetric".
     """
 
     def __init__(self, prob: float, padding: int, mode: str = "constant") -> None:
@@ -93,9 +93,9 @@ class RandomFlipCrop:
 
 
 class RandomGaussianBlur:
-    """Blurs an image with probability ``prob``, by a deviation drawn uniformly from ``sigma`` (pixels).
+    """Blurs an image with probability ``prob``, with a standard deviation drawn uniformly from ``sigma`` (pixels).
 
-    A true Gaussian up to three deviations; the pixels at the border are repeated beyond it.
+    The filter is a Gaussian up to three standard deviations; pixels at the border are repeated beyond it.
     """
 
     def __init__(self, prob: float, sigma: tuple[float, float]) -> None:
@@ -124,15 +124,15 @@ class RandomGaussianBlur:
 class RandomErasing:
     """Paints a random rectangle over an image with probability ``prob`` (Zhong et al., AAAI 2020).
 
-    Of ``attempts`` random rectangles the first that is lower and narrower than the image is taken, at a place drawn
-    uniformly; where none is, the image stays whole. The defaults are torchvision's, and so fast-reid's.
+    Of ``attempts`` random rectangles, the first that is lower and narrower than the image is used, at a uniformly drawn
+    place; if there is none, the image does not change. The defaults are those of torchvision, and thus of fast-reid.
 
     Args:
         prob: of each image.
         value: colour of the rectangle, one number or one per channel.
-        area: smallest and largest share of the image's area; uniform in between.
-        ratio: smallest and largest height over width.
-        ratio_draw: "log", the logarithm of the ratio is uniform; or "uniform", the ratio is.
+        area: smallest and largest share of the image's area, drawn uniformly in between.
+        ratio: smallest and largest ratio of height to width.
+        ratio_draw: "log" if the logarithm of the ratio is uniform, or "uniform" if the ratio is.
         attempts: rectangles drawn per image.
 
     Raises:
@@ -186,7 +186,7 @@ class RandomErasing:
 
 
 def _between(place: Tensor, length: Tensor, total: int) -> Tensor:
-    """(B, total) bool, True on ``length`` (B, 1) pixels that start ``place`` (B, 1), in [0, 1), of the way."""
+    """(B, total) bool, True for ``length`` (B, 1) pixels; ``place`` (B, 1), in [0, 1), is the relative start."""
     start = (place * (total - length + 1)).floor()
     pixels = torch.arange(total)
     return (pixels >= start) & (pixels < start + length)

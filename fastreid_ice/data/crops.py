@@ -1,4 +1,4 @@
-"""Crops by batches of positions: decoded, resized, and kept in memory where ``DATALOADER.CACHE`` says so.
+"""Crops in batches of positions: decoded, resized, and kept in memory if ``DATALOADER.CACHE`` asks for it.
 
 A batch is a dict of tensors: ``images`` (B, 3, H, W) uint8, and (B,) int64 columns (labels, cameras, ...).
 """
@@ -25,23 +25,23 @@ Transform = Callable[[Image.Image], Tensor]
 
 
 class CropCache:
-    """N crops in memory that this process shares with those it forks; whoever decodes one first fills it in.
+    """N crops in memory that this process shares with the processes it forks; the first to decode a crop stores it.
 
-    It costs N x H x W x 3 bytes once all are filled, 1.3 GB for the 12,936 of Market-1501 at 256 x 128, in each of the
-    processes that train. The memory is the system's anonymous one, which it hands out page by page as images come, and
-    takes back with the last process: /dev/shm, small in containers, is not used.
+    With all crops stored it takes N x H x W x 3 bytes, 1.3 GB for the 12,936 of Market-1501 at 256 x 128, in each of
+    the processes that train. It is anonymous memory, which the system provides page by page as images are stored, and
+    takes back with the last process. /dev/shm, which is small in containers, is not used.
 
     Args:
         num_images: N.
         size: (H, W).
-        copies: how many processes of this machine make a cache like this.
+        copies: the number of processes on this machine that make such a cache.
 
     Attributes:
-        images: (N, 3, H, W) uint8, black where there is none yet.
-        filled: (N,) bool.
+        images: (N, 3, H, W) uint8, black if not stored yet.
+        filled: (N,) bool, whether an image is stored.
 
     Raises:
-        InputError: there is less memory than all images take, or the system cannot fork.
+        InputError: there is not enough memory for all images, or the system cannot fork.
     """
 
     def __init__(self, num_images: int, size: tuple[int, int], *, copies: int = 1) -> None:
@@ -61,33 +61,33 @@ class CropCache:
 
 
 def available_memory(group: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes that this process could still get, within the limit of its container where ``group`` tells it."""
+    """Bytes that this process can still allocate, within the limit of its container if ``group`` states one."""
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         free = 1024 * int(lines["MemAvailable"].split()[0])
-    except OSError:  # not Linux: all there is
+    except OSError:  # not Linux: all memory
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with suppress(OSError, ValueError):  # no container, or "max", no limit
+    with suppress(OSError, ValueError):  # no container, or "max", which is no limit
         limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
         kinds = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        files = int(kinds["active_file"]) + int(kinds["inactive_file"])  # copies of files, dropped where there is need
+        files = int(kinds["active_file"]) + int(kinds["inactive_file"])  # cached files, dropped when memory is needed
         free = min(free, limit - used + files)
     return free
 
 
 class Crops(Dataset):
-    """N image files, each decoded and resized once per batch, or once at all with a cache.
+    """N image files, each decoded and resized once per batch, or only once with a cache.
 
-    An item is a whole batch: ``crops[[3, 1]]`` holds images 3 and 1. Every mode of Pillow becomes RGB of 8 bits, and an
-    image is turned upright as its EXIF tag says, as in fast-reid, whose (bicubic) resizing this is.
+    An item is a whole batch: ``crops[[3, 1]]`` holds images 3 and 1. As in fast-reid, every mode of Pillow becomes
+    8-bit RGB, an image is rotated according to its EXIF tag, and resizing is bicubic.
 
     Args:
         paths: N image files.
         size: (H, W) of the crops.
-        columns: name -> (N,) int64 tensor; entries i come along with image i.
-        cache: of the same N images and size.
-        transforms: view name -> transform of single images: with any, these views take the place of ``images``.
-        skip_unreadable: give a black image and ``readable`` 0 in place of an error.
+        columns: name -> (N,) int64 tensor; entry i is returned with image i.
+        cache: a cache for the same N images and size.
+        transforms: view name -> transform of single images; if there are any, these views replace ``images``.
+        skip_unreadable: return a black image and ``readable`` 0 instead of raising an error.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class Crops(Dataset):
         return batch | {view: torch.stack([transform(picture) for picture in pictures]) for view, transform in views}
 
     def _load(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, H, W) uint8, and (B,) bool, False for those that cannot be read."""
+        """Images (B, 3, H, W) uint8, and (B,) bool, False for images that cannot be read."""
         if self.cache is None:
             distinct, places = index.unique(return_inverse=True)  # small clusters recur within a batch
             images = torch.zeros(len(distinct), 3, *self.size, dtype=torch.uint8)
@@ -133,7 +133,7 @@ class Crops(Dataset):
         return self.cache.images[index], self.cache.filled[index]
 
     def _decode(self, index: int, out: Tensor) -> bool:
-        """Writes one image to ``out`` (3, H, W); False where it cannot be read."""
+        """Writes one image to ``out`` (3, H, W); returns False if it cannot be read."""
         height, width = self.size
         try:
             image = read_image(self.paths[index])
@@ -151,7 +151,7 @@ class Crops(Dataset):
 class LabelledCrops(Crops):
     """Crops for training: ``columns["targets"]`` holds the pseudo labels of the epoch.
 
-    With ``skip_unreadable``, an image that was readable when its epoch was clustered and is not any more gives way to
+    With ``skip_unreadable``, an image that was readable when its epoch was clustered, but is no longer, is replaced by
     the next one with its label; the next clustering leaves it out and counts it.
     """
 

@@ -1,4 +1,4 @@
-"""UnlabeledFolder: one's own crops, any folder of images, with or without cameras."""
+"""UnlabeledFolder: a dataset from any folder of images, with or without cameras."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ logger = logging.getLogger(f"fastreid.{__name__}")
 
 @DATASET_REGISTRY.register()
 class UnlabeledFolder(ImageDataset):
-    """Any folder of images (jpg, jpeg, png, webp, bmp, in any case, at any depth) without identities.
+    """Any folder of images (jpg, jpeg, png, webp, bmp, in upper or lower case, at any depth) without identities.
 
-    Links to files and folders are followed, and a folder is read once, however many links lead to it. Names that begin
-    with a dot are left out.
+    Links to files and folders are followed, and each folder is read once, however many links lead to it. Names that
+    begin with a dot are left out.
 
-    Where ``root`` holds the folders ``query`` and ``gallery``, these are not trained on, and can be evaluated: there
-    the identity of an image is the name of the folder that it lies in, as in ``query/anna/7.jpg`` and
-    ``gallery/anna/8.jpg``. Their cameras follow the same rule as those of training images, by the path below ``query``
-    or ``gallery``; with "folders" this is ``query/<camera>/<identity>/7.jpg``. As usual, gallery images of a query's
-    identity in its own camera do not count; without cameras all of them do.
+    If ``root`` contains the folders ``query`` and ``gallery``, these are not used for training, and can be evaluated.
+    There the identity of an image is the name of its folder, as in ``query/anna/7.jpg`` and ``gallery/anna/8.jpg``.
+    Their cameras follow the same rule as those of training images, applied to the path below ``query`` or ``gallery``;
+    with "folders" this is ``query/<camera>/<identity>/7.jpg``. As usual, gallery images of a query's identity in its
+    own camera do not count; without cameras all of them do.
 
     Args:
         root: the folder.
-        cameras: "none", they are not known; "folders", the first sub-folder is the camera; else a regular expression
-            with one group, the camera, which is searched in the path below ``root`` ("/" between folders).
+        cameras: "none" if they are not known; "folders" if the first sub-folder is the camera; else a regular
+            expression whose only group is the camera, searched in the path below ``root`` ("/" between folders).
 
     Attributes:
         paths: the training images, sorted.
-        cameras: the camera of each as text, None where it is not known.
+        cameras: the camera of each image as text, None if it is not known.
 
     Raises:
-        InputError: no such folder, fewer than two images, a path that does not tell its camera, or query and gallery
-            that do not fit each other.
+        InputError: no such folder, fewer than two images, a path in which no camera is found, or query and gallery that
+            do not match each other.
     """
 
     dataset_name = "unlabeledfolder"
@@ -88,7 +88,7 @@ class UnlabeledFolder(ImageDataset):
         """The keywords of ``__init__`` out of ``cfg.DATASETS``."""
         if not cfg.DATASETS.ROOT:
             raise InputError("DATASETS.ROOT is empty: it must name the folder of images")
-        return {"cameras": cfg.DATASETS.FOLDER.CAMERAS or "none"}  # yacs reads a bare None as nothing
+        return {"cameras": cfg.DATASETS.FOLDER.CAMERAS or "none"}  # yacs reads a bare None as an empty value
 
     def show_train(self) -> None:
         """Logs how many images each camera has."""
@@ -140,7 +140,7 @@ class UnlabeledFolder(ImageDataset):
         for name in names:
             if name.count("/") <= layout.count("/"):
                 raise InputError(f"{str(folder / name)!r} must lie in a folder {part}/{layout}")
-        # Where cameras are not known, query and gallery stand for two, so that all images of a person count.
+        # If cameras are not known, query and gallery count as two cameras, so that all images of a person count.
         cameras = [part] * len(names) if self._camera is None else self._cameras(folder, names)
         return [(str(folder / name), name.split("/")[-2], camera) for name, camera in zip(names, cameras, strict=True)]
 
@@ -148,8 +148,8 @@ class UnlabeledFolder(ImageDataset):
 def list_images(root: Path, leave_out: Collection[Path] = ()) -> list[str]:
     """The images below ``root``: sorted paths relative to it, with "/" between folders.
 
-    Each folder is read once, by its own path if it lies below ``root``, else by the first link to it; so links may go
-    round in circles.
+    Each folder is read once, by its own path if it is below ``root``, else by the first link to it. Links may therefore
+    form circles.
 
     Args:
         root: the folder.
@@ -187,7 +187,7 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 def _camera_pattern(rule: str) -> re.Pattern | None:
-    """What finds a camera in a path, as its one group; None where cameras are not known."""
+    """The pattern whose only group finds the camera in a path; None if cameras are not known."""
     if rule == "none":
         return None
     key = f"DATASETS.FOLDER.CAMERAS {rule!r}"

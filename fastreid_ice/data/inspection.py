@@ -1,4 +1,4 @@
-"""A look at every training image before training: sizes, files that cannot be read, copies."""
+"""Inspecting every image before training: sizes, unreadable files, duplicates."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ logger = logging.getLogger(f"fastreid.{__name__}")
 
 
 def inspect_images(paths: Sequence[str], *, unreadable: str) -> None:
-    """Reads every image as training will, and logs the smallest and largest, unreadable ones and copies.
+    """Reads every image as training will, and logs the smallest and the largest, unreadable images and duplicates.
 
-    Copies are files of the same bytes; only those that agree in length and size of the picture are compared. Decoding
-    runs in threads; memory is linear in the number of images.
+    Duplicates are files with the same bytes; only files of the same length and image size are compared. Decoding runs
+    in threads; memory is linear in the number of images.
 
     Args:
         paths: the files.
-        unreadable: what follows from an image that cannot be read, ``DATALOADER.UNREADABLE``: "error" or "skip".
+        unreadable: what happens if an image cannot be read, ``DATALOADER.UNREADABLE``: "error" or "skip".
 
     Raises:
         InputError: an image cannot be read and ``unreadable`` is "error", or fewer than two can.
@@ -63,7 +63,7 @@ def inspect_images(paths: Sequence[str], *, unreadable: str) -> None:
 
 
 def _read(path: str) -> tuple[int, int, int] | str:
-    """Width, height and bytes of an image, or why it cannot be read."""
+    """Width, height and bytes of an image, or the reason why it cannot be read."""
     try:
         return (*read_image(path).size, os.path.getsize(path))
     except OSError as error:
@@ -73,12 +73,12 @@ def _read(path: str) -> tuple[int, int, int] | str:
 def _digest(path: str) -> Hashable:
     try:
         return hashlib.blake2b(Path(path).read_bytes()).digest()
-    except OSError:  # gone by now, so like no other
+    except OSError:  # deleted since, so equal to no other
         return path
 
 
 def _in_threads(work: Callable[[str], Any], paths: Sequence[str], title: str) -> Iterator[Any]:
-    """``work`` on each path, in order. Pillow decodes without Python's lock."""
+    """The result of ``work`` for each path, in order. Pillow releases Python's lock while it decodes."""
     with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
         results = pool.imap(work, paths, chunksize=16)
         for _ in progress(paths, title):
@@ -86,7 +86,7 @@ def _in_threads(work: Callable[[str], Any], paths: Sequence[str], title: str) ->
 
 
 def _groups(values: dict[str, Hashable]) -> list[list[str]]:
-    """The paths of equal value, where there are several."""
+    """The groups of two or more paths with equal values."""
     groups = defaultdict(list)
     for path, value in values.items():
         groups[value].append(path)

@@ -36,11 +36,11 @@ class TrainingSet:
 
     Args:
         paths: N files.
-        cameras: (N,) int64 in 0..number of cameras - 1, -1 where a dataset does not know them.
-        identities: (N,) int64, the truth, -1 where a dataset does not know it: for measuring pseudo labels and for the
-            upper bound.
-        cache: of their crops at ``INPUT.SIZE_TRAIN``.
-        camera_names: what people call each camera.
+        cameras: (N,) int64 in 0..number of cameras - 1, -1 if a dataset does not know them.
+        identities: (N,) int64 true identities, -1 if a dataset does not know them; only for measuring the quality of
+            pseudo labels and for the upper bound.
+        cache: a cache of their crops at ``INPUT.SIZE_TRAIN``.
+        camera_names: the name of each camera.
     """
 
     paths: list[str]
@@ -54,25 +54,25 @@ class TrainingSet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Equal for equal listings: a hash of the paths, in order, below the folder that they have in common."""
+        """A hash of the paths, in order and relative to their common folder; equal for equal listings."""
         paths = [os.path.abspath(path) for path in self.paths]
         start = len(os.path.commonpath(paths))
         return hashlib.blake2b(os.fsencode("\0".join(path[start:] for path in paths)), digest_size=16).hexdigest()
 
     @property
     def named_cameras(self) -> list[str]:
-        """The camera of each image by name, "" where it is not known."""
+        """The name of each image's camera, "" if it is not known."""
         return [self.camera_names[camera] if camera >= 0 else "" for camera in self.cameras.tolist()]
 
 
 def build_dataset(cfg: CfgNode, name: str) -> ImageDataset:
     """The registered dataset ``name``, in the folder that ``DATASETS.ROOT`` names.
 
-    Where that is empty, it is the folder that the variable FASTREID_DATASETS names, ``datasets`` by default. A dataset
-    with a ``from_config(cfg)`` gets its keyword arguments from there.
+    If that is empty, the folder is that of the environment variable FASTREID_DATASETS, by default ``datasets``. A
+    dataset with a ``from_config(cfg)`` gets its keyword arguments from it.
 
     Raises:
-        InputError: no dataset of this name, or its files are missing or do not look as they should.
+        InputError: no dataset has this name, or its files are missing or not as expected.
     """
     cls = lookup(DATASET_REGISTRY, name, "DATASETS.NAMES or DATASETS.TESTS")
     options = cls.from_config(cfg) if hasattr(cls, "from_config") else {}
@@ -84,7 +84,7 @@ def build_training_set(cfg: CfgNode) -> TrainingSet:
     """The images of ``DATASETS.NAMES``, one dataset after the other, each sorted by path.
 
     Raises:
-        InputError: as ``build_dataset``, a dataset without a training image, or one too large for ``DATALOADER.CACHE``.
+        InputError: as ``build_dataset``; a dataset without training images, or too large for ``DATALOADER.CACHE``.
     """
     items = []
     for name in cfg.DATASETS.NAMES:
@@ -97,15 +97,15 @@ def build_training_set(cfg: CfgNode) -> TrainingSet:
     if cfg.DATALOADER.CACHE == "ram":
         cache = CropCache(len(paths), crop_size(cfg, "SIZE_TRAIN"), copies=comm.get_local_size())
     names = [str(camera) for camera in _distinct(cameras)]
-    if len(cfg.DATASETS.NAMES) == 1:  # fast-reid puts the dataset before each, to tell those of several apart
+    if len(cfg.DATASETS.NAMES) == 1:  # fast-reid prefixes the dataset, to distinguish those of several
         names = [name.removeprefix(f"{getattr(dataset, 'dataset_name', '')}_") for name in names]
     return TrainingSet(list(paths), _numbered(cameras), _numbered(identities), cache, names)
 
 
 def build_feature_loader(cfg: CfgNode, training_set: TrainingSet) -> DataLoader:
-    """The training set in order at ``INPUT.SIZE_TEST``; this process's contiguous part of it.
+    """The training set in order at ``INPUT.SIZE_TEST``: the contiguous part of this process.
 
-    Crops come from the cache where that size is ``INPUT.SIZE_TRAIN`` too. The workers stay until the loader goes.
+    Crops come from the cache if that size equals ``INPUT.SIZE_TRAIN``. The workers live as long as the loader.
     """
     same_size = crop_size(cfg, "SIZE_TEST") == crop_size(cfg, "SIZE_TRAIN")
     return _inference_loader(
@@ -118,7 +118,7 @@ def build_feature_loader(cfg: CfgNode, training_set: TrainingSet) -> DataLoader:
 
 
 def existing_tests(cfg: CfgNode) -> tuple[str, ...]:
-    """``DATASETS.TESTS`` without datasets that may have nothing to evaluate, and have not (``has_test_set``)."""
+    """``DATASETS.TESTS`` without datasets that have nothing to evaluate, by their ``has_test_set``."""
     classes = {name: lookup(DATASET_REGISTRY, name, "DATASETS.TESTS") for name in cfg.DATASETS.TESTS}
     return tuple(
         name for name, cls in classes.items() if not hasattr(cls, "has_test_set") or cls.has_test_set(cfg.DATASETS.ROOT)
@@ -132,9 +132,9 @@ def has_unchecked_images(cfg: CfgNode) -> bool:
 
 
 def build_test_loader(cfg: CfgNode, name: str) -> tuple[DataLoader, int]:
-    """Query, then gallery of a dataset, and the number of query images, as fast-reid's evaluator expects them.
+    """The query and then the gallery of a dataset, and the number of queries, as fast-reid's evaluator expects them.
 
-    ``images`` are uint8: networks convert them on their device.
+    ``images`` are uint8; networks convert them on their device.
     """
     data = build_dataset(cfg, name)
     query, gallery = (_listing(cfg, data, name, part) for part in ("query", "gallery"))
@@ -148,27 +148,27 @@ def build_test_loader(cfg: CfgNode, name: str) -> tuple[DataLoader, int]:
 class PseudoLabelLoader:
     """The training loader, whose labels change every epoch: an endless iterator of batches, restarted by ``reset``.
 
-    Workers decode each image once and give crops; the views are made of whole batches in this process, on ``device``,
-    and follow from the seed of the epoch, whatever the number of workers. The workers outlive the epochs, except where
-    ``transforms`` draw from their generators. A batch holds a (B, 3, H, W) float32 tensor in [0, 255] per view, on
+    Workers decode each image once into a crop. The views are made from whole batches in this process, on ``device``,
+    and depend only on the seed of the epoch, not on the number of workers. Workers are kept from epoch to epoch, except
+    if ``transforms`` draw from their generators. A batch holds a (B, 3, H, W) float32 tensor in [0, 255] per view, on
     ``device``, and (B,) int64 ``targets``, ``camids``, ``indices`` and ``readable``.
 
-    ``dataset`` answers what fast-reid's DefaultTrainer asks of a loader: its length sets the iterations per epoch, and
-    0 classes say that no classifier is trained.
+    ``dataset`` provides what fast-reid's DefaultTrainer reads from a loader: its length determines the iterations per
+    epoch, and 0 classes mean that no classifier is trained.
 
     Args:
         training_set: N images.
         size: (H, W) of the crops.
-        views: view -> what makes it of a batch of crops; those that the losses ask for.
-        transforms: view -> what makes it of a single crop, in place of ``views``.
+        views: view -> the augmentation that makes it from a batch of crops, for the views that the losses read.
+        transforms: view -> the transform that makes it from a single crop, instead of ``views``.
         batch_size: images per process and step.
         num_instances: images of one pseudo identity in a batch.
         sampling: how these are drawn, see ``IdentitySampler``.
         iters_per_epoch: steps from one reset to the next.
-        skip_unreadable: as for ``LabelledCrops``.
-        num_workers: decoding processes; 0 decodes in this one.
+        skip_unreadable: as in ``LabelledCrops``.
+        num_workers: number of decoding processes; 0 decodes in this process.
         device: where views are made.
-        rank, world_size: this process among those that share a batch.
+        rank, world_size: the number of this process, and of the processes that share a batch.
     """
 
     def __init__(
@@ -198,7 +198,7 @@ class PseudoLabelLoader:
         self.rank = rank
         self.world_size = world_size
         self.dataset = _Epoch(iters_per_epoch * batch_size * world_size)
-        # In shared memory, where workers that stay see the labels of a new epoch.
+        # In shared memory, so that existing workers see the labels of a new epoch.
         self._labels = torch.full((len(training_set),), -1).share_memory_()
         self._crops = LabelledCrops(
             training_set.paths,
@@ -232,7 +232,7 @@ class PseudoLabelLoader:
         )
 
     def reset(self, labels: Tensor, seed: int | tuple[int, ...]) -> None:
-        """Starts to draw batches for ``labels`` (N,), -1 for images that are left out."""
+        """Starts drawing batches for ``labels`` (N,), -1 for images that are left out."""
         sampler = IdentitySampler(
             labels,
             self.training_set.cameras,
@@ -246,7 +246,7 @@ class PseudoLabelLoader:
         self._indices.batches = BatchSampler(sampler, self.batch_size, drop_last=True)
         own_seed = np.random.SeedSequence([self.rank, *np.atleast_1d(seed).tolist()])
         self._generator.manual_seed(int(own_seed.generate_state(1)[0]))
-        fresh = bool(self._crops.transforms)  # fast-reid's draw from generators that workers get when they start
+        fresh = bool(self._crops.transforms)  # they draw from generators that workers get when they start
         if fresh:
             self.close()
         if self._loader is None:
@@ -289,10 +289,10 @@ def _inference_loader(cfg: CfgNode, paths: Sequence[str], columns: dict[str, Ten
 
 
 def _loader(crops: Crops, batches: Sampler[list[int]], num_workers: int, *, fresh: bool = False) -> DataLoader:
-    """Batches of crops by ``batches``, from workers that stay until the loader goes.
+    """Batches of crops by ``batches``, from workers that live as long as the loader.
 
     Args:
-        fresh: what workers draw follows from the generator of this process, as it is when they start.
+        fresh: seed the workers from the generator of this process when they start.
     """
     return DataLoader(
         crops,
@@ -301,16 +301,16 @@ def _loader(crops: Crops, batches: Sampler[list[int]], num_workers: int, *, fres
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=num_workers > 0,
-        # A cache is shared by fork alone, which is not the default everywhere.
+        # A cache is shared only by fork, which is not the default everywhere.
         multiprocessing_context="fork" if num_workers and crops.cache is not None else None,
-        # Otherwise the start of the workers would draw a seed from the generator of this process, and a resumed run,
-        # which starts them in a later epoch, would go on from another state.
+        # Otherwise starting the workers would draw a seed from the generator of this process, and a resumed run, which
+        # starts them in a later epoch, would continue from another state.
         generator=None if fresh else torch.Generator(),
     )
 
 
 def _numbered(values: tuple) -> Tensor:
-    """Values as positions in their sorted order, None as -1."""
+    """Each value as its position among the sorted values, None as -1."""
     number = {value: i for i, value in enumerate(_distinct(values))} | {None: -1}
     return torch.tensor([number[value] for value in values])
 
@@ -320,7 +320,7 @@ def _distinct(values: tuple) -> list:
 
 
 def _listing(cfg: CfgNode, dataset: ImageDataset, name: str, part: str) -> list[tuple]:
-    """fast-reid's (path, person, camera) of one part, which many datasets read from the disk only now."""
+    """fast-reid's (path, person, camera) of one part, which many datasets do not read from the disk before this."""
     with _explaining(cfg, name):
         items = getattr(dataset, part)
         if not items:
@@ -343,7 +343,7 @@ def _explaining(cfg: CfgNode, name: str) -> Iterator[None]:
 
 
 def _where_it_may_be(root: str, error: str) -> str:
-    """The end of a sentence about a folder that fast-reid has not found: one level too deep, or not unpacked yet."""
+    """The end of a message about a folder that fast-reid has not found: it is one level too deep, or not unpacked."""
     missing = re.search('"(.+)" is not found', error)
     if not missing:
         return ""

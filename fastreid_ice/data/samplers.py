@@ -1,4 +1,4 @@
-"""P x K sampling of pseudo-labelled images: P identities a batch, K images of each."""
+"""P x K sampling of pseudo-labelled images: P identities per batch, K images of each."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ class IdentitySampler(Sampler[int]):
     """An endless stream of image indices: shuffled identities, K consecutive images of each.
 
     Every identity comes exactly once per pass over all identities. A global batch holds G = world_size * batch_size / K
-    identities, all different as soon as there are G of them: where a batch reaches beyond the end of a pass, the next
-    pass starts with identities that the batch does not hold yet. Fewer than G identities recur within a batch as evenly
-    as possible, with images that the batch does not hold yet where the identity has such.
+    identities. They are all different if there are at least G of them: when a batch extends beyond the end of a pass,
+    the next pass starts with identities that the batch does not hold yet. If there are fewer than G identities, they
+    are repeated within a batch as evenly as possible, with images that the batch does not hold yet as long as the
+    identity has any.
 
-    Every process draws the same global stream and yields its own share of each batch: whole groups, no group twice. An
-    identity that recurs is dealt out evenly: if it has n groups, each process holds n / world_size of some identity.
+    Every process draws the same global stream and yields its own share of each batch: whole groups, none of them in two
+    processes. A repeated identity is distributed evenly over the processes.
 
-    The K images of an identity, which has n images in C cameras, are drawn in one of three ways:
+    The K images of an identity with n images in C cameras are drawn in one of three ways:
 
     - "spread" over the cameras (ICE; "MoreCameraSampler" in the published code): one image from each of min(K, C)
       random cameras, then, if C < K, K - C of the other images. On average an image that is one of m in its camera
-      comes K / (C m) times a pass if C >= K, 1/m + (1 - 1/m) (K - C) / (n - C) times if C < K and C < n, and K / n
+      comes K / (C m) times per pass if C >= K, 1/m + (1 - 1/m) (K - C) / (n - C) times if C < K and C < n, and K / n
       times if C = n < K.
-    - "anchor" (Cluster Contrast, DCMIP; "RandomMultipleGallerySampler" of SpCL): any image first, then K - 1 images of
-      other cameras than that one's, with replacement where there are fewer; of its own camera where C = 1. Updates of a
-      proxy by each image in turn depend on that order.
-    - "random": K of the n images, each K / n times a pass on average, whatever their cameras.
+    - "anchor" (Cluster Contrast, DCMIP; "RandomMultipleGallerySampler" of SpCL): first any image, then K - 1 images of
+      other cameras than that of the first, with replacement if there are fewer; from its own camera if C = 1. Updating
+      a proxy with each image in turn depends on this order.
+    - "random": K of the n images, each K / n times per pass on average, whatever their cameras.
 
-    Images that do not suffice recur in turn, except for "anchor". The published code of "spread" draws them with
-    replacement instead, and by that loses cameras of an identity with one image in each of fewer than K cameras; here
-    no camera is lost.
+    If there are too few images, they are repeated in turn, except for "anchor". The published code of "spread" draws
+    them with replacement instead, which can lose cameras of an identity with one image in each of fewer than K cameras;
+    here no camera is lost.
 
     Args:
         labels: (N,) pseudo identity of each image; images with a negative label (noise) are never drawn.
@@ -43,15 +44,15 @@ class IdentitySampler(Sampler[int]):
         batch_size: images per batch and process, a multiple of ``num_instances``.
         num_instances: K, images per identity and group.
         sampling: how the K images are drawn, one of ``SAMPLINGS``.
-        seed: fixes the stream, which every iterator starts anew; the same in every process; an integer >= 0 or
-            several, such as ``(seed, epoch)``.
+        seed: determines the stream, with which every iterator starts again; the same in every process; an integer >= 0
+            or several, such as ``(seed, epoch)``.
         rank: number of this process, in [0, world_size).
         world_size: number of processes.
 
     Raises:
-        ValueError: if the arguments do not fit together, or no image has a label.
+        ValueError: if the arguments do not match each other, or no image has a label.
 
-    Setting up sorts the labels in O(N log N); drawing a group shuffles the images of its identity. Memory is O(N).
+    Construction sorts the labels in O(N log N); drawing a group shuffles the images of its identity. Memory is O(N).
 
     Example:
         >>> from torch.utils.data import BatchSampler
@@ -107,7 +108,7 @@ class IdentitySampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         rng = np.random.default_rng(self.seed)
-        drawn = np.zeros(len(self.cameras), dtype=np.int64)  # how often the current batch holds each image
+        drawn = np.zeros(len(self.cameras), dtype=np.int64)  # how many times the current batch holds each image
         for identities in self._identity_batches(rng):
             if self.groups_per_batch > len(self.images):
                 # The stride below then gives the copies of an identity to different processes, if there are enough.
@@ -120,11 +121,11 @@ class IdentitySampler(Sampler[int]):
             yield from batch[self.rank :: self.world_size].ravel().tolist()
 
     def _identity_batches(self, rng: np.random.Generator) -> Iterator[np.ndarray]:
-        """Batches of identities, (groups_per_batch,) each, from one permutation of all identities after another."""
+        """Batches of identities, (groups_per_batch,) each, from consecutive permutations of all identities."""
         open_batch = np.empty(0, dtype=np.int64)
         while True:
             order = rng.permutation(len(self.images))
-            # Only as many identities move to the front as the open batch has room for; all others stay in random order.
+            # Only as many identities move to the front as the open batch still needs; the others stay in random order.
             presence = np.bincount(open_batch, minlength=len(order))
             front = np.argsort(presence[order], kind="stable")[: self.groups_per_batch - len(open_batch)]
             stream = np.concatenate([open_batch, order[front], np.delete(order, front)])
@@ -133,7 +134,7 @@ class IdentitySampler(Sampler[int]):
             open_batch = stream[complete:]
 
     def _draw_group(self, images: np.ndarray, drawn: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """K of one identity's `images`, those that the batch holds least often (`drawn`) first."""
+        """K of one identity's ``images``; those that the batch holds least often (``drawn``) come first."""
 
         def shuffle(candidates: np.ndarray) -> np.ndarray:
             candidates = rng.permutation(candidates)
@@ -146,13 +147,13 @@ class IdentitySampler(Sampler[int]):
             return self._draw_around(images, rng)
         leaders = np.unique(self.cameras[images], return_index=True)[1]  # the first image of each camera
         picks = shuffle(images[leaders])[: self.num_instances]
-        # Shuffled again, as what follows the leaders in the first order favours cameras with many images.
+        # Shuffled again, because the images after the leaders in the first order favour cameras with many images.
         others = shuffle(np.delete(images, leaders))
         extra = np.resize(others if others.size else picks, self.num_instances - len(picks))
         return np.concatenate([picks, extra])
 
     def _draw_around(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """The first of the shuffled `images`, and K - 1 others, of other cameras where there are such."""
+        """The first of the shuffled ``images``, and K - 1 others, from other cameras if there are any."""
         anchor, others = images[:1], images[1:]
         elsewhere = others[self.cameras[others] != self.cameras[anchor]]
         others = next(some for some in (elsewhere, others, anchor) if some.size)
@@ -162,7 +163,7 @@ class IdentitySampler(Sampler[int]):
 
 
 class CurrentBatches(Sampler[list[int]]):
-    """Whichever ``batches`` are set when an iterator starts: a loader keeps its workers while they change."""
+    """The ``batches`` that are set when an iterator starts, so that a loader keeps its workers while they change."""
 
     def __init__(self) -> None:
         self.batches: Iterable[list[int]] = ()

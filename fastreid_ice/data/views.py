@@ -1,7 +1,8 @@
-"""The views of an image that the losses ask for: strong ones, each augmented for itself, and weak ones, as it is.
+"""The views of an image that the losses read: strong ones, each augmented separately, and weak ones, which are not.
 
-They are made of whole batches on the device of the model. fast-reid's AUTOAUG, CJ, AFFINE, AUGMIX, RPT and CROP work on
-single images: with one of them on, all views are made by its own transforms, in the loader's workers, of resized crops.
+They are made from whole batches on the device of the model. fast-reid's AUTOAUG, CJ, AFFINE, AUGMIX, RPT and CROP work
+on single images. With one of them on, all views are made from resized crops by fast-reid's transforms, in the loader's
+workers.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def crop_size(cfg: CfgNode, key: str) -> tuple[int, int]:
     """(H, W) from ``INPUT.<key>``.
 
     Raises:
-        InputError: it is not two positive whole numbers.
+        InputError: it does not consist of two positive integers.
     """
     size = cfg.INPUT[key]
     if len(size) != 2 or not all(isinstance(side, int) and side >= 1 for side in size):
@@ -34,7 +35,7 @@ def crop_size(cfg: CfgNode, key: str) -> tuple[int, int]:
 
 
 def build_views(cfg: CfgNode, names: Iterable[str]) -> dict[str, Augmentation]:
-    """View name -> what makes it of a batch; empty where ``build_transforms_of_views`` makes them."""
+    """View name -> the augmentation that makes it from a batch; empty if ``build_transforms_of_views`` makes them."""
     if _needs_single_images(cfg):
         return {}
     strong = build_augmentation(cfg)
@@ -42,7 +43,7 @@ def build_views(cfg: CfgNode, names: Iterable[str]) -> dict[str, Augmentation]:
 
 
 def build_transforms_of_views(cfg: CfgNode, names: Iterable[str]) -> dict[str, Transform]:
-    """View name -> what makes it of a single crop, where ``INPUT`` asks for that; otherwise empty."""
+    """View name -> the transform that makes it from a single crop, if ``INPUT`` requires that; otherwise empty."""
     if not _needs_single_images(cfg):
         return {}
     without_erasing = cfg.clone()
@@ -68,7 +69,7 @@ def build_test_transform(cfg: CfgNode, key: str) -> Transform:
 
 
 def weak_view(images: Tensor, generator: Generator) -> Tensor:
-    """The images alone, as float32."""
+    """The images unchanged, as float32."""
     return images.float()
 
 

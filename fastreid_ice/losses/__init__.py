@@ -1,6 +1,6 @@
-"""Losses on pseudo labels: one module per method, each with its :class:`LossTerm` classes in ``LOSS_REGISTRY``.
+"""Losses on pseudo labels: one module per method, each with its ``LossTerm`` classes in ``LOSS_REGISTRY``.
 
-Every module of this folder is imported, so that a further method is one file.
+Every module of this folder is imported, so that a new method is one file.
 """
 
 from importlib import import_module

@@ -1,6 +1,6 @@
 """The loss protocol, the registry, and ``build_losses(cfg)``.
 
-A new loss is one file with a registered :class:`LossTerm` and its name in ``MODEL.LOSSES.NAME``.
+A new loss is one file with a registered ``LossTerm`` and its name in ``MODEL.LOSSES.NAME``.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from ..errors import InputError
 
 LOSS_REGISTRY = Registry("LOSS")
 LOSS_REGISTRY.__doc__ = (
-    """Loss terms on pseudo labels. A registered class is a :class:`LossTerm`, built by ``build_losses``."""
+    """Loss terms on pseudo labels. A registered class is a ``LossTerm``, built by ``build_losses``."""
 )
 
 
 @dataclass(frozen=True)
 class Step:
-    """One training step as the losses see it: the batch of all processes, of which B images.
+    """One training step as the losses see it: the batch of all processes, B images in total.
 
     Args:
         labels: (B,) pseudo labels in [0, C).
         cameras: (B,) camera ids, as in ``Clusters.cameras``.
         indices: (B,) positions in the training set.
-        online, momentum, momentum_weak: (B, D) features of each view as the encoder emits them, or None where no loss
-            asked for the view. Only ``online`` carries a gradient.
+        online, momentum, momentum_weak: (B, D) features of each view as the encoder emits them, or None if no loss
+            reads the view. Only ``online`` carries a gradient.
     """
 
     labels: Tensor
@@ -44,14 +44,14 @@ class Step:
 
 
 class LossTerm(nn.Module):
-    """Base of all losses: a weight, hyper-parameters, and the memory the loss needs.
+    """Base of all losses: a weight, hyper-parameters, and the memory that the loss needs.
 
     A term declares the node of its config, ``MODEL.LOSSES.<node>``, whose keys are the keyword arguments of
     ``__init__`` in capitals, and the views it reads: "online", the online encoder on a strong view; "momentum", the
-    momentum encoder on another; "momentum_weak", the momentum encoder on the weak view, which is resized only. A term
-    that sets ``needs_momentum_features`` finds the momentum encoder's features of all images in its ``Clusters``,
-    whichever were clustered; one that sets ``needs_cameras`` is refused where cameras are not known. What a loss
-    remembers of the clusters lives in buffers that are not saved, since every epoch fills them anew.
+    momentum encoder on another strong view; "momentum_weak", the momentum encoder on the weak view, which is only
+    resized. A term that sets ``needs_momentum_features`` finds the momentum encoder's features of all images in its
+    ``Clusters``, whichever features were clustered. One that sets ``needs_cameras`` is refused if cameras are not
+    known. The memory of a loss is kept in buffers that are not saved, because every epoch fills them again.
     """
 
     views: ClassVar[frozenset[str]]
@@ -71,7 +71,7 @@ class LossTerm(nn.Module):
         raise NotImplementedError
 
     def after_step(self, step: Step) -> None:
-        """Updates the memory after the optimiser's step, without gradient. Equal in all processes: so is ``step``."""
+        """Updates the memory after the optimiser's step, without gradient. ``step`` is the same in all processes."""
 
     def remember(self, name: str, value: Tensor) -> None:
         """Keeps ``value`` as the buffer ``name``, on the module's device, outside of checkpoints."""
@@ -79,11 +79,11 @@ class LossTerm(nn.Module):
 
 
 def build_losses(cfg: CfgNode) -> nn.ModuleDict:
-    """The loss terms that ``MODEL.LOSSES.NAME`` lists, keyed by the name under which they are logged.
+    """The loss terms that ``MODEL.LOSSES.NAME`` lists, by the name under which they are logged.
 
     Raises:
-        InputError: an unknown or doubled name, a key that the loss does not take, or a value that it refuses with an
-            InputError of its own. Any other error of a loss stays as it is.
+        InputError: an unknown or repeated name, a key that the loss does not take, or a value that it refuses with an
+            InputError. Any other error of a loss is passed on unchanged.
     """
     terms = nn.ModuleDict()
     for cls in _named_losses(cfg):
@@ -100,12 +100,12 @@ def build_losses(cfg: CfgNode) -> nn.ModuleDict:
 
 
 def required_views(cfg: CfgNode) -> frozenset[str]:
-    """The views that the losses of ``MODEL.LOSSES.NAME`` read together."""
+    """The views that the losses of ``MODEL.LOSSES.NAME`` read, all together."""
     return frozenset().union(*(cls.views for cls in _named_losses(cfg)))
 
 
 def check_cameras(cfg: CfgNode, cameras: Tensor) -> None:
-    """Looks whether the losses of ``MODEL.LOSSES.NAME`` can learn from these cameras, (N,) int64, -1 if not known.
+    """Checks that the losses of ``MODEL.LOSSES.NAME`` can learn from these cameras, (N,) int64, -1 if not known.
 
     Raises:
         InputError: a camera is not known, and a loss needs it.

@@ -1,6 +1,6 @@
 """The two losses of DCMIP (Zou et al., ICCV 2023); the first of them alone is Cluster Contrast (Dai et al., 2021).
 
-Both memories move after the optimiser's step, from the batch of all processes, and never in a backward pass.
+Both memories are updated after the optimiser's step, from the batch of all processes, and never in a backward pass.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..core import (
 from ..errors import InputError
 from .base import LOSS_REGISTRY, LossTerm, Step
 
-# How a batch moves a proxy, by the word that says so in the config. A further design is a function like these,
+# How a batch updates a proxy, by its name in the config. A new design is a function like these,
 # (proxies, features, labels, *, momentum) -> updated proxies (see core.proxies), and an entry here.
 UPDATE_REGISTRY: dict[str, Callable[..., Tensor]] = {
     "hardest": update_hardest,
@@ -37,15 +37,15 @@ UPDATE_REGISTRY: dict[str, Callable[..., Tensor]] = {
 
 @LOSS_REGISTRY.register()
 class DiscrepantProxyLoss(LossTerm):
-    """Several proxies per cluster, which start at its mean and drift apart, each by an update design of its own.
+    """Several proxies per cluster, which start at its mean and then differ, since each has an update design of its own.
 
     Args:
-        updates: one word of ``UPDATE_REGISTRY`` per proxy. ("each",) and ("hardest",) are Cluster Contrast.
-        margins: one value from 0 per proxy, the loss below which it gives no gradient; empty for none.
+        updates: one name from ``UPDATE_REGISTRY`` per proxy. ("each",) and ("hardest",) are Cluster Contrast.
+        margins: one value of at least 0 per proxy, the loss below which it gives no gradient; empty for none.
         momentum: weight of the old proxy in an update, in [0, 1].
 
     Raises:
-        InputError: for an unknown word, or a value out of range.
+        InputError: for an unknown name, or a value out of range.
     """
 
     views = frozenset({"online"})
@@ -96,17 +96,16 @@ class DiscrepantProxyLoss(LossTerm):
 
 @LOSS_REGISTRY.register()
 class MultiInstanceLoss(LossTerm):
-    """A bank of features of each cluster: its most similar one repels, the least similar own one attracts.
+    """A bank with features of each cluster: the most similar ones of others repel, the least similar own one attracts.
 
-    The bank starts from the momentum features of members drawn at random, and holds those of the last batch that had
-    the cluster.
-    It takes 4 C K D bytes.
+    The bank starts with the momentum features of random members, and afterwards holds features from the last batch that
+    contained the cluster. It takes 4 C K D bytes.
 
     Args:
-        num_instances: features kept of each cluster, at least 1; a smaller cluster has members repeated.
-        repetition: whether members are repeated in the bank's start only as "needed", or "always" may be.
-        store: whose features of a batch replace those of its clusters, "momentum" or "online".
-        positive: where the positive is looked for, in the "bank" or among the momentum features of the "batch".
+        num_instances: features kept per cluster, at least 1; members of a smaller cluster are repeated.
+        repetition: when the bank is filled, members are repeated only as "needed", or may "always" be.
+        store: the encoder whose features of a batch replace those of its clusters, "momentum" or "online".
+        positive: where the positive is searched, in the "bank" or among the momentum features of the "batch".
 
     Raises:
         InputError: for a value out of range.
@@ -143,7 +142,7 @@ class MultiInstanceLoss(LossTerm):
 
     def begin_epoch(self, clusters: Clusters) -> None:
         features = clusters.features if clusters.momentum_features is None else clusters.momentum_features
-        # One seed for all processes, so that they draw the same instances throughout the epoch.
+        # The same seed in all processes, so that they draw the same instances throughout the epoch.
         self.generator = torch.Generator(features.device).manual_seed(comm.shared_random_seed())
         _, members = draw_instances(
             clusters.labels, self.num_instances, repetition=self.repetition, generator=self.generator
@@ -164,5 +163,5 @@ class MultiInstanceLoss(LossTerm):
     def after_step(self, step: Step) -> None:
         members = draw_batch_instances(step.labels, self.num_instances, generator=self.generator)
         features = step.momentum if self.store == "momentum" else step.online
-        # In place: a copy of the bank at every step would double what it takes. Rows of one cluster write the same.
+        # In place, because a copy of the bank would double its memory. Rows of one cluster write the same values.
         self.bank[step.labels] = F.normalize(features.to(self.bank.dtype))[members]

@@ -1,4 +1,4 @@
-"""The four losses of ICE (Chen, Lagadec, Bremond, ICCV 2021), each with the memory it needs."""
+"""The four losses of ICE (Chen, Lagadec, Bremond, ICCV 2021), each with the memory that it needs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ClusterProxyLoss(LossTerm):
 
 @LOSS_REGISTRY.register()
 class CrossCameraLoss(LossTerm):
-    """Camera-aware proxies: pulls an image to its cluster's proxies, away from the most similar ones of other clusters.
+    """Camera-aware proxies: pulls an image towards its cluster's proxies, and away from similar proxies of others.
 
     Args:
         proxy_norm: "row" for unit proxies, "coordinate" for the published code's norm over all proxies.
@@ -96,7 +96,7 @@ class CrossCameraLoss(LossTerm):
 
 @LOSS_REGISTRY.register()
 class HardInstanceLoss(LossTerm):
-    """Hard instance contrast: an image against the least similar momentum feature of its pseudo identity."""
+    """Hard instance contrast: the positive of an image is the least similar momentum feature of its pseudo identity."""
 
     views = frozenset({"online", "momentum"})
     node = "HARD_INSTANCE"
@@ -111,7 +111,7 @@ class HardInstanceLoss(LossTerm):
 
 @LOSS_REGISTRY.register()
 class SoftConsistencyLoss(LossTerm):
-    """Soft instance consistency: similarities between strong views follow those between the weak views."""
+    """Soft instance consistency: similarities between strong views shall match those between weak views."""
 
     views = frozenset({"online", "momentum", "momentum_weak"})
     node = "SOFT_CONSISTENCY"

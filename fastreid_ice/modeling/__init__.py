@@ -1,4 +1,4 @@
-"""The online and the momentum encoder as a fast-reid meta-architecture, and its head."""
+"""The online and the momentum encoder as a fast-reid meta-architecture, with its head and backbones."""
 
 from .backbone import NoWeights, build_fitting_backbone
 from .head import ProxyHead

@@ -1,4 +1,4 @@
-"""Backbones, with the ways in which a config or machine can misfit them said in one sentence each."""
+"""Building backbones, with one clear sentence for each way in which a config or machine does not fit them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def build_fitting_backbone(cfg: CfgNode) -> nn.Module:
     node = cfg.MODEL.BACKBONE
     own = node.PRETRAIN and node.PRETRAIN_PATH and not is_timm(cfg)
     weights = {}
-    if own:  # read here first: torch < 2.6, as fast-reid calls it, would run code that the file holds
+    if own:  # read here first, because torch < 2.6, as fast-reid calls it, would run code in the file
         try:
             weights = read_weights(node.PRETRAIN_PATH)
         except InputError as error:
@@ -64,7 +64,7 @@ def build_fitting_backbone(cfg: CfgNode) -> nn.Module:
             f"MODEL.BACKBONE.PRETRAIN: the weights of {node.NAME} {node.DEPTH} cannot be downloaded ({reason}); "
             f"get them by other means and set MODEL.BACKBONE.PRETRAIN_PATH"
         ) from error
-    # All but the vision transformer want bare weights, and train from random ones where these are wrapped.
+    # All but the vision transformer expect bare weights, and train from random ones if these are wrapped.
     if own and node.NAME != "build_vit_backbone" and not set(weights) & set(backbone.state_dict()):
         raise _no_weights(node)
     if is_timm(cfg):
@@ -75,7 +75,7 @@ def build_fitting_backbone(cfg: CfgNode) -> nn.Module:
             with torch.no_grad():
                 channels = backbone(torch.zeros(1, 3, *cfg.INPUT[key])).shape[1]
         except RuntimeError as error:
-            if min(cfg.INPUT[key]) >= 32:  # a size that networks take: the error is another
+            if min(cfg.INPUT[key]) >= 32:  # networks accept this size, so the error has another cause
                 raise
             raise InputError(
                 f"INPUT.{key} {cfg.INPUT[key]} is too small for {node.NAME} {node.DEPTH}: {error}"
@@ -90,7 +90,7 @@ def build_fitting_backbone(cfg: CfgNode) -> nn.Module:
 
 @contextmanager
 def _no_endless_download() -> Iterator[None]:
-    """Downloads that name no time limit of their own, as torch.hub's, end when nothing comes for half a minute."""
+    """Downloads without a time limit of their own, such as torch.hub's, end when nothing arrives for half a minute."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(before or SILENCE_SECONDS)
     try:
@@ -107,12 +107,12 @@ def _no_weights(node: CfgNode) -> InputError:
 
 
 def check_compiler() -> None:
-    """Looks whether there is what ``torch.compile`` needs at the first step.
+    """Checks that ``torch.compile`` finds the compiler that it needs at the first step.
 
     Raises:
         InputError: there is no C++ compiler.
     """
-    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # as torch chooses it
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # the same choice as torch's
     if shutil.which(compiler) is None:
         raise InputError(
             f"MODEL.COMPILE needs a C++ compiler, and there is no {compiler}: install it, name another one in the "

@@ -1,7 +1,7 @@
 """Batch norm over parts of a batch (ghost batch norm): one process normalises as several would.
 
-A recipe for four GPUs takes its statistics over a quarter of the batch in each of them, and its figures depend on
-that. Parts are contiguous, as the shares of the processes are in the batch that the losses see.
+A recipe for four GPUs computes statistics over a quarter of the batch in each of them, and its results depend on
+that. The parts are contiguous, like the shares of the processes in the batch that the losses see.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from ..errors import InputError
 
 
 class _Split:
-    """In training each of ``num_splits`` contiguous parts of the batch is normalised by its own statistics.
+    """In training, each of ``num_splits`` contiguous parts of the batch is normalised by its own statistics.
 
-    Running statistics follow the first part, because what a run of several processes saves is those of the first one.
-    In evaluation, and with frozen statistics, nothing changes; nor do the names in a checkpoint.
+    Running statistics follow the first part, because a run of several processes saves those of the first process.
+    Evaluation, frozen statistics and the names in a checkpoint do not change.
     """
 
     num_splits: int
@@ -28,7 +28,7 @@ class _Split:
         """(B, C, ...) to (B, C, ...).
 
         Raises:
-            ValueError: in training, B is no multiple of ``num_splits``.
+            ValueError: in training, if B is not a multiple of ``num_splits``.
         """
         if not self.training:
             return super().forward(features)
@@ -37,14 +37,14 @@ class _Split:
                 f"a batch of {len(features)} cannot be split into {self.num_splits} equal parts; change "
                 f"SOLVER.IMS_PER_BATCH or MODEL.BN_SPLITS"
             )
-        # A call per part: to merge parts and channels into one call's channels would copy the input as well as the
-        # output, and undo channels_last.
+        # One call per part: merging parts and channels for a single call would copy the input as well as the output,
+        # and undo channels_last.
         first, *others = features.chunk(self.num_splits)
         normalised = [F.batch_norm(part, None, None, self.weight, self.bias, True, eps=self.eps) for part in others]
         return torch.cat([super().forward(first), *map(self.activate, normalised)])
 
     def activate(self, features: Tensor) -> Tensor:
-        """What the layer does besides: nothing."""
+        """What follows normalisation in the layer: nothing by default."""
         return features
 
     def extra_repr(self) -> str:
@@ -52,15 +52,15 @@ class _Split:
 
 
 class SplitBatchNorm1d(_Split, nn.BatchNorm1d):
-    """See :class:`_Split`."""
+    """See ``_Split``."""
 
 
 class SplitBatchNorm2d(_Split, nn.BatchNorm2d):
-    """See :class:`_Split`."""
+    """See ``_Split``."""
 
 
 class SplitBatchNormAct2d(_Split, BatchNormAct2d):
-    """See :class:`_Split`. timm's batch norm, which has the activation in it."""
+    """See ``_Split``. For timm's batch norm, which includes the activation."""
 
     def activate(self, features: Tensor) -> Tensor:
         return self.act(self.drop(features))
@@ -70,10 +70,10 @@ SPLIT = {nn.BatchNorm1d: SplitBatchNorm1d, nn.BatchNorm2d: SplitBatchNorm2d, Bat
 
 
 def split_batch_norms(module: nn.Module, num_splits: int) -> None:
-    """Let every batch norm of ``module`` see a batch as ``num_splits`` parts; 1 leaves all as it is.
+    """Make every batch norm of ``module`` treat a batch as ``num_splits`` parts; 1 changes nothing.
 
     Raises:
-        InputError: synchronised batch norm, whose statistics are those of all processes.
+        InputError: synchronised batch norm, whose statistics cover all processes, or a class that cannot be split.
     """
     if num_splits == 1:
         return
@@ -81,7 +81,7 @@ def split_batch_norms(module: nn.Module, num_splits: int) -> None:
         if isinstance(child, nn.SyncBatchNorm):
             raise InputError("MODEL.BN_SPLITS splits what syncBN joins: set it to 1, or the NORM keys to BN")
         if isinstance(child, (nn.BatchNorm1d, nn.BatchNorm2d)):
-            # The class that it normalises by: fast-reid's batch norms differ from torch's only when they are made.
+            # The class whose forward it uses: fast-reid's batch norms differ from torch's in their constructor only.
             plain = next((p for p in SPLIT if isinstance(child, p) and type(child).forward is p.forward), None)
             if plain is None:
                 raise InputError(f"MODEL.BN_SPLITS cannot split a {type(child).__name__} of this backbone: set it to 1")
@@ -90,10 +90,10 @@ def split_batch_norms(module: nn.Module, num_splits: int) -> None:
 
 
 def splits_per_process(cfg: CfgNode, processes: int) -> int:
-    """Into how many parts each process splits its share, for ``MODEL.BN_SPLITS`` parts of the whole batch.
+    """The number of parts into which each process splits its share, for ``MODEL.BN_SPLITS`` parts of the whole batch.
 
     Raises:
-        InputError: the batch, or the parts, cannot be shared out evenly, or a part is one image.
+        InputError: the batch, or the parts, cannot be divided evenly, or a part is a single image.
     """
     splits = cfg.MODEL.BN_SPLITS
     if splits < 1 or cfg.SOLVER.IMS_PER_BATCH % splits:

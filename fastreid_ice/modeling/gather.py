@@ -1,6 +1,6 @@
-"""Batches that are spread over processes, seen as one.
+"""Treating the batches of several processes as one.
 
-With one process that does not split its batch everything here is the identity.
+With one process that does not split its batch, everything here is the identity.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from torch import Tensor
 def gather_batch(tensor: Tensor) -> Tensor:
     """The batch of all processes, (W * B, ...), in the order of their ranks.
 
-    Differentiable: when every process computes the same loss from it and DistributedDataParallel averages the
-    gradients, the result is the gradient of that loss.
+    Differentiable: if every process computes the same loss from it and DistributedDataParallel averages the gradients,
+    the result is the gradient of that loss.
     """
     return _Gather.apply(tensor) if comm.get_world_size() > 1 else tensor
 
 
 def encode_shuffled(encode: Callable[[Tensor], Tensor], images: Tensor, bn_splits: int = 1) -> Tensor:
-    """``encode`` on the images of all processes, mixed over them, without gradient; features in the original order.
+    """``encode`` on the images of all processes, shuffled over them, without gradient; features in the original order.
 
-    Batch norm then sees other images beside an image than the loss does, so that its statistics do not give away which
+    Batch norm then combines an image with other images than the loss does, so that its statistics do not reveal which
     keys belong to a query (shuffled batch normalisation, He et al., "Momentum Contrast", CVPR 2020, sec. 3.3).
 
     Args:
         encode: (B, ...) images to (B, D) features.
-        images: (B, ...) images of this process, equally many in each.
-        bn_splits: parts into which batch norm splits the batch of a process: with several, one process mixes as well.
+        images: (B, ...) images of this process, the same number in each.
+        bn_splits: parts into which batch norm splits the batch of a process; with several, one process shuffles too.
 
     Returns:
         (W * B, D) features of all processes' images.
@@ -57,5 +57,5 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
-        # Equal in all processes, which share the loss; times W undoes DistributedDataParallel's mean over them.
+        # It is the same in all processes, which share the loss; times W undoes DistributedDataParallel's mean.
         return gradient.chunk(comm.get_world_size())[comm.get_rank()] * comm.get_world_size()

@@ -1,4 +1,4 @@
-"""The head of an encoder that is trained against proxies: no classifier."""
+"""The head of an encoder that is trained against proxies, without a classifier."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ProxyHead(nn.Module):
         feat_dim: channels of the backbone.
         embedding_dim: dimensions after a 1 x 1 convolution, or 0 for none.
         pool_type: a pooling of ``fastreid.layers.pooling``.
-        with_bnneck: batch norm on the pooled features, its bias fixed.
+        with_bnneck: batch norm on the pooled features, with a fixed bias.
         norm_type: kind of batch norm.
     """
 
@@ -47,5 +47,5 @@ class ProxyHead(nn.Module):
         }
 
     def forward(self, features: Tensor, targets: Tensor | None = None) -> Tensor:
-        """(B, feat_dim, H, W) feature maps to (B, D) features, not normalised. ``targets`` is fast-reid's, not used."""
+        """(B, feat_dim, H, W) feature maps to (B, D) features, not normalised. ``targets`` is not used."""
         return self.bottleneck(self.pool_layer(features))[..., 0, 0]

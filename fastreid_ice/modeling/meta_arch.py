@@ -35,11 +35,11 @@ def trains_without_labels(cfg: CfgNode) -> bool:
 
 @META_ARCH_REGISTRY.register()
 class MomentumReID(nn.Module):
-    """The frame of ICE (ICCV 2021) and DCMIP (ICCV 2023).
+    """The model of ICE (ICCV 2021) and DCMIP (ICCV 2023).
 
-    ``backbone`` and ``heads`` are the online encoder, under the names of fast-reid's Baseline, so that its checkpoints,
-    frozen layers and learning-rate factors apply; a checkpoint without a momentum encoder starts both. The momentum
-    encoder averages the online one's parameters and gathers batch-norm statistics of its own.
+    ``backbone`` and ``heads`` are the online encoder. They have the names of fast-reid's Baseline, so that its
+    checkpoints, frozen layers and learning-rate factors apply; a checkpoint without a momentum encoder starts both. The
+    momentum encoder averages the parameters of the online encoder and collects its own batch-norm statistics.
 
     Args:
         backbone: (B, 3, H, W) normalised images to (B, C, h, w) feature maps.
@@ -47,12 +47,12 @@ class MomentumReID(nn.Module):
         losses: log name -> loss term.
         pixel_mean, pixel_std: 3 values each, on the scale 0..255.
         alpha: weight of the old value in the momentum update.
-        shuffle_bn: mix momentum batches over processes, and over the parts of a batch.
-        online_view: run the momentum encoder on the online encoder's view, too, for its batch-norm statistics.
+        shuffle_bn: shuffle momentum batches over processes, and over the parts of a batch.
+        online_view: also run the momentum encoder on the online encoder's view, for its batch-norm statistics.
         test_encoder: the encoder that runs in evaluation mode, "online" or "momentum".
-        compiled: train both encoders through ``torch.compile``; parameters keep their names. Evaluation, with its last
-            batch of any size, would be compiled again and again, and runs as it is.
-        bn_splits: parts of this process's batch that have batch-norm statistics of their own.
+        compiled: train both encoders through ``torch.compile``; parameters keep their names. Evaluation is not
+            compiled, because the different size of its last batch would compile it again.
+        bn_splits: parts of this process's batch, each with its own batch-norm statistics.
 
     Under autocast the encoders run in its precision; features and losses have at least float32.
 
@@ -95,7 +95,7 @@ class MomentumReID(nn.Module):
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(1, -1, 1, 1), persistent=False)
         self._step: Step | None = None
-        # Convolution and batch norm take less time with the channels innermost, on CPUs as on GPUs.
+        # Convolution and batch norm are faster with the channels innermost, on CPUs and on GPUs.
         self.to(memory_format=torch.channels_last)
         self.compiled = compiled
         if compiled:
@@ -130,7 +130,7 @@ class MomentumReID(nn.Module):
         return list(self.losses.values())
 
     def encode(self, images: Tensor, encoder: str) -> Tensor:
-        """(B, 3, H, W) images in [0, 255], left as they are, to (B, D) features of "online" or "momentum"."""
+        """(B, 3, H, W) images in [0, 255], which are not changed, to (B, D) features of "online" or "momentum"."""
         images = images.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
         images = (images - self.pixel_mean) / self.pixel_std
         backbone, heads = self.momentum.values() if encoder == "momentum" else (self.backbone, self.heads)
@@ -139,11 +139,11 @@ class MomentumReID(nn.Module):
         return features.to(torch.promote_types(features.dtype, torch.float32))
 
     def forward(self, batch: Mapping[str, Tensor] | Tensor) -> dict[str, Tensor] | Tensor:
-        """In training a scalar per loss; in evaluation the (B, D) features of the encoder under test.
+        """In training a scalar per loss; in evaluation the (B, D) features of ``test_encoder``.
 
         Args:
             batch: in training one (B, 3, H, W) tensor per view, and (B,) ``targets``, ``camids`` and ``indices``;
-                in evaluation ``images``, as a dict or bare.
+                in evaluation ``images``, in a dict or as a tensor.
         """
         if not self.training:
             return self.encode(batch["images"] if isinstance(batch, Mapping) else batch, self.test_encoder)
@@ -152,7 +152,7 @@ class MomentumReID(nn.Module):
             return {name: term(step) for name, term in self.losses.items()}
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False):
-        """As ``nn.Module``'s; weights without a momentum encoder, such as Baseline's, start both encoders."""
+        """Like ``nn.Module``'s; weights without a momentum encoder, such as Baseline's, start both encoders."""
         if not any(key.startswith("momentum.") for key in state_dict):
             state_dict = {**state_dict, **{f"momentum.{key}": value for key, value in state_dict.items()}}
         return super().load_state_dict(state_dict, strict, assign)
@@ -163,7 +163,7 @@ class MomentumReID(nn.Module):
             term.begin_epoch(clusters)
 
     def after_step(self) -> None:
-        """Once the optimiser has stepped: the momentum encoder follows, then every loss's memory."""
+        """After the optimiser's step: updates the momentum encoder, then the memory of every loss."""
         update_momentum(self.momentum["backbone"], self.backbone, self.alpha)
         update_momentum(self.momentum["heads"], self.heads, self.alpha)
         with torch.no_grad():
@@ -172,7 +172,7 @@ class MomentumReID(nn.Module):
         self._step = None
 
     def _run_views(self, batch: Mapping[str, Tensor]) -> Step:
-        """The features of the views that the losses ask for, over the batch of all processes."""
+        """The features of the views that the losses read, for the batch of all processes."""
         features = {}
         if "online" in self.views:
             features["online"] = gather_batch(self.encode(batch["online"], "online"))

@@ -29,14 +29,13 @@ logger = logging.getLogger(f"fastreid.{__name__}")
 
 
 class TimmBackbone(nn.Module):
-    """A timm model without its classifier, as feature maps.
+    """A timm model without its classifier, whose output is feature maps.
 
-    The last map of a convolutional or hierarchical network is given as it is. Of a network on tokens the output is
-    the feature that it was pretrained to pool: where that is the mean of the patch tokens, they are laid out on their
-    grid, and global average pooling takes the mean; where it is another one, such as the class token of DINO and CLIP,
-    the output is a map of one pixel.
+    A convolutional or hierarchical network gives its last map. A network of tokens gives the feature that it was
+    pretrained to pool: if that is the mean of the patch tokens, they are arranged on their grid, so that global average
+    pooling takes the mean; otherwise, as with the class token of DINO and CLIP, the output is a map of one pixel.
 
-    Parameters that the output does not depend on, such as those of a head, get no gradient.
+    Parameters on which the output does not depend, such as those of a head, get no gradient.
 
     Args:
         net: a timm model without classifier, with its weights.
@@ -55,7 +54,7 @@ class TimmBackbone(nn.Module):
         images = torch.rand(2, 3, *image_size)
         with torch.no_grad():
             self.layout = self._find_layout(images)
-        # A copy, whose statistics may move: in evaluation mode some networks read what they have kept of parameters.
+        # A copy in training mode, whose statistics may change: in evaluation mode some networks use cached parameters.
         trial = copy.deepcopy(self).train()
         output = trial(images)
         self.feat_dim = output.shape[1]
@@ -96,12 +95,12 @@ def build_timm_backbone(cfg: CfgNode) -> TimmBackbone:
     """The timm model that ``MODEL.BACKBONE.DEPTH`` names, such as "resnet50", "vit_small_patch16_224.dino" (after the
     dot which of its weights) or "vit_small_patch14_dinov2". timm has no IBN networks; fast-reid's ResNets do.
 
-    Read besides: ``PRETRAIN`` (a download by timm) and ``PRETRAIN_PATH`` (a safetensors or torch file, of which nothing
-    but tensors is read; with its classifier or without); ``LAST_STRIDE`` 1 gives maps of a 16th of the image's
-    size, dilating what follows, where timm offers that; ``INPUT.SIZE_TRAIN``, to which grids and position embeddings
-    are fitted. ``FEAT_DIM`` is found, not read, by MomentumReID; ``MODEL.PIXEL_MEAN`` and ``PIXEL_STD`` become those
-    that the model was pretrained with unless they differ from fast-reid's defaults. fast-reid's own meta-architectures
-    take all three from the config.
+    It also reads ``PRETRAIN`` (a download by timm) and ``PRETRAIN_PATH`` (a safetensors or torch file, from which only
+    tensors are read; with or without its classifier); ``LAST_STRIDE``, where 1 gives maps of a 16th of the image's size
+    by dilation, if timm offers that; and ``INPUT.SIZE_TRAIN``, to which grids and position embeddings are fitted.
+    MomentumReID determines ``FEAT_DIM`` itself. It sets ``MODEL.PIXEL_MEAN`` and ``PIXEL_STD`` to the values with which
+    the model was pretrained, unless they differ from fast-reid's defaults. fast-reid's own meta-architectures take all
+    three from the config.
 
     Raises:
         InputError: no such model, weights in ``PRETRAIN_PATH`` that do not fit, or a size that the model cannot take.
@@ -125,12 +124,12 @@ def build_timm_backbone(cfg: CfgNode) -> TimmBackbone:
 
 
 def is_timm(cfg: CfgNode) -> bool:
-    """Whether the config's backbone is one of timm."""
+    """Whether the config's backbone is a timm model."""
     return cfg.MODEL.BACKBONE.NAME == "build_timm_backbone"
 
 
 def with_found_values(cfg: CfgNode, backbone: nn.Module) -> CfgNode:
-    """``cfg``; for a backbone of timm a copy with its channels and pixel values, see ``build_timm_backbone``."""
+    """``cfg``; for a timm backbone a copy with its channels and pixel values, see ``build_timm_backbone``."""
     if not isinstance(backbone, TimmBackbone):
         return cfg
     cfg, default = cfg.clone(), get_cfg()
@@ -143,7 +142,7 @@ def with_found_values(cfg: CfgNode, backbone: nn.Module) -> CfgNode:
 
 
 def check_name(name: str) -> None:
-    """Raises InputError where timm has no model, or no weights, of this name; it offers what comes near."""
+    """Raises InputError if timm has no model, or no weights, of this name; the message suggests similar names."""
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=5, cutoff=0.5)
@@ -157,7 +156,7 @@ def check_name(name: str) -> None:
 
 
 def _create(cfg: CfgNode, *, pretrained: bool) -> nn.Module:
-    """The model without its classifier. It loads as a whole first, so that timm misses what a file lacks."""
+    """The model without its classifier. It is loaded as a whole first, so that timm notices what a file lacks."""
     name = cfg.MODEL.BACKBONE.DEPTH
     arguments: dict[str, Any] = {}
     if get_pretrained_cfg(name).fixed_input_size:
@@ -179,7 +178,7 @@ def _create(cfg: CfgNode, *, pretrained: bool) -> nn.Module:
     if path:
         try:
             net = _from_file(name, path, set(net.state_dict()), arguments)
-        except Exception as error:  # those of torch, safetensors and timm's conversions have no other base in common
+        except Exception as error:  # errors of torch, safetensors and timm have no other common base
             reason = str(error).partition("\n")[2].strip() or str(error) or type(error).__name__
             raise InputError(
                 f"MODEL.BACKBONE.PRETRAIN_PATH {path!r} does not fit build_timm_backbone {name}: "
@@ -192,12 +191,12 @@ def _create(cfg: CfgNode, *, pretrained: bool) -> nn.Module:
 
 
 def _from_file(name: str, path: str, needed: set[str], arguments: dict[str, Any]) -> nn.Module:
-    """The model with the weights of a file: ``needed`` out of it where it has them all, be its classifier what it may.
+    """The model with the weights of a file: only ``needed`` if it has them all, whatever its classifier.
 
-    Otherwise timm converts it, as it does what it downloads, and needs its own classifier there too.
+    Otherwise timm converts the file as it converts downloads, and also needs its own classifier in it.
     """
     if not path.endswith(".safetensors"):
-        read_weights(path)  # of a file that holds none this gives the reason, and not torch's advice to load it anyway
+        read_weights(path)  # its error gives the reason, and not torch's advice to load the file anyway
     source: dict[str, Any] = {"state_dict": load_state_dict(path)}
     if needed <= set(source["state_dict"]):
         source["state_dict"] = {key: source["state_dict"][key] for key in needed}
@@ -211,13 +210,13 @@ def _from_file(name: str, path: str, needed: set[str], arguments: dict[str, Any]
 def _from_hub(name: str, arguments: dict[str, Any]) -> nn.Module:
     """The model with the weights that timm downloads, or has in its cache."""
     try:
-        # Where the hub does not answer its client would try for minutes; told so, it looks into its cache alone.
+        # If the hub does not answer, its client would try for minutes; when offline, it only reads its cache.
         hub.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE or not _answers(hub.ENDPOINT)
         return timm.create_model(name, pretrained=True, **arguments)
     except LocalEntryNotFoundError as error:
         state = "is not to be asked (HF_HUB_OFFLINE)" if os.environ.get("HF_HUB_OFFLINE") else "does not answer"
         raise OSError(f"{hub.ENDPOINT} {state}, and its cache on this machine does not hold them") from error
-    except Exception as error:  # those of the hub's client have no other base in common
+    except Exception as error:  # errors of the hub's client have no other common base
         raise OSError(f"{type(error).__name__}: {error}") from error
 
 

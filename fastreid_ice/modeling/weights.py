@@ -1,4 +1,4 @@
-"""Files of weights, read without running what may be in them."""
+"""Reading files of weights without running code that may be in them."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from ..errors import InputError
 
 
 def read_weights(path: str, *, mmap: bool = False) -> Any:
-    """What ``torch.save`` wrote to ``path``, on the CPU; with ``mmap`` its tensors are read when they are used.
+    """The content that ``torch.save`` wrote to ``path``, on the CPU; with ``mmap`` tensors are read when they are used.
 
     Raises:
-        InputError: no file, a file that cannot be read, or one that holds more than tensors, numbers, texts and
-            containers of them. torch advises to load such a file all the same, which runs the code in it.
+        InputError: no file, a file that cannot be read, or one with more than tensors, numbers, strings and containers
+            of them. torch's own message suggests loading such a file anyway, which runs the code in it.
     """
     try:
         return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
     except OSError as error:
         raise InputError(f"cannot load weights from {path}: {error.strerror or error}") from error
-    except Exception as error:  # torch reads bytes as instructions, and what others than its own lead to is anything
+    except Exception as error:  # torch runs the bytes as instructions, so other files can raise any error
         held = re.search(r"GLOBAL (\S+)", str(error))
         reason = (
             f"it holds {held[1]}, which is no tensor, and loading that could run code; use a file of weights alone"

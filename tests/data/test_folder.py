@@ -250,14 +250,14 @@ def test_labelled_and_unlabelled_images_together(tmp_path: Path) -> None:
 
 
 def crops(datasets_root: Path, target: Path) -> Path:
-    """The training crops of the small embedded data, in one folder. Returns it."""
+    """The training crops of the small synthetic data, in one folder. Returns it."""
     source = next(datasets_root.rglob("bounding_box_train"))
     shutil.copytree(source, target)
     return target
 
 
 def test_training_evaluates_on_query_and_gallery(datasets_root: Path, tmp_path: Path) -> None:
-    """In the layout of this data set the figures are those of the embedded data set, whose images they are."""
+    """In the layout of this data set the figures are those of the synthetic data set, whose images they are."""
     root = crops(datasets_root, tmp_path / "crops")
     source = next(datasets_root.rglob("bounding_box_train")).parent
     for part, name in (("query", "query"), ("gallery", "bounding_box_test")):

@@ -196,7 +196,7 @@ class TestWeights:
 
 
 def test_nothing_of_the_small_config_is_forgotten() -> None:
-    """The tests train with all four losses of ICE and the published choices, on embedded data."""
+    """The tests train with all four losses of ICE and the published choices, on synthetic data."""
     cfg = small_config()
     assert len(cfg.MODEL.LOSSES.NAME) == 4 and cfg.MODEL.LOSSES.CROSS_CAMERA.PROXY_NORM == "coordinate"
 

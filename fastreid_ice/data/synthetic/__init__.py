@@ -1,4 +1,4 @@
-"""Drawn people before drawn cameras, as datasets (registered with fast-reid)."""
+"""Drawn people seen by drawn cameras, as datasets (registered with fast-reid)."""
 
 from .dataset import SyntheticMarket, SyntheticPeople, SyntheticSource
 

@@ -1,4 +1,4 @@
-"""Cameras of the embedded data: what a camera does to a picture, the scene it looks at, and the crops it takes.
+"""Cameras of the synthetic data: how a camera changes a picture, the scene it sees, and the crops it takes.
 
 Everything is integer arithmetic on ``(HEIGHT, WIDTH, 3)`` pictures in [0, 255], so that a crop is the same on every
 machine.
@@ -19,9 +19,9 @@ _COMPANY = {"before": 1, "behind": 2, "obstacle": 3}
 
 @dataclass(frozen=True)
 class Strength:
-    """How far cameras differ from one another, and how hard a shot is."""
+    """How much cameras differ from one another, and how difficult a shot is."""
 
-    cast: int  # by which a camera tints its pictures, percent; each camera another hue
+    cast: int  # tint of a camera's pictures, percent; each camera has another hue
     mixing: int  # of the colour channels, percent at most
     exposure: tuple[int, int]  # percent, lowest and highest
     contrast: tuple[int, int]  # percent
@@ -29,10 +29,10 @@ class Strength:
     noise: int  # of the sensor, grey levels at most
     flicker: int  # exposure from shot to shot, percent at most
     pitch: int  # degrees, the steepest look down
-    favourite: int  # weight of the direction that people walk in past this camera; each other one weighs 1
+    favourite: int  # weight of the direction in which people walk past this camera; the others have weight 1
     jitter: int  # of the box, percent of its size at most
     occluded: int  # shots with something or somebody in the way, percent
-    places: int  # that the cameras look at; camera after camera takes the next
+    places: int  # number of places; each camera sees the next one
 
 
 STRENGTHS = {
@@ -69,7 +69,7 @@ class DrawnCamera:
     def draw_lots(cls, seed: int, number: int, strength: Strength) -> DrawnCamera:
         """The camera, always the same one for the same arguments."""
         offsets = stream(seed, CAMERA).randint(1000, size=3)
-        hue, bright, hard = (offsets + number * np.array([618, 755, 570])) % 1000  # irrational steps keep cameras apart
+        hue, bright, hard = (offsets + number * np.array([618, 755, 570])) % 1000  # irrational steps separate cameras
         rng = stream(seed, CAMERA, number)
         mixing = (
             np.diag([256, 256, 256]) * (100 - strength.mixing) // 100
@@ -130,7 +130,7 @@ class DrawnCamera:
         Walker(Looks.draw_lots(rng), pose, x=x + side, y=y, size=size, pitch=self.pitch).draw(canvas)
 
     def _expose(self, picture: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
-        """The picture as the sensor sees it."""
+        """The picture as the sensor records it."""
         flicker = 100 + rng.randint(-self.strength.flicker, self.strength.flicker + 1)
         rows = np.arange(HEIGHT)[:, None, None] * 2 - HEIGHT
         picture = picture * flicker * (100 * HEIGHT + rows * self.slope) // (10_000 * HEIGHT)

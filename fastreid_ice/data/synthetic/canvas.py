@@ -1,7 +1,7 @@
-"""The drawing board of the embedded data: filled shapes, exact to the pixel on every machine.
+"""The canvas of the synthetic data: filled shapes, identical to the pixel on every machine.
 
-A canvas holds the number of a material at each fine pixel, and a palette the colours of the materials; a picture is the
-palette looked up and averaged over ``FINE`` x ``FINE`` blocks, which smooths the edges. Shapes are filled with integer
+A canvas holds the number of a material at each fine pixel, and a palette with the colours of the materials. A picture
+averages these colours over ``FINE`` x ``FINE`` blocks, which smooths the edges. Shapes are filled with integer
 arithmetic: Pillow's polygons round in C floats, which compilers for other processors contract differently, and
 numpy's sines differ between instruction sets. Python's own ``+ - * /`` and ``sqrt`` are the same everywhere.
 """
@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 HEIGHT, WIDTH = 128, 64  # a finished crop, pixels
-FINE = 3  # fine pixels along one pixel
+FINE = 3  # fine pixels per pixel and axis
 
-PERSON, CAMERA, SHOT, PLACE = range(4)  # what a random stream is for: the second number of its key
+PERSON, CAMERA, SHOT, PLACE = range(4)  # purposes of random streams: the second number of a key
 
 Point = tuple[float, float]  # (x, y) in fine pixels, y downwards
 # rows (H, 1), columns (1, W) -> bool (H, W): where the second colour shows
@@ -37,9 +37,9 @@ def cosine(degrees: int) -> float:
 
 
 def stream(*key: int) -> np.random.RandomState:
-    """The random numbers that belong to ``key``: seed, PERSON or another purpose, and numbers, each in [0, 2**32).
+    """The random numbers of ``key``: a seed, PERSON or another purpose, and numbers, each in [0, 2**32).
 
-    numpy promises that RandomState's streams stay as they are.
+    numpy guarantees that the streams of RandomState do not change.
     """
     return np.random.RandomState(list(key))
 
@@ -57,7 +57,7 @@ def pick(rng: np.random.RandomState, weights: dict):
 class Canvas:
     """Materials painted one over another, back to front.
 
-    ``light`` is +1 where the light comes from the left, -1 from the right: each shape gets a lit and a shaded flank.
+    ``light`` is +1 if the light comes from the left, -1 from the right: each shape has a lit and a shaded side.
     """
 
     def __init__(self, light: int = 1) -> None:
@@ -71,9 +71,9 @@ class Canvas:
         return len(self.palette) - 1
 
     def polygon(self, points: Sequence[Point], material: int, pattern: tuple[int, Pattern] | None = None) -> None:
-        """Fill, in each row, all that lies between the outermost crossings of the outline: exact for convex shapes.
+        """Fill each row between the outermost crossings of the outline, which is exact for convex shapes.
 
-        pattern: a second material and the function that says where it replaces the first.
+        pattern: a second material, and the function that determines where it replaces the first.
         """
         corners = np.array([(round(x), round(y)) for x, y in points], np.int64)
         x0, y0 = corners.T[:, :, None]

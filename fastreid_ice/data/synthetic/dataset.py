@@ -1,4 +1,4 @@
-"""SyntheticPeople: the embedded data set, drawn on first use, the same bytes on every machine."""
+"""SyntheticPeople: the dataset that this package draws on first use, with the same bytes on every machine."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from ...progress import progress
 from .cameras import STRENGTHS, DrawnCamera
 from .canvas import HEIGHT, WIDTH
 
-DRAWING = 1  # raise it with any change of the pictures: a new drawing never meets the files of an old one
+DRAWING = 1  # raise it with any change of the pictures, so that new drawings are never mixed with old files
 FIRST_TEST_PERSON = 5001  # the file names of Market-1501 have four digits
 TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
 
 
 @DATASET_REGISTRY.register()
 class SyntheticPeople(ImageDataset):
-    """People drawn by this package, seen by cameras that differ, in the layout of Market-1501.
+    """People drawn by this package, seen by different cameras, in the layout of Market-1501.
 
-    Every person is seen by every camera ``images_per_camera`` times. In the test set the first of these is a query, the
-    rest is the gallery. A person depends on (seed, number), a camera on (seed, number, strength), an image on both and
-    its own number: other sizes leave the people as they are, another seed gives other people and other cameras.
-    Drawing takes about 5 ms an image, once; a crop has 128 x 64 pixels and takes about 5 KB.
+    Every camera sees every person ``images_per_camera`` times. In the test set the first of these images is a query,
+    the others are the gallery. A person depends on (seed, number), a camera on (seed, number, strength), and an image
+    on both and its own number. So other sizes do not change the people, and another seed gives other people and other
+    cameras. Drawing takes about 5 ms per image, once; a crop has 128 x 64 pixels and takes about 5 KB.
 
     Args:
-        root: the folder of data sets; the pictures go to ``root/synthetic-people/<settings>``.
-        strength: ``"mild"``: cameras alike, as on Market-1501; ``"strong"``: cameras, not people, dominate what a
-            picture looks like, as on MSMT17.
+        root: the folder of datasets; the pictures are written to ``root/synthetic-people/<settings>``.
+        strength: ``"mild"`` if cameras are similar, as in Market-1501; ``"strong"`` if cameras, not people, dominate
+            the look of a picture, as in MSMT17.
         train_identities, test_identities: people, each in [1, 4999].
         cameras: at least 2.
         images_per_camera: of each person, at least 2 (a query and a gallery image).
@@ -41,7 +41,7 @@ class SyntheticPeople(ImageDataset):
 
     Raises:
         ValueError: a setting out of range.
-        OSError: the folder cannot be written, or holds a part of the pictures only.
+        OSError: the folder cannot be written, or holds only a part of the pictures.
     """
 
     dataset_name = "syntheticpeople"
@@ -88,7 +88,7 @@ class SyntheticPeople(ImageDataset):
 
     @classmethod
     def from_config(cls, cfg) -> dict:
-        """The keywords of ``__init__`` out of ``cfg.DATASETS.SYNTHETIC``."""
+        """The keywords of ``__init__`` from ``cfg.DATASETS.SYNTHETIC``."""
         node = cfg.DATASETS.SYNTHETIC
         return {
             "strength": node.STRENGTH,
@@ -100,7 +100,7 @@ class SyntheticPeople(ImageDataset):
         }
 
     def _settings(self) -> str:
-        """All that the pictures depend on, as a name."""
+        """A name that contains everything on which the pictures depend."""
         people = "x".join(str(len(numbers)) for numbers in self.people.values())
         return f"{self.strength}-{people}-{self.num_cameras}cam-{self.images_per_camera}img-seed{self.seed}"
 
@@ -124,7 +124,7 @@ class SyntheticPeople(ImageDataset):
         return items
 
     def _draw(self) -> None:
-        """Draw all images beside the folder and rename when whole; where another process is faster, use its folder."""
+        """Draw all images beside the folder, then rename it; if another process is faster, use its folder."""
         scratch = self.folder.with_name(f".{self.folder.name}.{uuid.uuid4().hex}")
         try:
             for part in (TRAIN, QUERY, GALLERY):
@@ -155,7 +155,7 @@ class SyntheticPeople(ImageDataset):
 
 @DATASET_REGISTRY.register()
 class SyntheticSource(SyntheticPeople):
-    """A source domain for the demo: 150 other people, seen by 8 other cameras; has no settings."""
+    """A source domain for the demo: 150 other people, seen by 8 other cameras, without settings."""
 
     dataset_name = "syntheticsource"
 
@@ -169,14 +169,14 @@ class SyntheticSource(SyntheticPeople):
 
 @DATASET_REGISTRY.register()
 class SyntheticMarket(SyntheticPeople):
-    """As many people, cameras and images as Market-1501 has, for measuring times.
+    """As many people, cameras and images as in Market-1501, for measuring times.
 
-    751 people in 12,936 training images, 750 others in 3,368 queries and a gallery of 15,913, and six cameras. A person
-    has almost as many images as any other, unlike there.
+    There are 751 people in 12,936 training images, 750 others in 3,368 queries and a gallery of 15,913, and six
+    cameras. Unlike there, all people have nearly the same number of images.
 
     Args:
-        root: the folder of data sets; the pictures go to ``root/synthetic-people``.
-        images: of the training set, in [30, 86000]; people, queries and gallery are fewer or more in proportion.
+        root: the folder of datasets; the pictures are written to ``root/synthetic-people``.
+        images: of the training set, in [30, 86000]; the numbers of people, queries and gallery images are proportional.
 
     Raises:
         ValueError, OSError: as SyntheticPeople.
@@ -190,7 +190,7 @@ class SyntheticMarket(SyntheticPeople):
         share = images / 12936
         self.sizes = {TRAIN: images, QUERY: round(3368 * share), GALLERY: round(15913 * share)}
         people = {"train_identities": math.ceil(751 * share), "test_identities": math.ceil(750 * share)}
-        # Five shots are enough for every part: a query and four of the gallery, of each person by each camera.
+        # Five shots are enough for every part: a query and four gallery images of each person by each camera.
         super().__init__(root, strength="mild", cameras=6, images_per_camera=5, **people, **kwargs)
 
     @classmethod
@@ -201,7 +201,7 @@ class SyntheticMarket(SyntheticPeople):
         return f"market-{self.sizes[TRAIN]}"
 
     def _shots(self) -> Iterator[tuple[str, int, int, int]]:
-        """Of each part the first, such that nobody is seen a second time before everyone has been seen once."""
+        """The first shots of each part, ordered so that everyone is seen once before anyone is seen twice."""
         left = self.sizes.copy()
         for name, pid, camera, shot in sorted(super()._shots(), key=lambda item: (item[3], item[2], item[1])):
             part = name.partition("/")[0]
@@ -211,7 +211,7 @@ class SyntheticMarket(SyntheticPeople):
 
 
 def contact_sheet(datasets: Sequence[SyntheticPeople], *, people: int = 8, shots: int = 2) -> Image.Image:
-    """The first training people (rows) by camera and shot (columns), one data set beside the other.
+    """The first training people (rows) by camera and shot (columns), one dataset beside the other.
 
     docs/synthetic_people.jpg is ``contact_sheet([SyntheticPeople(strength=s) for s in ("mild", "strong")])``, saved
     with quality 80.

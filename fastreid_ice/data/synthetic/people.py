@@ -1,8 +1,8 @@
-"""People of the embedded data: who somebody is, how they walk, and how that is drawn.
+"""People of the synthetic data: what a person looks like, how they walk, and how that is drawn.
 
-A person is a small solid: joints have a place across, up and forward (thousandths of the body height), the figure is
-turned to the direction it walks in, its parts are painted back to front. Hence a back shows the rucksack and no
-face, a side is narrow, and an open jacket shows the shirt from the front only.
+A person is a simple three-dimensional figure: joints have coordinates across, up and forward (thousandths of the body
+height), the figure is turned to its walking direction, and its parts are painted back to front. Therefore a back shows
+the rucksack and no face, a side is narrow, and an open jacket shows the shirt only from the front.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .canvas import Canvas, Pattern, Point, cosine, pick, sine
 SKIN = {(236, 200, 178): 4, (222, 178, 150): 4, (198, 148, 116): 3, (150, 104, 76): 2, (98, 66, 50): 2}
 HAIR = {(28, 24, 24): 6, (58, 40, 30): 5, (104, 72, 46): 4, (176, 140, 86): 3, (150, 146, 142): 2, (124, 56, 34): 1}
 HAIR_STYLES = {"short": 9, "long": 5, "tail": 3, "bun": 2, "bald": 2, "cap": 3}
-# Clothing as streets show it: mostly black, grey and blue, so that a colour alone names nobody.
+# Clothing as in the street: mostly black, grey and blue, so that no colour alone identifies a person.
 TOP_COLOURS = {
     (34, 34, 38): 16, (74, 76, 82): 9, (138, 140, 144): 8, (226, 226, 224): 11, (36, 46, 80): 11, (62, 92, 150): 8,
     (136, 170, 206): 4, (166, 44, 48): 6, (104, 34, 48): 4, (54, 106, 70): 4, (96, 100, 62): 4, (192, 174, 140): 5,
@@ -42,7 +42,7 @@ PATTERNS = {"plain": 11, "stripes": 3, "bars": 2, "checks": 3, "yoke": 3, "hoop"
 
 @dataclass(frozen=True)
 class Looks:
-    """What stays with a person from camera to camera. Lengths are thousandths of the body height."""
+    """What is the same in all images of a person. Lengths are thousandths of the body height."""
 
     skin: tuple
     hair: tuple
@@ -71,7 +71,7 @@ class Looks:
 
     @classmethod
     def draw_lots(cls, rng: np.random.RandomState) -> Looks:
-        """A person at random."""
+        """A random person."""
 
         def dyed(colours: dict, spread: int = 14) -> tuple:
             shift = rng.randint(-spread, spread + 1, 3) // 2 + rng.randint(-spread, spread + 1)
@@ -116,7 +116,7 @@ class Pose:
 
     @classmethod
     def draw_lots(cls, rng: np.random.RandomState, headings: tuple[int, ...]) -> Pose:
-        """A moment at random; headings: weights of the eight directions (0, 45, ..., 315 degrees)."""
+        """A random moment; headings: weights of the eight directions (0, 45, ..., 315 degrees)."""
         direction = pick(rng, dict(enumerate(headings)))
         stride = pick(rng, {0: 1, 14: 2, 24: 4, 31: 3})
         return cls(heading=45 * direction + int(rng.randint(-14, 15)), phase=int(rng.randint(360)), stride=stride)

@@ -1,4 +1,4 @@
-"""What stands around the people of the embedded data: the wall and the ground behind them, and things in front."""
+"""The surroundings of the people of the synthetic data: wall and ground behind them, and things in front."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def draw_scene(seed: int, number: int) -> np.ndarray:
         wall[y : y + tall, x : x + wide] = thing
         wall[y + 3 : y + tall - 3, x + 3 : x + wide - 3] = thing * 5 // 6
     ground = _surface(rng, pick(rng, GROUNDS), (height - horizon, width))
-    ground[:3] = ground[:3] * 2 // 3  # the shade at the foot of the wall
+    ground[:3] = ground[:3] * 2 // 3  # the shadow at the foot of the wall
     return np.clip(np.concatenate([wall, ground]), 0, 255).astype(np.int32)
 
 
