@@ -5,6 +5,7 @@ A list holds the query itself first, then the most similar rows, and rows of equ
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -19,6 +20,8 @@ from ._arrays import map_blocks
 Found = tuple[Tensor, Tensor, Tensor]
 Search = Callable[[Tensor], Found]
 Progress = Callable[[Sequence[Tensor]], Iterable[Tensor]]
+
+logger = logging.getLogger(f"fastreid.{__name__}")
 
 _RANKED = 64  # queries per block for which a thread ranks candidates
 _SCANNED = 32  # queries, and rows, that the scan keeps in the processor's cache
@@ -46,9 +49,15 @@ def search_in_turn(
     similarities = torch.empty(len(queries), k, dtype=dtype, device=queries.device)
     indices = queries.new_empty(len(queries), k)
     left = torch.arange(len(queries), device=queries.device)
-    for start in searches:
+    for number, start in enumerate(searches, 1):
         if not len(left):
             break
+        if number == len(searches) > 1:
+            logger.info(
+                "Neighbors of %d of %d rows are too close to each other for a product: comparing them one by one",
+                len(left),
+                len(queries),
+            )
         search = start()
         uncertain = []
         for block in progress(left.split(chunk_size)):

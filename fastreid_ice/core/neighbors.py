@@ -1,7 +1,8 @@
 """Exact nearest neighbours under cosine similarity.
 
 A matrix product, in bfloat16 where that is faster, selects a few candidates for each row; their similarities in float64
-decide. An error bound shows which rows are thereby settled; the others continue in the next precision.
+decide. An error bound shows which rows are thereby settled; the others continue with more candidates in the next
+precision, and the last ones, which have more near copies than that, one by one.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from .screen import Screen, precisions
 
 METHODS = ("exact", "cells")
 
+_CROWD = 1024  # candidates for rows that have more near copies than the usual number of candidates
 _NORMED = 256  # rows per block for which norms are computed
 
 
@@ -76,8 +78,10 @@ def k_nearest(
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
 
     selected = torch.arange(num_rows, device=rows.device)[queries]
+    available = precisions(rows.device)
     searches: list[Callable[[], Search]]
-    searches = [partial(Screen, precision, rows, scale, k) for precision in precisions(rows.device)]
+    searches = [partial(Screen, fastest, rows, scale, k) for fastest in available[:1]]
+    searches += [partial(Screen, finest, rows, scale, k, candidates=_CROWD) for finest in available[-1:]]
     searches.append(partial(Scan, rows, scale, k))
     if method == "cells":
         mine = selected if gather else torch.arange(num_rows, device=rows.device)

@@ -42,19 +42,35 @@ class Screen:
     rows, plus the rounding of the sum and that of the result. A row that is below the k-th candidate by more than twice
     that bound cannot be among the k nearest. The float64 similarities must lie within the bound; if they do not, the
     machine does not compute as assumed, and nothing is settled.
+
+    Args:
+        precision: of the product.
+        rows: (N, D) float32 or float64, of any norm.
+        scale: (N,) float64, one over the norms.
+        k: length of the lists.
+        order: (N,) int64, the order in which the rounded rows are kept; by default that of ``rows``.
+        candidates: how many are selected for each query; more settle rows with many near copies, such as the frames of
+            a video.
     """
 
     def __init__(
-        self, precision: torch.dtype, rows: Tensor, scale: Tensor, k: int, order: Tensor | None = None
+        self,
+        precision: torch.dtype,
+        rows: Tensor,
+        scale: Tensor,
+        k: int,
+        order: Tensor | None = None,
+        *,
+        candidates: int | None = None,
     ) -> None:
         self.rows, self.scale, self.k = rows, scale, k
+        self.count = min(candidates or candidates_for(k), len(rows))
         self.rounded, self.taken = rounded_units(precision, rows, scale, order)
         self.absolute = 1.01 * self.taken.max() + (rows.shape[1] + 8) * torch.finfo(torch.float32).eps
         self.relative = 0.51 * torch.finfo(precision).eps
 
     def __call__(self, queries: Tensor) -> Found:
-        count = min(candidates_for(self.k), len(self.rows))
-        scores, candidates = largest_products(self.rounded[queries], self.rounded, count, own=queries)
+        scores, candidates = largest_products(self.rounded[queries], self.rounded, self.count, own=queries)
         return self.settle(queries, scores, candidates, self.k, torch.full_like(queries, len(self.rows)))
 
     def settle(self, queries: Tensor, scores: Tensor, candidates: Tensor, k: int, available: Tensor) -> Found:

@@ -186,6 +186,25 @@ def test_copies_are_kept_and_listed_by_index():
         assert indices[i].tolist() == [i, *group[:29]]
 
 
+def test_frames_of_a_video_are_not_compared_one_by_one(monkeypatch, caplog):
+    """150 near copies of each of ten people: more than candidates, and fewer than a crowd."""
+    generator = torch.Generator().manual_seed(2)
+    features = people(10, 64, spread=1.0).repeat_interleave(150, 0)
+    features += 1e-6 * torch.randn(features.shape, generator=generator)
+    expected = k_nearest(features, 30)[0]
+    with monkeypatch.context() as patched, caplog.at_level("INFO"):
+        patched.setattr(neighbors, "Scan", pytest.fail)
+        found, _ = k_nearest(features, 30)
+        assert not caplog.messages
+        patched.undo()
+        patched.setattr(neighbors, "_CROWD", 100)
+        assert torch.equal(k_nearest(features, 30)[0], found)
+    assert torch.equal(found, expected)
+    assert caplog.messages == [
+        "Neighbors of 1500 of 1500 rows are too close to each other for a product: comparing them one by one"
+    ]
+
+
 def test_lists_follow_from_the_features_alone(monkeypatch):
     features = people(640, 48, spread=2.0)
     whole = k_nearest(features, 20)
