@@ -4,6 +4,7 @@ ICE: `chenhao2345/ICE` a206eb9. CC (Cluster Contrast): `alibaba/cluster-contrast
 `Trangle12/DCMIP` dfe3563, which calls itself unofficial and logs the published figures. U and T are
 examples/unsupervised_train.py and ice/trainers.py of the first; E, C and R are
 examples/cluster_contrast_train_usl.py, clustercontrast/models/cm.py and clustercontrast/trainers.py of the others.
+O2CAP: `Terminator8758/O2CAP` a893b7a, whose constants are the defaults of train.py; those of SHARED are the same there.
 What is known to differ all the same stands in docs/differences.md.
 """
 
@@ -147,6 +148,46 @@ STAGES: list[Recipe] = [
         "MODEL.START_FROM": ("best", "E:266-268"),
     },
 ]
+O2CAP: Recipe = SHARED | {
+    "MODEL.HEADS.POOL_LAYER": ("GlobalAvgPool", "train.py: -pool_type"),
+    "MODEL.BN_SPLITS": (1, "README: one GPU"),
+    "MODEL.LOSSES.NAME": (("OfflineOnlineProxyLoss",), "train.py:176"),
+    "MODEL.LOSSES.O2CAP": (
+        {
+            "SCALE": 1.0,
+            "PARTS": ("offline", "online"),
+            "TEMPERATURE": 0.07,
+            "NUM_NEGATIVES": 50,
+            "NUM_POSITIVES": 3,
+            "BALANCE": 0.15,
+            "MOMENTUM": 0.2,
+        },
+        "train.py:175-176, the class's defaults in reid/models/o2cap.py",
+    ),
+    "CLUSTER.FEATURES": ("online", "train.py: extract_features(model, cluster_loader)"),
+    "CLUSTER.K1": (20, "train.py: --k1"),
+    "CLUSTER.EPS": (0.5, "train.py: --eps"),
+    "INPUT.SIZE_TRAIN": ([256, 128], "train.py: --height, --width"),
+    "INPUT.SIZE_TEST": ([256, 128], "train.py: --height, --width"),
+    "INPUT.BLUR": ({"ENABLED": False, "PROB": 0.5, "SIGMA": (0.1, 2.0)}, "train.py: get_train_loader"),
+    "INPUT.REA.PROB": (0.5, "train.py: get_train_loader"),
+    "DATALOADER.SAMPLING": ("camera", "train.py: ClassUniformlySampler(train_set, class_position=4)"),
+    "DATALOADER.NUM_INSTANCE": (4, "train.py: --num_instances"),
+    "SOLVER.AMP.ENABLED": (False, "no amp anywhere"),
+    "SOLVER.IMS_PER_BATCH": (32, "train.py: --batch_size"),
+    "SOLVER.ITERS_PER_EPOCH": (400, "train.py: --iters"),
+    "SOLVER.MAX_EPOCH": (50, "train.py: --epochs"),
+    "SOLVER.STEPS": ([20, 40], "train.py: milestones"),
+    "SOLVER.GAMMA": (0.1, "train.py: WarmupMultiStepLR"),
+    "SOLVER.WARMUP_FACTOR": (0.01, "train.py: warmup_factor"),
+    "SOLVER.WARMUP_ITERS": (4000, "train.py: warmup_iters=10 epochs"),
+    "TEST.ENCODER": ("online", "train.py: Evaluator(model)"),
+    "TEST.EVAL_PERIOD": (10, "train.py: --eval-step"),
+}
+IBN: Recipe = {
+    "MODEL.BACKBONE.WITH_IBN": (True, "the authors' table: IBN"),
+    "MODEL.HEADS.POOL_LAYER": ("GeneralizedMeanPoolingP", "the authors' table: GeM"),
+}
 MSMT17: Recipe = {"MODEL.LOSSES.DISCREPANT_PROXY": (PROXIES | {"UPDATES": ("each", "mean")}, "C:79-82")}
 LONGER: Recipe = {"SOLVER.ITERS_PER_EPOCH": (400, "README.md:91, README.md:115")}
 SQUARE: Recipe = {
@@ -161,6 +202,8 @@ RECIPES: dict[str, list[Recipe]] = {
     "dcmip_market": [DCMIP | {"CLUSTER.EPS": (0.45, "run_code.sh:7")} | stage for stage in STAGES],
     "dcmip_duke": [DCMIP | stage for stage in STAGES],
     "dcmip_msmt17": [DCMIP | MSMT17 | stage for stage in STAGES],
+    **{f"o2cap_{data}": [O2CAP] for data in ("market", "msmt17")},
+    **{f"o2cap_ibn_{data}": [O2CAP | IBN] for data in ("market", "msmt17")},
     "cluster_contrast_market": [CLUSTER_CONTRAST],
     "cluster_contrast_msmt17": [CLUSTER_CONTRAST | LONGER],
     "cluster_contrast_veri": [CLUSTER_CONTRAST | LONGER | SQUARE],

@@ -109,7 +109,8 @@ def add_ice_config(cfg: CfgNode) -> None:
     cfg.DATASETS.SYNTHETIC.IMAGES = 12936
 
     # How the DATALOADER.NUM_INSTANCE images of a pseudo identity are drawn: "spread" over as many of its cameras as
-    # possible (ICE); "anchor", one image and others from other cameras (Cluster Contrast, DCMIP); or "random".
+    # possible (ICE); "anchor", one image and others from other cameras (Cluster Contrast, DCMIP); "camera", all from
+    # one of its cameras, each of which has its turn (O2CAP); or "random".
     cfg.DATALOADER.SAMPLING = "spread"
     cfg.register_renamed_key(
         "DATALOADER.CAMERA_BALANCED", "DATALOADER.SAMPLING", "True is now 'spread', False is 'random'"
@@ -202,5 +203,14 @@ def _add_model(model: CfgNode) -> None:
     # Where the least similar positive is looked for: the "bank", or the momentum features of the "batch", as the
     # paper's overview draws it.
     losses.MULTI_INSTANCE.POSITIVE = "bank"
+
+    losses.O2CAP = CfgNode()  # O2CAP
+    losses.O2CAP.SCALE = 1.0
+    losses.O2CAP.PARTS = ("offline", "online")  # proxies of the same cluster; the most similar proxies
+    losses.O2CAP.TEMPERATURE = 0.07
+    losses.O2CAP.NUM_NEGATIVES = 50  # the most similar other proxies, all where there are fewer
+    losses.O2CAP.NUM_POSITIVES = 3  # of the online part, each from another camera
+    losses.O2CAP.BALANCE = 0.15  # weight of the image in the online ranking; its own proxy has the rest
+    losses.O2CAP.MOMENTUM = 0.2  # weight of the old proxy in an update
 
     losses.set_new_allowed(True)

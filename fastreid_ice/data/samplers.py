@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch.utils.data import Sampler
 
-SAMPLINGS = ("spread", "anchor", "random")
+SAMPLINGS = ("spread", "anchor", "camera", "random")
 
 
 class IdentitySampler(Sampler[int]):
@@ -23,7 +23,7 @@ class IdentitySampler(Sampler[int]):
     Every process draws the same global stream and yields its own share of each batch: whole groups, none of them in two
     processes. A repeated identity is distributed evenly over the processes.
 
-    The K images of an identity with n images in C cameras are drawn in one of three ways:
+    The K images of an identity with n images in C cameras are drawn in one of four ways:
 
     - "spread" over the cameras (ICE; "MoreCameraSampler" in the published code): one image from each of min(K, C)
       random cameras, then, if C < K, K - C of the other images. On average an image that is one of m in its camera
@@ -32,11 +32,13 @@ class IdentitySampler(Sampler[int]):
     - "anchor" (Cluster Contrast, DCMIP; "RandomMultipleGallerySampler" of SpCL): first any image, then K - 1 images of
       other cameras than that of the first, with replacement if there are fewer; from its own camera if C = 1. Updating
       a proxy with each image in turn depends on this order.
+    - "camera" (O2CAP; "ClassUniformlySampler" in the published code): the images of the identity in one camera, each of
+      which counts as an identity in all of the above; if they are fewer than K, K random ones of K copies of each.
     - "random": K of the n images, each K / n times per pass on average, whatever their cameras.
 
-    If there are too few images, they are repeated in turn, except for "anchor". The published code of "spread" draws
-    them with replacement instead, which can lose cameras of an identity with one image in each of fewer than K cameras;
-    here no camera is lost.
+    If there are too few images, they are repeated in turn, except for "anchor" and "camera". The published code of
+    "spread" draws them with replacement instead, which can lose cameras of an identity with one image in each of fewer
+    than K cameras; here no camera is lost.
 
     Args:
         labels: (N,) pseudo identity of each image; images with a negative label (noise) are never drawn.
@@ -95,6 +97,10 @@ class IdentitySampler(Sampler[int]):
                 "raise CLUSTER.EPS or lower CLUSTER.MIN_SAMPLES"
             )
 
+        if sampling == "camera":
+            identity = identity.copy()
+            pairs = np.stack([identity, camera], 1)[clustered]
+            identity[clustered] = np.unique(pairs, axis=0, return_inverse=True)[1].ravel()
         by_identity = clustered[np.argsort(identity[clustered], kind="stable")]
         borders = np.flatnonzero(np.diff(identity[by_identity])) + 1
         self.images = np.split(by_identity, borders)  # one array of image indices per identity
@@ -140,8 +146,10 @@ class IdentitySampler(Sampler[int]):
             candidates = rng.permutation(candidates)
             return candidates[np.argsort(drawn[candidates], kind="stable")]
 
+        if self.sampling == "camera" and len(images) < self.num_instances:
+            return rng.permutation(np.repeat(images, self.num_instances))[: self.num_instances]
         images = shuffle(images)
-        if self.sampling == "random":
+        if self.sampling in ("camera", "random"):
             return np.resize(images, self.num_instances)
         if self.sampling == "anchor":
             return self._draw_around(images, rng)

@@ -9,6 +9,7 @@ from pkgutil import iter_modules
 from .base import LOSS_REGISTRY, LossTerm, Step, build_losses, check_cameras, required_views
 from .dcmip import UPDATE_REGISTRY, DiscrepantProxyLoss, MultiInstanceLoss
 from .ice import ClusterProxyLoss, CrossCameraLoss, HardInstanceLoss, SoftConsistencyLoss
+from .o2cap import OfflineOnlineProxyLoss
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
@@ -22,6 +23,7 @@ __all__ = [
     "HardInstanceLoss",
     "LossTerm",
     "MultiInstanceLoss",
+    "OfflineOnlineProxyLoss",
     "SoftConsistencyLoss",
     "Step",
     "build_losses",

@@ -39,12 +39,14 @@ def test_every_config_is_read_as_fast_reid_reads_it(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("[!b]*.yml")), ids=lambda path: path.stem)
-def test_published_recipes_train_as_on_four_gpus(path: Path) -> None:
+def test_published_recipes_normalise_as_on_their_gpus(path: Path) -> None:
     """On the published batch; the other configs, on data of one's own or drawn, are nobody's recipe."""
     cfg = read(path)
     recipe = (cfg.MODEL.BN_SPLITS, cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE)
     if cfg.CLUSTER.AUTO_EPS or not set(cfg.DATASETS.NAMES) <= {"Market1501", "DukeMTMC", "MSMT17", "VeRi"}:
         assert recipe[0] == 1
+    elif "OfflineOnlineProxyLoss" in cfg.MODEL.LOSSES.NAME:
+        assert recipe == (1, 32, 4), "O2CAP, on one GPU"
     elif "HardInstanceLoss" in cfg.MODEL.LOSSES.NAME:
         assert recipe == (4, 32, 4), "ICE"
     else:

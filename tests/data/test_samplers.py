@@ -86,7 +86,7 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("sampling", PUBLISHED)
 def test_frequencies_are_the_published_ones(name, sampling):
     labels, cameras, k = layout_arrays(name)
     passes = layout_passes(name, sampling)
@@ -110,7 +110,7 @@ def test_passes_and_groups_of_the_published_layouts(name):
     labels, cameras, k = layout_arrays(name)
     identities = sorted(set(labels.tolist()) - {-1})
     published = LAYOUTS[name]["samplers"]["ICE.MoreCameraSampler"]
-    for sampling in SAMPLINGS:
+    for sampling in PUBLISHED:
         passes = layout_passes(name, sampling)
         assert np.all(labels[passes] == labels[passes[:, :, :1]])  # K images of one identity
         assert np.all(np.sort(labels[passes[:, :, 0]], axis=1) == identities)  # each once per pass
@@ -196,6 +196,28 @@ def test_an_anchor_is_followed_by_other_cameras_as_published(name):
         places = [np.bincount(mine[:, place], minlength=len(labels)) / len(mine) for place in range(1, k)]
         error = np.sqrt(np.maximum(places[0] * (1 - places[0]), 1e-9) / len(mine))
         assert all(np.all(np.abs(place - places[0]) <= 7 * error + 1e-9) for place in places)
+
+
+def test_each_camera_of_an_identity_has_its_turn():
+    """As O2CAP samples its proxies: 4 images of one identity in one camera, 4 / n times each per pass on average."""
+    sizes = {(0, 0): 1, (0, 3): 2, (1, 3): 3, (1, 5): 4, (2, 0): 9}
+    labels, cameras = np.array([pair for pair, n in sizes.items() for _ in range(n)]).T
+    labels, cameras = np.append(labels, -1), np.append(cameras, 0)
+    sampler = IdentitySampler(labels, cameras, batch_size=8, num_instances=4, sampling="camera", seed=3)
+    passes = draw_groups(sampler, PASSES * len(sizes), 4).reshape(PASSES, len(sizes), 4)
+    assert all(len(set(column)) == 1 for column in np.stack([labels, cameras])[:, passes].reshape(-1, 4))
+    pairs = [sorted(zip(labels[first], cameras[first], strict=True)) for first in passes[:, :, 0]]
+    assert all(found == sorted(sizes) for found in pairs), "each once per pass"
+    mean, error = mean_draws(passes, len(labels))
+    expected = np.array([4 / sizes.get(pair, np.inf) for pair in zip(labels, cameras, strict=True)])
+    assert np.all(np.abs(mean - expected) <= 5 * error + 1e-9)
+    groups = passes.reshape(-1, 4)
+    for pair, missing in (((0, 3), 1 / 70), ((1, 3), 70 / 495), ((1, 5), 0), ((2, 0), 5 / 9)):
+        image = np.flatnonzero((labels == pair[0]) & (cameras == pair[1]))[0]
+        mine = groups[(labels[groups[:, 0]] == pair[0]) & (cameras[groups[:, 0]] == pair[1])]
+        share = (mine != image).all(1).mean()
+        assert abs(share - missing) <= 5 * np.sqrt(missing * (1 - missing) / len(mine))
+        assert sizes[pair] < 4 or all(len(set(group)) == 4 for group in mine.tolist())
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
