@@ -41,6 +41,7 @@ setup(
         "scipy",  # the sparse Jaccard graph; fastreid
         "numba",  # the loops of neighbours, Jaccard graph and DBSCAN, compiled
         "scikit-learn",  # pseudo-label quality; HDBSCAN; fastreid's evaluator
+        "tqdm",  # progress on terminals; huggingface_hub
         "Pillow",  # reading crops and drawing the synthetic data; fastreid
         "tabulate",  # the closing table; fastreid's result tables
         # k-means, approximate neighbours; fastreid's re-ranking. Runs without a GPU too; wheels for Linux x86-64 only.

@@ -1,4 +1,4 @@
-"""How far long work is: a bar on a terminal, plain lines in a log file."""
+"""How far long work is: a bar on a terminal, and one line in the log."""
 
 from __future__ import annotations
 
@@ -8,30 +8,25 @@ import time
 from collections.abc import Collection, Iterator
 from typing import TypeVar
 
+from tqdm import tqdm
+
 T = TypeVar("T")
 
-LOG_SECONDS = 30.0
 # Below fast-reid's logger, whose handlers write to the terminal and to OUTPUT_DIR/log.txt; so in every module.
 logger = logging.getLogger(f"fastreid.{__name__}")
 
 
-def progress(items: Collection[T], title: str) -> Iterator[T]:
-    """Yields ``items`` while telling how many are done.
+class Bar(tqdm):
+    """tqdm's bar without its thread, since the workers of loaders are forked while the bar stands."""
 
-    On a terminal a bar rewrites itself. The log gets a line every half minute and one at the end, with the time taken.
+    monitor_interval = 0
+
+
+def progress(items: Collection[T], title: str) -> Iterator[T]:
+    """Yields ``items`` while a bar on the terminal, where there is one, shows how many are done and how many are left.
+
+    The log gets one line at the end, with the time taken.
     """
-    bar = sys.stderr.isatty()
-    total = len(items)
-    start = last = time.perf_counter()
-    for done, item in enumerate(items, start=1):
-        yield item
-        now = time.perf_counter()
-        if bar:
-            filled = 30 * done // total
-            sys.stderr.write(f"\r{title} [{'=' * filled:30}] {done}/{total}")
-        if now - last > LOG_SECONDS:
-            last = now
-            logger.info("%s: %d of %d", title, done, total)
-    if bar:
-        sys.stderr.write("\n")
-    logger.info("%s: %d done in %.1f s", title, total, time.perf_counter() - start)
+    start = time.perf_counter()
+    yield from Bar(items, title, miniters=1, dynamic_ncols=True) if sys.stderr.isatty() else items
+    logger.info("%s: %d done in %.1f s", title, len(items), time.perf_counter() - start)

@@ -1,14 +1,15 @@
-"""Progress: a bar on a terminal, plain lines in the log."""
+"""Progress: a bar on a terminal, one line in the log."""
 
 from __future__ import annotations
 
 import io
 import logging
 import sys
+import threading
+import time
 
 import pytest
 
-from fastreid_ice import progress as module
 from fastreid_ice.progress import progress
 
 
@@ -18,21 +19,35 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize("stream", [Terminal, io.StringIO])
-def test_a_bar_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch, caplog, stream: type[io.StringIO]) -> None:
+def test_a_bar_on_a_terminal_and_one_line_in_the_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, stream: type[io.StringIO]
+) -> None:
     monkeypatch.setattr("sys.stderr", stream())
     with caplog.at_level(logging.INFO, logger="fastreid"):
         assert list(progress([3, 1, 2], "Counting")) == [3, 1, 2]
     drawn = sys.stderr.getvalue()
-    assert ("\rCounting [" in drawn and drawn.endswith("3/3\n")) == (stream is Terminal)
+    if stream is Terminal:
+        assert "\rCounting:   0%|" in drawn and " 3/3 [" in drawn and drawn.endswith("\n")
+    else:
+        assert drawn == ""
     assert caplog.messages == ["Counting: 3 done in 0.0 s"]
 
 
-def test_long_work_is_logged_on_the_way(monkeypatch: pytest.MonkeyPatch, caplog) -> None:
-    monkeypatch.setattr(module, "LOG_SECONDS", 0.0)
-    with caplog.at_level(logging.INFO, logger="fastreid"):
-        list(progress(["a", "b"], "Reading"))
-    assert caplog.messages[:2] == ["Reading: 1 of 2", "Reading: 2 of 2"]
+def test_a_bar_moves_with_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", Terminal())
+    for item in progress([1, 2], "Reading"):
+        assert f" {item - 1}/2 [" in sys.stderr.getvalue()
+        time.sleep(0.15)  # a bar is drawn ten times a second
 
 
-def test_nothing_to_do() -> None:
+def test_no_thread_is_left_that_a_forked_worker_would_miss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", Terminal())
+    before = threading.active_count()
+    for _ in progress([1], "Reading"):
+        assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("stream", [Terminal, io.StringIO])
+def test_nothing_to_do(monkeypatch: pytest.MonkeyPatch, stream: type[io.StringIO]) -> None:
+    monkeypatch.setattr("sys.stderr", stream())
     assert list(progress([], "Nothing")) == []

@@ -28,6 +28,7 @@ import numpy as np
 
 from ..engine import read_run
 from ..errors import InputError
+from ..progress import progress
 from ..reporting import PseudoLabels, last_labels
 from . import command_parser
 
@@ -71,8 +72,10 @@ def plan_links(clustering: PseudoLabels) -> Links:
     copies: Counter[str] = Counter()
     digits = max((len(camera) for camera in clustering.cameras if camera.isdecimal()), default=0)
     width = max(4, len(str(clustering.labels.max(initial=0))))
-    rows = zip(clustering.paths, clustering.cameras, clustering.labels, clustering.distances, strict=True)
-    for path, camera, label, distance in rows:
+    paths = progress(clustering.paths, "Looking for images")
+    for path, camera, label, distance in zip(
+        paths, clustering.cameras, clustering.labels, clustering.distances, strict=True
+    ):
         if not os.path.isfile(path):
             gone.append(path)
             continue
@@ -122,7 +125,7 @@ def make_links(links: Links, folder: Path) -> None:
     scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         scratch.mkdir()
-        for name, target in links.targets.items():
+        for name, target in progress(links.targets.items(), "Making links"):
             (scratch / name).parent.mkdir(exist_ok=True)
             (scratch / name).symlink_to(target)
         scratch.replace(folder)
