@@ -29,7 +29,7 @@ setup(
     # In a wheel the configs lie in the package, so that they are found wherever it is installed.
     packages=[*find_packages(include=["fastreid_ice", "fastreid_ice.*"]), "fastreid_ice.configs"],
     package_dir={"fastreid_ice.configs": "configs"},
-    package_data={"fastreid_ice.reporting": ["report.html"], "fastreid_ice.configs": ["*.yml", "*.pth"]},
+    package_data={"fastreid_ice.reporting": ["templates/*"], "fastreid_ice.configs": ["*.yml", "*.pth"]},
     entry_points={"console_scripts": ["fastreid-ice=fastreid_ice.commands.__main__:main"]},
     python_requires=">=3.10,<3.14",
     install_requires=[
@@ -41,6 +41,9 @@ setup(
         "scipy",  # the sparse Jaccard graph; fastreid
         "numba",  # the loops of neighbours, Jaccard graph and DBSCAN, compiled
         "scikit-learn",  # pseudo-label quality; HDBSCAN; fastreid's evaluator
+        # Charts, as SVG in the report and as PNG elsewhere: draws both by itself, where others need a browser.
+        "matplotlib>=3.10",
+        "Jinja2>=3.1",  # the report's page; torch
         "tqdm",  # progress on terminals; huggingface_hub
         "Pillow",  # reading crops and drawing the synthetic data; fastreid
         "tabulate",  # the closing table; fastreid's result tables

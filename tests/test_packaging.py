@@ -59,7 +59,7 @@ def test_the_wheel_holds_what_is_needed(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert held == expected
-    assert {"fastreid_ice/reporting/report.html", "fastreid_ice/configs/source_osnet_x0_25.pth"} <= held
+    assert {"fastreid_ice/reporting/templates/report.html", "fastreid_ice/configs/source_osnet_x0_25.pth"} <= held
 
 
 def test_the_list_of_commands_needs_no_torch(installed: Path, tmp_path: Path) -> None:

@@ -1,21 +1,76 @@
-"""A line chart as a PNG, drawn with Pillow alone."""
+"""Charts by matplotlib: PNG files, inline SVG for a page, and in words what they show.
+
+matplotlib is imported where something is drawn. What is drawn depends on the arguments alone: not on a user's settings,
+the installed fonts or the time.
+"""
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Mapping, Sequence
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree
 
-from PIL import Image, ImageDraw, ImageFont
-
-from .svg import ticks
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Point = tuple[float, float]
 
-# Colours that stay apart for colour-blind readers (Okabe and Ito), then grey.
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999"]
-SIZE, LEFT, RIGHT, TOP, BOTTOM = (960, 540), 70, 250, 66, 60
-SCALE = 2  # drawn twice as large and then reduced, so that lines are smooth
+# Colours that stay apart for colour-blind readers (Okabe and Ito), each with a mark for those who see none.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+MARKS = "osD^vPX*"
+SOFT = "#57606A"  # of texts beside what is drawn
+PICTURE, PICTURE_TEXT = (960, 540), 14  # pixels of a PNG, and of its text
+CHART, CHART_TEXT = (400, 210), 11  # pixels of a chart in a page without its legend, and of its text
+LEGEND_LINE = 17  # pixels
+DOTS = 72  # a pixel is a point, so that all sizes are in pixels
+STYLE = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib
+    "text.parse_math": False,  # a name may hold any characters
+    "axes.autolimit_mode": "round_numbers",
+    "figure.constrained_layout.w_pad": 0.08,  # inches
+    "axes.xmargin": 0,
+    "axes.ymargin": 0,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "axes.edgecolor": "#DDDDDD",
+    "axes.labelcolor": SOFT,
+    "axes.spines.left": False,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 1,
+    "legend.frameon": False,
+    "svg.fonttype": "none",  # text stays text
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "ytick.major.size": 0,
+}
+SVG = "http://www.w3.org/2000/svg"
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart for a page.
+
+    Attributes:
+        title: what it is about.
+        words: sentences that say what it shows.
+        svg: the drawing, an ``<svg>`` element whose texts are escaped; it can stand in a page with others.
+    """
+
+    title: str
+    words: str
+    svg: str
 
 
 def draw_curves(
@@ -27,7 +82,9 @@ def draw_curves(
     y_label: str,
     log: bool = False,
 ) -> None:
-    """Draws each curve's runs as thin lines and their mean as a thick one, and names it where it ends.
+    """Draws each curve's runs as thin lines and their mean as a thick one; the highest at the end is named first.
+
+    What the picture shows is in the PNG in words too, as its ``Description``.
 
     Args:
         curves: name -> one sequence of (x, y) per run; the mean is over the runs that have an x.
@@ -38,63 +95,30 @@ def draw_curves(
     Raises:
         ValueError: there is no point to draw, or one that is not positive on logarithmic axes.
     """
-    means = {name: mean_curve(runs) for name, runs in curves.items() if any(runs)}
-    points = [point for runs in curves.values() for run in runs for point in run]
+    drawn = [(readable(name), runs, mean_curve(runs)) for name, runs in curves.items() if any(runs)]
+    points = [point for _, runs, _ in drawn for run in runs for point in run]
     if not points:
         raise ValueError("no curve has a point to draw")
-    xs, ys = zip(*points, strict=True)
-    if log and min(*xs, *ys) <= 0:
+    if log and min(map(min, points)) <= 0:
         raise ValueError("logarithmic axes need positive values")
-    x_ticks = decades(min(xs), max(xs)) if log else ticks(0, max(xs), whole=True)
-    y_ticks = decades(min(ys), max(ys)) if log else ticks(min(ys), max(ys))
-    width, height = SIZE
-
-    def share(value: float, axis: Sequence[float]) -> float:
-        """How far along the axis a value is, 0 at its first tick and 1 at its last."""
-        value, first, last = (math.log10(v) if log else v for v in (value, axis[0], axis[-1]))
-        return (value - first) / (last - first)
-
-    def place(point: Point) -> Point:
-        across, up = share(point[0], x_ticks), share(point[1], y_ticks)
-        return LEFT + across * (width - LEFT - RIGHT), height - BOTTOM - up * (height - TOP - BOTTOM)
-
-    image = Image.new("RGB", (width * SCALE, height * SCALE), "white")
-    draw = ImageDraw.Draw(image)
-
-    def text(at: Point, words: str, anchor: str, *, size: int = 14, colour: str = "#333333") -> None:
-        font = ImageFont.load_default(size * SCALE)
-        draw.text((at[0] * SCALE, at[1] * SCALE), words, colour, font, anchor=anchor)
-
-    def line(points: Sequence[Point], colour: str, thickness: float) -> None:
-        scaled = [(x * SCALE, y * SCALE) for x, y in points]
-        draw.line(scaled, colour, round(thickness * SCALE), joint="curve")
-
-    left, bottom = place((x_ticks[0], y_ticks[0]))
-    right, top = place((x_ticks[-1], y_ticks[-1]))
-    for tick in y_ticks:
-        y = place((x_ticks[0], tick))[1]
-        line([(left, y), (right, y)], "#DDDDDD", 1)
-        text((left - 8, y), f"{tick:,.10g}", "rm")
-    for tick in x_ticks:
-        text((place((tick, y_ticks[0]))[0], bottom + 8), f"{tick:,.10g}", "mt")
-    text((left, 14), title, "lt", size=17, colour="#000000")
-    text((left, top - 8), y_label, "lb")
-    text(((left + right) / 2, height - 12), x_label, "mb")
-
-    colours = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(means)}
-    for name, colour in colours.items():
-        for run in curves[name]:
-            line([place(point) for point in run], _paler(colour), 1)
-    for name, mean in means.items():
-        line([place(point) for point in mean], colours[name], 2.5)
-        for x, y in map(place, mean if log else ()):
-            draw.ellipse([SCALE * edge for edge in (x - 4, y - 4, x + 4, y + 4)], colours[name])
-    # Names beside the ends of their lines, pushed apart where lines end close to each other.
-    at = float("-inf")
-    for name in sorted(means, key=lambda name: -means[name][-1][1]):
-        at = max(at + 20, place(means[name][-1])[1])
-        text((right + 14, at), name, "lm", colour=colours[name])
-    image.resize(SIZE, Image.Resampling.LANCZOS).save(path)
+    with _figure(PICTURE, PICTURE_TEXT) as (figure, axes):
+        if log:
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+        lines = []
+        for (name, runs, mean), colour, mark in zip(drawn, cycle(COLOURS), cycle(MARKS), strict=False):
+            for run in filter(None, runs):
+                axes.plot(*zip(*run, strict=True), color=colour, alpha=0.5, linewidth=1)
+            look = {"marker": mark if log else "", "markersize": 8, "linewidth": 3, "clip_on": False}
+            lines += axes.plot(*zip(*mean, strict=True), color=colour, label=name, **look)
+        axes.set_title(title, loc="left", color="black")
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        _label_ticks(axes, whole=not log)
+        figure.legend(handles=sorted(lines, key=lambda line: -line.get_ydata()[-1]), loc="outside right upper")
+        words = _sentence(((name, mean) for name, _, mean in drawn), lambda x: f"at {x:,.10g} {x_label}")
+        about = {"Title": title, "Description": f"{y_label} over {x_label}: {words}", "Software": None}
+        figure.savefig(path, dpi=DOTS, metadata=about)
 
 
 def mean_curve(runs: Sequence[Sequence[Point]]) -> list[Point]:
@@ -106,13 +130,153 @@ def mean_curve(runs: Sequence[Sequence[Point]]) -> list[Point]:
     return [(x, sum(ys) / len(ys)) for x, ys in sorted(values.items())]
 
 
-def decades(low: float, high: float) -> list[float]:
-    """Powers of ten, at least two, from one not above ``low`` to one not below ``high``."""
-    first = math.floor(math.log10(low))
-    last = max(math.ceil(math.log10(high)), first + 1)
-    return [10.0**power for power in range(first, last + 1)]
+def line_chart(curves: Mapping[str, Sequence[Point]], *, title: str, marks: Mapping[float, str] | None = None) -> Chart:
+    """A line for each curve over epochs, and a mark with its value at each point.
+
+    Args:
+        curves: name -> its points, one or more, in the order of x, which is 0 before training.
+        title: above the chart.
+        marks: x between two epochs -> what begins there; a vertical line.
+    """
+    named = [(readable(name), curve) for name, curve in curves.items()]
+    columns = max(1, CHART[0] // (7 * max(len(name) for name, _ in named) + 40))
+    height = CHART[1] + LEGEND_LINE * math.ceil(len(named) / columns)
+    tips = {
+        f"curve{number}": [f"{name}, epoch {x:g}: {y:.4g}" for x, y in curve]
+        for number, (name, curve) in enumerate(named)
+    }
+    with _figure((CHART[0], height), CHART_TEXT, salt=title) as (figure, axes):
+        for key, (name, curve), colour, mark in zip(tips, named, cycle(COLOURS), cycle(MARKS), strict=False):
+            look = {"color": colour, "marker": mark, "markersize": 4, "linewidth": 1.8, "clip_on": False}
+            axes.plot(*zip(*curve, strict=True), label=name, gid=key, **look)
+        first, last = min(curve[0][0] for _, curve in named), max(curve[-1][0] for _, curve in named)
+        axes.set_xlim(first, max(last, first + 1))
+        for x, name in (marks or {}).items():
+            axes.axvline(x, color=SOFT, linewidth=1, linestyle="--")
+            axes.text(x, 1.02, name, transform=axes.get_xaxis_transform(), ha="center", va="bottom", color=SOFT)
+        axes.set_xlabel("epoch")
+        _label_ticks(axes, whole=True)
+        figure.legend(loc="outside upper left", ncols=columns, borderaxespad=0, handlelength=1.6, columnspacing=1)
+        svg = _inline(figure, tips)
+    words = _sentence(named, lambda x: f"after epoch {x:g}" if x else "before training")
+    begun = [f" {name.capitalize()} began after epoch {math.floor(x)}." for x, name in (marks or {}).items()]
+    return Chart(title, words + "".join(begun), svg)
 
 
-def _paler(colour: str) -> str:
-    channels = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return "#" + "".join(f"{round(255 - (255 - channel) * 0.5):02x}" for channel in channels)
+def bar_chart(bars: Sequence[tuple[str, int]], *, title: str, unit: str, things: str) -> Chart:
+    """A bar for each (size, number of things that have it), at least one.
+
+    Args:
+        bars: in the order of size, with positive numbers at both ends.
+        title: above the chart.
+        unit: of the sizes.
+        things: what is counted.
+    """
+    sizes, counts = zip(*bars, strict=True)
+    tips = {f"bar{place}": [f"{size} {unit}: {count} {things}"] for place, (size, count) in enumerate(bars)}
+    with _figure(CHART, CHART_TEXT, salt=title) as (figure, axes):
+        for key, bar in zip(tips, axes.bar(range(len(bars)), counts, color=COLOURS[0]), strict=True):
+            bar.set_gid(key)
+        axes.set_xlim(-0.6, len(bars) - 0.4)
+        axes.set_xlabel(unit)
+        axes.set_ylabel(things)
+        _label_ticks(axes, whole=True)
+        shown = range(0, len(bars), math.ceil(len(bars) / 8))
+        axes.set_xticks(shown, [sizes[place] for place in shown])
+        svg = _inline(figure, tips)
+    size, count = max(bars, key=lambda bar: bar[1])
+    words = f"{count:,} of {sum(counts):,} {things} have {size} {unit}"
+    words += f", the most common size; the smallest have {sizes[0]}, the largest {sizes[-1]}." if bars[1:] else "."
+    return Chart(title, words, svg)
+
+
+def readable(name: str) -> str:
+    """A file name as text that can be shown, whatever its bytes."""
+    return os.fsencode(name).decode(errors="replace")
+
+
+@contextmanager
+def _figure(size: tuple[int, int], text: int, *, salt: str | None = None) -> Iterator[tuple[Figure, Axes]]:
+    """A figure of so many pixels across and down, whose texts have so many, and its axes.
+
+    To be finished in the block, in which matplotlib's settings are ours. SVGs with different ``salt`` share no id.
+    """
+    import matplotlib.style
+    from matplotlib.figure import Figure
+
+    settings = STYLE | {"font.size": text, "axes.titlesize": text + 3, "svg.hashsalt": salt}
+    settings |= {f"{part}.labelsize": text for part in ("axes", "xtick", "ytick")} | {"legend.fontsize": text}
+    with matplotlib.style.context(settings, after_reset=True):
+        figure = Figure((size[0] / DOTS, size[1] / DOTS), dpi=DOTS, layout="constrained")
+        yield figure, figure.add_subplot()
+
+
+def _label_ticks(axes: Axes, *, whole: bool) -> None:
+    """Plain numbers at the larger ticks, the only ones; those of x at whole numbers where ``whole``."""
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+    axes.minorticks_off()
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
+    if whole:
+        axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=True))
+
+
+def _inline(figure: Figure, tips: Mapping[str, Sequence[str]]) -> str:
+    """The figure as an ``<svg>`` element as wide as its place in the page.
+
+    Args:
+        tips: id of an artist -> what a pointer over each of its marks shows; of one without marks, over all of it.
+    """
+    file = io.BytesIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(file, format="svg", dpi=DOTS, transparent=True, metadata=nothing)
+    root = ElementTree.fromstring(file.getvalue())
+    for group in root.iter(f"{{{SVG}}}g"):
+        texts = tips.get(group.get("id", ""), ())
+        marks = list(group.iter(f"{{{SVG}}}use")) or [group]
+        for mark, text in zip(marks if texts else (), texts, strict=True):
+            ElementTree.SubElement(mark, f"{{{SVG}}}title").text = text
+    referred = set(re.findall(rb'(?:href="#|url\(#)([^")]+)', file.getvalue()))
+    for element in root.iter():
+        if element.get("id", "").encode() not in referred:
+            element.attrib.pop("id", None)
+    for name in ("width", "height", "version"):
+        del root.attrib[name]
+    # A style element would hold for the whole page, which has the same rules in its own.
+    for parent in root.iter(f"{{{SVG}}}defs"):
+        for style in parent.findall(f"{{{SVG}}}style"):
+            parent.remove(style)
+    ElementTree.register_namespace("", SVG)
+    ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _sentence(curves: Iterable[tuple[str, Sequence[Point]]], place: Callable[[float], str]) -> str:
+    """How each curve of a name ran, in one sentence; ``place`` says where an x is."""
+    return "; ".join(f"{name} {_course(curve, place)}" for name, curve in curves) + "."
+
+
+def _course(curve: Sequence[Point], place: Callable[[float], str]) -> str:
+    (first, start), (last, end) = curve[0], curve[-1]
+    ends = {_number(start), _number(end)}
+    if len(curve) == 1:
+        return f"stood at {_number(start)} {place(first)}"
+    if len(ends) == 1:
+        words = f"stood at {_number(start)} {place(first)} and {place(last)}"
+    else:
+        verb = "rose" if end > start else "fell"
+        words = f"{verb} from {_number(start)} {place(first)} to {_number(end)} {place(last)}"
+    between = sorted((start, end))
+    for word, (x, y) in (("highest", max(curve, key=_height)), ("lowest", min(curve, key=_height))):
+        if not between[0] <= y <= between[1] and _number(y) not in ends:
+            words += f", {word} at {_number(y)} {place(x)}"
+    return words
+
+
+def _height(point: Point) -> float:
+    return point[1]
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -14,9 +14,8 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from html import escape
 from pathlib import Path
-from string import Template
+from typing import NamedTuple
 
 import numpy as np
 from fastreid.engine.train_loop import HookBase
@@ -25,12 +24,12 @@ from ..config import Run, Stage
 from ..errors import InputError
 from ..files import owned_folder, replacing
 from ..progress import progress
+from .chart import Chart, Point, bar_chart, line_chart, readable
 from .labels import PseudoLabels
-from .sheets import Group, Sheet, contact_sheets, shown, thumbnail
-from .svg import Point, bar_chart, line_chart
+from .sheets import contact_sheets, shown, thumbnail
 from .tables import describe_evaluations, evaluations, read_stage
 
-TEMPLATE = Path(__file__).with_name("report.html")
+TEMPLATE = "report.html"
 
 NAMES = {"number": "clusters", "ari": "ARI", "nmi": "NMI"}  # of curves whose scalars are named otherwise
 # Title of a chart, which scalars it shows (a whole match), and what they are multiplied by.
@@ -47,6 +46,30 @@ logger = logging.getLogger(f"fastreid.{__name__}")
 Curves = dict[str, list[Point]]
 
 
+class Fact(NamedTuple):
+    """A figure at the head of the page, with what it is of where that is not plain."""
+
+    name: str
+    value: str
+    note: str = ""
+
+
+class Figures(NamedTuple):
+    """A table: the names of its columns, and rows of an epoch and a cell for each column."""
+
+    columns: list[str]
+    rows: list[tuple[str, list[str]]]
+
+
+class Tile(NamedTuple):
+    """An image on a sheet: texts, empty where not known, and its picture as a data URI, None where it is lost."""
+
+    name: str
+    camera: str
+    distance: str
+    picture: str | None
+
+
 def write_report(run: Run) -> Path:
     """Writes ``report.html``, one page about all stages of a run, in its folder: under another name, then renamed.
 
@@ -57,29 +80,34 @@ def write_report(run: Run) -> Path:
         InputError: what the run has left cannot be read, or the page cannot be written.
     """
     epochs, marks, encoder = _read_epochs(run.stages)
-    charts = [(title, curves) for title, *which in CHARTS if (curves := _curves(epochs, *which))]
+    curves = [(title, found) for title, *which in CHARTS if (found := _curves(epochs, *which))]
     path = run.labels
     clustering = PseudoLabels.read(path) if path else PseudoLabels((), (), np.empty(0, np.int64), np.empty(0))
     sheets = contact_sheets(clustering, seed=run.stages[0].cfg.SEED)
     rows = shown(sheets)
     pictures = {row: thumbnail(clustering.paths[row]) for row in progress(rows, "Reading pictures for the report")}
     names, common = _short_names(clustering.paths)
+    cameras = [readable(camera) for camera in clustering.cameras]
     last = run.stages[-1].cfg
-    page = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        title=_escape(run.folder.resolve().name),
-        what=_escape(f"{', '.join(last.MODEL.LOSSES.NAME)}; {last.CLUSTER.NAME} on {', '.join(last.DATASETS.NAMES)}"),
-        images=_escape(common),
-        facts=_facts(charts, clustering, evaluations(epochs)),
-        evaluations=_escape(describe_evaluations(epochs, encoder)),
-        charts="".join(line_chart(curves, title=title, marks=marks) for title, curves in charts) + _sizes(clustering),
-        table=_table(charts),
-        lost=_lost(sum(picture is None for picture in pictures.values()), len(rows)),
-        sheets="".join(_sheet(sheet, clustering, names, pictures) for sheet in sheets),
-        index=_packed(clustering, names),
+    page = _render(
+        title=readable(run.folder.resolve().name),
+        losses=last.MODEL.LOSSES.NAME,
+        clusterer=last.CLUSTER.NAME,
+        datasets=last.DATASETS.NAMES,
+        images=common,
+        facts=_facts(curves, clustering, evaluations(epochs)),
+        evaluations=describe_evaluations(epochs, encoder),
+        charts=[*(line_chart(found, title=title, marks=marks) for title, found in curves), *_sizes(clustering)],
+        figures=_figures(curves),
+        lost=sum(picture is None for picture in pictures.values()),
+        shown=len(rows),
+        sheets=sheets,
+        tiles={row: Tile(names[row], cameras[row], _rounded(clustering.distances[row]), pictures[row]) for row in rows},
+        index=_packed(names, cameras, clustering),
     )
     try:
         with replacing(str(run.report)) as file:
-            file.write(page.encode(errors="surrogateescape"))
+            file.write(page.encode())
     except OSError as error:
         raise InputError(f"{run.report}: {error.strerror}") from error
     logger.info("Report: %s", run.report)
@@ -156,30 +184,45 @@ def _curves(epochs: Mapping[int, Mapping[str, float]], pattern: str, factor: flo
     return curves
 
 
+def _render(**values: object) -> str:
+    """The page, out of the templates; what they are given is escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader(__package__),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(TEMPLATE).render(values)
+
+
 def _facts(
     charts: Sequence[tuple[str, Curves]], clustering: PseudoLabels, evaluated: Mapping[str, Mapping[str, float]]
-) -> str:
+) -> list[Fact]:
     labels, total = clustering.labels, max(len(clustering.labels), 1)
     sizes = np.unique(labels[labels >= 0], return_counts=True)[1]
-    facts = {
-        "images": f"{len(labels):,}",
-        "cameras": len(set(clustering.cameras) - {""}) or "not known",
-        "clusters": f"{len(sizes):,}",
-        "noise": f"{100 * np.count_nonzero(labels < 0) / total:.1f} %",
-        "largest cluster": f"{sizes.max(initial=0):,}",
-    }
-    curves = {name: curve for _, group in charts for name, curve in group.items()}
-    facts["epochs"] = int(max((x for curve in curves.values() for x, _ in curve), default=0))
-    for name, scalars in evaluated.items():
-        facts[f"{name} mAP"] = f"{scalars['mAP']:.1f} % <small>epoch {scalars['epoch']:.0f}</small>"
-    return "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items())
+    epochs = max((x for _, group in charts for curve in group.values() for x, _ in curve), default=0)
+    return [
+        Fact("images", f"{len(labels):,}"),
+        Fact("cameras", str(len(set(clustering.cameras) - {""}) or "not known")),
+        Fact("clusters", f"{len(sizes):,}"),
+        Fact("noise", f"{100 * np.count_nonzero(labels < 0) / total:.1f} %"),
+        Fact("largest cluster", f"{sizes.max(initial=0):,}"),
+        Fact("epochs", f"{epochs:.0f}"),
+        *(
+            Fact(f"{name} mAP", f"{scalars['mAP']:.1f} %", f"epoch {scalars['epoch']:.0f}")
+            for name, scalars in evaluated.items()
+        ),
+    ]
 
 
-def _sizes(clustering: PseudoLabels) -> str:
-    """A histogram of cluster sizes, two bars to each doubling."""
+def _sizes(clustering: PseudoLabels) -> list[Chart]:
+    """A histogram of cluster sizes, two bars to each doubling; none without clusters."""
     sizes = np.unique(clustering.labels[clustering.labels >= 0], return_counts=True)[1]
     if not len(sizes):
-        return ""
+        return []
     edges = [edge for power in range(int(sizes.max()).bit_length()) for edge in (2**power, 3 * 2**power // 2)]
     edges = [*np.unique(edges), 2 ** int(sizes.max()).bit_length()]
     counts = np.histogram(sizes, edges)[0]
@@ -188,75 +231,40 @@ def _sizes(clustering: PseudoLabels) -> str:
         (str(edges[i]) if edges[i + 1] - edges[i] == 1 else f"{edges[i]}–{edges[i + 1] - 1}", int(counts[i]))
         for i in range(first, last + 1)
     ]
-    return bar_chart(bars, title="Clusters by size", x_label="images in a cluster")
+    return [bar_chart(bars, title="Clusters by size", unit="images", things="clusters")]
 
 
-def _table(charts: Sequence[tuple[str, Curves]]) -> str:
-    """All points of the charts as rows of a table."""
+def _figures(charts: Sequence[tuple[str, Curves]]) -> Figures:
+    """All points of the charts as a table."""
     curves = {name: dict(curve) for _, group in charts for name, curve in group.items()}
-    head = "".join(f"<th>{_escape(name)}</th>" for name in ("epoch", *curves))
     epochs = sorted({epoch for curve in curves.values() for epoch in curve})
-    body = "".join(
-        f"<tr><th>{epoch:g}</th>"
-        + "".join(f"<td>{curve[epoch]:.4g}</td>" if epoch in curve else "<td></td>" for curve in curves.values())
-        + "</tr>"
-        for epoch in epochs
+    cells = [[f"{curve[epoch]:.4g}" if epoch in curve else "" for curve in curves.values()] for epoch in epochs]
+    return Figures(
+        [readable(name) for name in curves], [(f"{epoch:g}", row) for epoch, row in zip(epochs, cells, strict=True)]
     )
-    return f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
 
 
-def _lost(count: int, total: int) -> str:
-    return f'<p class="warning">{count} of the {total} images shown are gone or cannot be read.</p>' if count else ""
-
-
-def _sheet(sheet: Sheet, clustering: PseudoLabels, names: Sequence[str], pictures: Mapping[int, str | None]) -> str:
-    def tile(row: int) -> str:
-        camera, distance = clustering.cameras[row], clustering.distances[row]
-        words = [f"cam {camera}" if camera else "", "" if np.isnan(distance) else f"{distance:.3f}"]
-        name, picture = _escape(names[row]), pictures[row]
-        image = f'<img src="{picture}" alt="{name}">' if picture else '<div class="missing">gone or broken</div>'
-        caption = "".join(f"<span>{_escape(word)}</span>" for word in words)
-        return f'<figure data-row="{row}" title="{name}">{image}<figcaption>{caption}</figcaption></figure>'
-
-    def block(group: Group) -> str:
-        name, query = ("Noise", "noise") if group.label < 0 else (f"Cluster {group.label}", str(group.label))
-        return (
-            f'<div class="group"><h3><button type="button" data-cluster="{query}">{name}</button> '
-            f'{group.caption}</h3><div class="tiles">{"".join(tile(int(row)) for row in group.images)}</div></div>'
-        )
-
-    groups = "".join(block(group) for group in sheet.groups) or "<p>There is none.</p>"
-    return f'<section class="sheet"><h2>{sheet.title}</h2><p>{sheet.rule}</p>{groups}</section>'
-
-
-def _packed(clustering: PseudoLabels, names: Sequence[str]) -> str:
+def _packed(names: Sequence[str], cameras: Sequence[str], clustering: PseudoLabels) -> str:
     """All images for the page's search: gzipped JSON in base64."""
-    cameras = sorted(
-        set(clustering.cameras) - {""}, key=lambda name: (not name.isdecimal(), len(name) * name.isdecimal(), name)
-    )
-    number = {name: i for i, name in enumerate(cameras)} | {"": -1}
+    known = sorted(set(cameras) - {""}, key=lambda name: (not name.isdecimal(), len(name) * name.isdecimal(), name))
+    number = {name: i for i, name in enumerate(known)} | {"": -1}
     index = {
-        "names": [_text(name) for name in names],
-        "cameraNames": [_text(camera) for camera in cameras],
-        "cameras": [number[camera] for camera in clustering.cameras],
+        "names": names,
+        "cameraNames": known,
+        "cameras": [number[camera] for camera in cameras],
         "labels": clustering.labels.tolist(),
         "distances": [None if math.isnan(value) else round(value, 3) for value in clustering.distances.tolist()],
     }
     return base64.b64encode(gzip.compress(json.dumps(index, separators=(",", ":")).encode(), mtime=0)).decode()
 
 
+def _rounded(distance: float) -> str:
+    return "" if math.isnan(distance) else f"{distance:.3f}"
+
+
 def _short_names(paths: Sequence[str]) -> tuple[list[str], str]:
-    """The paths below the folder that they have in common, and this folder."""
+    """The paths below the folder that they have in common, and this folder, as they can be shown."""
     if not paths:
         return [], ""
     common = os.path.commonpath({os.path.dirname(path) for path in paths})
-    return [os.path.relpath(path, common) for path in paths], common
-
-
-def _text(name: str) -> str:
-    """A file name as text that can be shown, whatever its bytes."""
-    return os.fsencode(name).decode(errors="replace")
-
-
-def _escape(name: str) -> str:
-    return escape(_text(name))
+    return [readable(os.path.relpath(path, common)) for path in paths], readable(common)

@@ -59,7 +59,7 @@ def test_a_table_and_a_picture_and_nothing_is_run_twice(
         ("staged.yml", 0, 2),
     ]
     assert f"{records[0]['epochs'][0]['mAP']:.1f}" == rows["plain"][1]
-    picture = Image.open(output / "curves.png")
+    picture = Image.open(output / "curves.png").convert("RGB")
     assert {(0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)} <= {colour for _, colour in picture.getcolors(2**20)}
     # A second call takes what is there; a run that was interrupted goes on.
     seconds = [output / name / "seed0" / "seconds.txt" for name in ("plain", "staged")]

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from fastreid.config import CfgNode
 from PIL import Image
 
+from browser import CHROMIUM, Browser
 from fastreid_ice import InputError
 from fastreid_ice.commands import report
 from fastreid_ice.config import Run
@@ -25,9 +25,7 @@ from fastreid_ice.engine import train_stages
 from fastreid_ice.losses import LOSS_REGISTRY
 from fastreid_ice.reporting import PseudoLabels, centroid_distances, read_epochs, write_left_report, write_report
 from fastreid_ice.reporting.sheets import contact_sheets, shown
-from fastreid_ice.reporting.svg import ticks
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome found")
 EVIL = '"><img src=x onerror=window.injected=1>.jpg'  # would leave an attribute
 SECTIONS = ["Largest clusters", "Random clusters", "Most cross-camera clusters", "Most doubtful clusters", "Noise"]
@@ -58,6 +56,13 @@ PROBE = """<script>addEventListener("load", async () => {
   seen.clicked = look();
   document.documentElement.dataset.seen = JSON.stringify(seen);
 });</script>"""
+
+
+# What has the focus, what the search found, and the title and the words of each chart.
+FOCUSED = "((at) => at.id.replace('found', '') || at.ariaLabel || at.innerText)(document.activeElement)"
+ANSWER = "document.getElementById('answer').innerText"
+CAPTIONS = """[...document.querySelectorAll(".chart")].map((chart) => [
+  chart.querySelector("h2").innerText, chart.querySelector("figcaption").innerText])"""
 
 
 def visit(page: Path, tmp_path: Path, queries: list[dict[str, str]], *, width: int = 1280) -> dict:
@@ -238,6 +243,63 @@ class TestInTheBrowser:
         seen = visit(write_report(Run(cfg)), tmp_path, [{"name": "a"}])
         assert seen["charts"] == 0 and seen["answers"][0]["answer"] == "0 of 0 images"
 
+    def test_all_by_keyboard(self, cfg: CfgNode, crops: list[Path], tmp_path: Path) -> None:
+        """Tab reaches everything that can be used, one sees where it is, and Enter and letters use it."""
+        cameras = ["1", "2", "2"] * 4
+        page = write_left(cfg, clustering_of(crops, [0] * 5 + [1] * 4 + [-1] * 3, cameras))
+        form = ["name", "cluster", "camera", "Clear"]
+        sheets = [*["Cluster 0", "Cluster 1"] * 3, "Cluster 1", "Cluster 0", "Noise"]
+        with Browser(page, tmp_path / "browser") as browser:
+            browser.wait_for("document.readyState === 'complete' && document.getElementById('camera').length === 3")
+
+            def tab(times: int = 1) -> list[str]:
+                reached = []
+                for _ in range(times):
+                    browser.press("Tab")
+                    assert browser.ask("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+                    reached.append(browser.ask(FOCUSED))
+                return reached
+
+            assert tab(14) == ["All figures by epoch", *form, *sheets]
+            browser.ask("document.activeElement.blur(); scrollTo(0, 0)")
+            tab()
+            browser.press("Enter")
+            assert browser.ask("document.querySelector('details').open") and tab() == ["All figures by epoch"]
+
+            tab(2)
+            browser.press(*"noise")
+            assert browser.ask(ANSWER) == "3 of 12 images"
+            assert tab(3) == ["camera", "Clear", "Images found"]
+            browser.ask("document.querySelector('[type=reset]').focus()")
+            browser.press(" ")
+            browser.wait_for(f"{ANSWER} === ''")
+            assert tab(2) == ["Cluster 0", "Cluster 1"]
+            browser.press("Enter")
+            browser.wait_for(f"{ANSWER} === '4 of 12 images'")
+            assert browser.ask(FOCUSED) == "answer" and tab() == ["Images found"], "what was found is next"
+            browser.ask("document.getElementById('camera').focus()")
+            browser.press("ArrowDown")
+            browser.wait_for(f"{ANSWER} === '1 of 12 images'")
+
+    def test_says_in_words_what_charts_show(self, cfg: CfgNode, crops: list[Path], tmp_path: Path) -> None:
+        """Each drawing is an image whose name is its title, and its words stand below."""
+        page = write_left(cfg, clustering_of(crops, [0] * 4 + [1] * 4 + [2] * 3 + [-1]))
+        with Browser(page, tmp_path / "browser") as browser:
+            browser.wait_for("document.readyState === 'complete'")
+            found = browser.ask(CAPTIONS)
+            nodes = browser.call("Accessibility.getFullAXTree")["nodes"]
+        images = [node["name"]["value"] for node in nodes if node["role"]["value"] in ("image", "img")]
+        assert images[: len(found)] == [title for title, _ in found]
+        assert found == [
+            ["Clusters", "clusters rose from 5 after epoch 1 to 7 after epoch 3."],
+            ["Noise and churn, in %", "noise stood at 10 after epoch 1 and after epoch 3."],
+            ["Losses", "cluster proxy fell from 2 after epoch 1 to 0 after epoch 3."],
+            [
+                "Clusters by size",
+                "2 of 3 clusters have 4–5 images, the most common size; the smallest have 3, the largest 4–5.",
+            ],
+        ]
+
 
 @pytest.mark.slow
 def test_size_at_50000_images(cfg: CfgNode, datasets_root: Path, tmp_path: Path) -> None:
@@ -298,12 +360,6 @@ def test_distances_are_those_of_a_loop() -> None:
         if row > 300:
             break
     assert centroid_distances(features, torch.full((5000,), -1)).isnan().all()
-
-
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (3, 3), (0, 0), (-2.5, 1e6), (49.99, 50), (1, 12)])
-def test_ticks(low: float, high: float) -> None:
-    for found in (ticks(low, high), ticks(low, high, whole=True)):
-        assert 2 <= len(found) <= 8 and found[0] <= low and found[-1] >= high
 
 
 def test_bad_input_is_one_sentence(cfg: CfgNode, tmp_path: Path, monkeypatch) -> None:

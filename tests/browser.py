@@ -1,0 +1,98 @@
+"""A browser whose keys are pressed: Chromium without a window or a network, driven through its debugging pipe."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--proxy-server=127.0.0.1:9"]
+CODES = {"Tab": (9, ""), "Enter": (13, "\r"), " ": (32, " "), "ArrowDown": (40, "")}  # key -> its code, its text
+SECONDS = 60  # to wait for a page at most
+
+
+class Browser:
+    """One page, open in the block.
+
+    Args:
+        page: the file.
+        scratch: a folder for what the browser keeps.
+    """
+
+    def __init__(self, page: Path, scratch: Path) -> None:
+        read, self._commands = os.pipe()
+        self._answers, write = os.pipe()
+        # Chromium takes 3 and 4, which must not be the ends that are still to be put there.
+        ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (read, write)]
+        self._process = subprocess.Popen(
+            [CHROMIUM, *FLAGS, f"--user-data-dir={scratch}", "--remote-debugging-pipe"],
+            preexec_fn=lambda: [os.dup2(end, number) for number, end in enumerate(ends, 3)],
+            pass_fds=(3, 4),
+            stderr=subprocess.DEVNULL,
+        )
+        for end in (read, write, *ends):
+            os.close(end)
+        self._session: dict[str, str] = {}
+        self._number = 0
+        self._left = b""
+        target = self.call("Target.createTarget", url=page.as_uri())["targetId"]
+        self._session = {"sessionId": self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
+        self.call("Emulation.setFocusEmulationEnabled", enabled=True)
+
+    def __enter__(self) -> Browser:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        self._process.wait()
+        os.close(self._commands)
+        os.close(self._answers)
+
+    def ask(self, expression: str) -> Any:
+        """The value of an expression of JavaScript in the page."""
+        found = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        assert "exceptionDetails" not in found, found
+        return found["result"].get("value")
+
+    def wait_for(self, expression: str) -> None:
+        """Returns once the expression is true."""
+        end = time.monotonic() + SECONDS
+        while not self.ask(expression):
+            assert time.monotonic() < end, expression
+            time.sleep(0.05)
+
+    def press(self, *keys: str) -> None:
+        """Presses and lets go one key after the other: those of ``CODES``, or letters."""
+        for key in keys:
+            code, text = CODES.get(key, (ord(key.upper()[0]), key))
+            event = {"key": key, "windowsVirtualKeyCode": code, "text": text}
+            self.call("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", **event)
+            self.call("Input.dispatchKeyEvent", type="keyUp", **event)
+
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        """What a command of the DevTools protocol returns."""
+        self._number += 1
+        command = {"id": self._number, "method": method, "params": params, **self._session}
+        os.write(self._commands, json.dumps(command).encode() + b"\0")
+        while True:  # events come in between
+            answer = json.loads(self._read())
+            if answer.get("id") == self._number:
+                assert "error" not in answer, answer
+                return answer["result"]
+
+    def _read(self) -> bytes:
+        while b"\0" not in self._left:
+            part = os.read(self._answers, 2**16)
+            assert part, "the browser ended"
+            self._left += part
+        message, _, self._left = self._left.partition(b"\0")
+        return message
