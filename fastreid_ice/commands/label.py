@@ -26,10 +26,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..engine import read_run
+from ..config import Run
 from ..errors import InputError
 from ..progress import progress
-from ..reporting import PseudoLabels, last_labels
+from ..reporting import PseudoLabels
 from . import command_parser
 
 LONGEST = 255  # bytes of a file name
@@ -51,7 +51,7 @@ def read_labels(source: Path) -> PseudoLabels:
         InputError: there are none, or they cannot be read.
     """
     if source.is_dir():
-        path = last_labels(read_run(source))
+        path = Run.read(source).labels
         if path is None:
             raise InputError(f"{source} holds no labels.csv: this run has not clustered yet")
         source = path
