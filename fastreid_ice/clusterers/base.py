@@ -29,6 +29,7 @@ class Clusterer:
         shared: whether the processes share the work, so that ``labels`` runs in all of them; by default it runs only
             in the first.
         seconds: the time of each stage of the last call in this process, by name.
+        scalars: what the last call in the first process chose, by the name under which it is logged, such as "eps".
     """
 
     if_all_noise = if_one_cluster = "choose another CLUSTER.NAME"
@@ -36,6 +37,7 @@ class Clusterer:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.scalars: dict[str, float] = {}
 
     def labels(self, features: Tensor, cameras: Tensor, identities: Tensor) -> Tensor | None:
         """(N,) int64 labels, -1 for noise, else 0..C-1. Only ``GroundTruth`` may look at ``identities``.
@@ -52,7 +54,7 @@ class Clusterer:
             cameras: (N,) int64, -1 where not known.
             identities: (N,) int64 true identities, only for the upper bound.
         """
-        self.seconds = {}
+        self.seconds, self.scalars = {}, {}
         labels = self.labels(features, cameras, identities) if self.shared or comm.is_main_process() else None
         return Clusters(comm.all_gather(labels if comm.is_main_process() else None)[0], features, cameras)
 

@@ -162,6 +162,7 @@ class JaccardDBSCAN(JaccardClusterer):
         if self.auto_eps:
             with self.stage("eps"):
                 eps, _ = choose_eps(graph, min_samples=self.min_samples)
+            self.scalars["eps"] = eps
             logger.info("CLUSTER.AUTO_EPS chose the radius %.3f", eps)
         with self.stage("dbscan"):
             return dbscan(graph, eps=eps, min_samples=self.min_samples)

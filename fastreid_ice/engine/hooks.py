@@ -207,6 +207,7 @@ class ReclusterHook(HookBase):
             f"ARI {scalars['cluster/ari']:.3f}, " if known.any() else "",
             sum(seconds.values()),
         )
+        scalars |= {f"cluster/{name}": value for name, value in self.clusterer.scalars.items()}
         scalars |= {f"seconds/{stage}": value for stage, value in seconds.items()}
         self.trainer.storage.iter = self.trainer.iter
         self.trainer.storage.put_scalars(**scalars, smoothing_hint=False)

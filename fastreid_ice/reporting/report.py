@@ -36,6 +36,7 @@ NAMES = {"number": "clusters", "ari": "ARI", "nmi": "NMI"}  # of curves whose sc
 CHARTS = (
     ("Clusters", "cluster/(number)", 1),
     ("Noise and churn, in %", "cluster/(noise|churn)(?:_share)?", 100),
+    ("Radius that CLUSTER.AUTO_EPS chose", "cluster/(eps)", 1),
     ("Losses", "(?:loss_(.+)|(total)_loss)", 1),
     ("Evaluation, in %", "((?!start/|best/).*(?:mAP|Rank-1))", 1),
     ("Agreement with the true identities", "cluster/(ari|nmi)", 1),

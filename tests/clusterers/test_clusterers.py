@@ -57,7 +57,9 @@ def test_auto_eps_and_camera_norm_are_those_of_core() -> None:
     found = clusterer(shifted, cameras, torch.zeros_like(identities)).labels
     standardised = standardize_by_camera(shifted, cameras)
     graph = jaccard_graph(standardised, k_nearest(standardised, 10)[1], k1=10, k2=6)
-    assert found.tolist() == dbscan(graph, eps=choose_eps(graph)[0]).tolist()
+    eps, _ = choose_eps(graph)
+    assert clusterer.scalars == {"eps": eps}
+    assert found.tolist() == dbscan(graph, eps=eps).tolist()
     assert set(clusterer.seconds) == {"neighbors", "jaccard", "eps", "dbscan"}
     unknown = clusterer(shifted, torch.full_like(cameras, -1), identities).labels
     quality = [label_quality(labels, identities).adjusted_rand_index for labels in (found, unknown)]

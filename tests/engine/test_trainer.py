@@ -14,9 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from fastreid_ice import InputError
-from fastreid_ice.config import Stage
+from fastreid_ice.config import Run, Stage
 from fastreid_ice.engine import Checkpointer, UnsupervisedTrainer
-from fastreid_ice.reporting import epoch_table
+from fastreid_ice.reporting import epoch_table, write_report
 from support import small_config, train
 
 
@@ -58,6 +58,13 @@ def test_a_run_leaves_metrics_checkpoints_and_a_table(cfg: CfgNode) -> None:
     assert rows[0].split()[:2] == ["epoch", "clusters"]
     assert [row.split()[0] for row in rows[2:]] == ["start", "1", "2"]
     assert float(rows[-1].split()[-2]) == pytest.approx(lines[-1]["mAP"], abs=0.05)
+
+
+def test_the_chosen_radius_is_logged_and_charted(cfg: CfgNode) -> None:
+    cfg.CLUSTER.AUTO_EPS = True
+    train(cfg)
+    assert all(0 < eps <= 1 for eps in (line["cluster/eps"] for line in scalars_of(cfg) if "cluster/number" in line))
+    assert "Radius that CLUSTER.AUTO_EPS chose" in write_report(Run(cfg)).read_text()
 
 
 def test_the_last_evaluation_stands_in_the_row_of_the_last_epoch(cfg: CfgNode) -> None:
