@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import NamedTuple
 
 from fastreid_ice import InputError
 from fastreid_ice.commands.compare import compare
@@ -31,17 +32,30 @@ BUDGET = {
     "SOLVER.CHECKPOINT_PERIOD": 1,
     "TEST.EVAL_PERIOD": 2,
 }
+
+
+class Method(NamedTuple):
+    """A row of the table: a config, and what it needs beside the common budget."""
+
+    config: str
+    settings: dict[str, object]
+
+
 ICE = {"SOLVER.WARMUP_ITERS": 300}
 # A part of 8 images is too small to normalise for a recipe that splits 256.
 PROXIES = {"MODEL.BN_SPLITS": 1}
-METHODS: dict[str, dict[str, object]] = {
-    "ice_agnostic_market": ICE,
-    "ice_market": ICE,
-    "cluster_contrast_market": PROXIES,
-    "dcmip_market": PROXIES | {"MODEL.LOSSES.MULTI_INSTANCE.NUM_INSTANCES": 4},
-    "ice_hybrid_market": ICE,
-    "ice_groundtruth_market": ICE,
-    "baseline_market": ICE | {"TEST.EVAL_PERIOD": 1},
+METHODS = {
+    "ice_agnostic": Method("ice_agnostic_market", ICE),
+    "ice": Method("ice_market", ICE),
+    "cluster_contrast": Method("cluster_contrast_market", PROXIES),
+    "dcmip": Method("dcmip_market", PROXIES | {"MODEL.LOSSES.MULTI_INSTANCE.NUM_INSTANCES": 4}),
+    "hybrid": Method("ice_hybrid_market", ICE),
+    "o2cap": Method("o2cap_market", ICE),
+    "ice_camera_norm": Method("ice_market", ICE | {"CLUSTER.CAMERA_NORM": True}),
+    "ice_ca_jaccard": Method("ice_market", ICE | {"CLUSTER.DISTANCE": "ca_jaccard"}),
+    "ice_auto_eps": Method("ice_market", ICE | {"CLUSTER.AUTO_EPS": True}),
+    "ice_groundtruth": Method("ice_groundtruth_market", ICE),
+    "baseline": Method("baseline_market", ICE | {"TEST.EVAL_PERIOD": 1}),
 }
 PASS = 12936 // 32  # steps of an epoch of fast-reid's Baseline
 
@@ -76,7 +90,7 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     common = BUDGET | {"MODEL.DEVICE": args.device, "MODEL.BACKBONE.PRETRAIN_PATH": str(args.weights)}
     complete = compare(
-        [CONFIGS / f"{name}.yml" for name in args.methods],
+        {name: CONFIGS / f"{METHODS[name].config}.yml" for name in args.methods},
         args.seeds,
         args.output,
         as_options(common),
@@ -88,8 +102,8 @@ def run(args: argparse.Namespace) -> None:
 
 def own_settings(method: str, epochs: int) -> dict[str, object]:
     """With as many steps as ``epochs`` have, or the nearest number that the method can take."""
-    own_epochs = {"dcmip_market": epochs // 2, "baseline_market": round(epochs * STEPS / PASS)}
-    return METHODS[method] | {"SOLVER.MAX_EPOCH": own_epochs.get(method, epochs)}
+    own_epochs = {"dcmip": epochs // 2, "baseline": round(epochs * STEPS / PASS)}
+    return METHODS[method].settings | {"SOLVER.MAX_EPOCH": own_epochs.get(method, epochs)}
 
 
 def as_options(settings: dict[str, object]) -> list[str]:

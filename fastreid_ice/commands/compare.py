@@ -48,6 +48,7 @@ DEFAULT = [
 class Trial:
     """One config with one seed."""
 
+    label: str
     config: Path
     seed: int
     folder: Path
@@ -66,7 +67,7 @@ class Trial:
 
     @property
     def name(self) -> str:
-        return f"{self.config.stem}, seed {self.seed}"
+        return f"{self.label}, seed {self.seed}"
 
     @property
     def complete(self) -> bool:
@@ -115,6 +116,7 @@ class Trial:
             for scalars in self._epochs()
         ]
         return {
+            "name": self.label,
             "config": self.config.name,
             "options": self.options,
             "seed": self.seed,
@@ -160,8 +162,20 @@ def _mean_and_spread(values: list[float], form: str) -> str:
     return f"{statistics.mean(values):{form}}{spread}"
 
 
+def by_name(configs: Sequence[Path]) -> dict[str, Path]:
+    """The files by their names.
+
+    Raises:
+        InputError: two have the same.
+    """
+    named = {config.stem: config for config in configs}
+    if len(named) < len(configs):
+        raise InputError("two configs have the same file name, which names their folders; rename one")
+    return named
+
+
 def compare(
-    configs: Sequence[Path],
+    configs: Mapping[str, Path],
     seeds: int,
     output: Path,
     options: Sequence[str],
@@ -170,24 +184,22 @@ def compare(
     """Trains, then writes and prints the table. Returns whether all runs are complete.
 
     Args:
-        configs: the files.
+        configs: the files, by the name that each has in the table and below ``output``.
         seeds: runs of each config.
         output: the folder of all runs.
         options: config keys and values for all runs.
-        own_options: further ones by the name of a config, which count before ``options``.
+        own_options: further ones for some of ``configs``, by name, which count before ``options``.
 
     Raises:
         InputError: a config that cannot work, or a folder of ``output`` that holds another run.
     """
-    if len({config.stem for config in configs}) < len(configs):
-        raise InputError("two configs have the same file name, which names their folders; rename one")
     own = own_options or {}
     groups = {
-        config.stem: [
-            Trial(config, seed, output / config.stem / f"seed{seed}", [*options, *own.get(config.stem, ())])
+        name: [
+            Trial(name, config, seed, output / name / f"seed{seed}", [*options, *own.get(name, ())])
             for seed in range(seeds)
         ]
-        for config in configs
+        for name, config in configs.items()
     }
     failed = []
     # Seed by seed, so that a comparison that is stopped early has runs of all configs.
@@ -232,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--seeds must be at least 1")
     configs = args.config_file or [CONFIGS / f"{name}.yml" for name in DEFAULT]
     try:
-        complete = compare(configs, args.seeds, args.output, args.options)
+        complete = compare(by_name(configs), args.seeds, args.output, args.options)
     except InputError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -17,8 +17,9 @@ from support import FASTREID_ICE, ROOT
 @pytest.mark.parametrize("method", market.METHODS)
 def test_every_method_takes_the_same_steps_from_the_same_start(method: str, epochs: int, tmp_path: Path) -> None:
     options = market.as_options(market.BUDGET | market.own_settings(method, epochs))
-    stages = [stage.cfg for stage in Trial(CONFIGS / f"{method}.yml", 0, tmp_path, options).stages]
-    if method == "baseline_market":  # its epochs are passes over the images
+    config = CONFIGS / f"{market.METHODS[method].config}.yml"
+    stages = [stage.cfg for stage in Trial(method, config, 0, tmp_path, options).stages]
+    if method == "baseline":  # its epochs are passes over the images
         assert abs(stages[0].SOLVER.MAX_EPOCH * (12936 // 32) - 150 * epochs) < 12936 // 32 / 2
     else:
         assert sum(stage.SOLVER.MAX_EPOCH * stage.SOLVER.ITERS_PER_EPOCH for stage in stages) == 150 * epochs

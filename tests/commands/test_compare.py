@@ -65,13 +65,13 @@ def test_a_table_and_a_picture_and_nothing_is_run_twice(
     seconds = [output / name / "seed0" / "seconds.txt" for name in ("plain", "staged")]
     assert [len(path.read_text().split()) for path in seconds] == [1, 1]
     (output / "staged" / "seed0" / "stage2" / "last_checkpoint").unlink()
-    assert compare.compare(configs, 1, output, OPTIONS)
+    assert compare.compare(compare.by_name(configs), 1, output, OPTIONS)
     assert [len(path.read_text().split()) for path in seconds] == [1, 2]
     repeated = cells((output / "table.txt").read_text())
     assert repeated["plain"] == rows["plain"] and repeated["staged"][:5] == rows["staged"][:5]
     # Other settings in the same folder would be a mixture.
     with pytest.raises(InputError, match="plain/seed0 holds a run with another config; choose another --output"):
-        compare.compare(configs, 1, output, [*OPTIONS, "CLUSTER.EPS", "0.5"])
+        compare.compare(compare.by_name(configs), 1, output, [*OPTIONS, "CLUSTER.EPS", "0.5"])
 
 
 @pytest.mark.slow
@@ -83,7 +83,7 @@ def test_a_failed_run_leaves_the_others(
     configs[0].write_text(configs[0].read_text() + "DATASETS: {NAMES: [Market1501]}\n")
     where = OPTIONS.index("DATASETS.NAMES")
     options = OPTIONS[:where] + OPTIONS[where + 2 :]
-    assert not compare.compare(configs, 1, tmp_path / "compare", options)
+    assert not compare.compare(compare.by_name(configs), 1, tmp_path / "compare", options)
     assert "plain, seed 0 failed: error: dataset Market1501: " in capsys.readouterr().out
     assert list(cells((tmp_path / "compare" / "table.txt").read_text())) == ["(start)", "staged"]
 
@@ -111,16 +111,16 @@ def test_an_interrupt_is_one_sentence(datasets_root: Path, configs: list[Path], 
         if done.poll() is None:
             os.killpg(done.pid, signal.SIGKILL)
     assert (done.returncode, errors) == (130, "interrupted; the same command goes on\n")
-    run = compare.Trial(configs[0], 0, output / "plain" / "seed0", [*OPTIONS, "SOLVER.MAX_EPOCH", "500"])
+    run = compare.Trial("plain", configs[0], 0, output / "plain" / "seed0", [*OPTIONS, "SOLVER.MAX_EPOCH", "500"])
     assert not run.complete and len((run.folder / "seconds.txt").read_text().split()) == 1
 
 
 def test_bad_input_is_told_before_anything_runs(configs: list[Path], tmp_path: Path) -> None:
     configs[1].write_text(configs[1].read_text() + "CLUSTER: {MIN_SAMPLES: 0}\n")
     with pytest.raises(InputError, match="staged, seed 0: STAGES, stage 1: CLUSTER.MIN_SAMPLES 0 must"):
-        compare.compare(configs, 1, tmp_path / "compare", OPTIONS)
+        compare.compare(compare.by_name(configs), 1, tmp_path / "compare", OPTIONS)
     with pytest.raises(InputError, match="two configs have the same file name"):
-        compare.compare([configs[0], configs[0]], 1, tmp_path / "compare", OPTIONS)
+        compare.by_name([configs[0], configs[0]])
     assert not (tmp_path / "compare").exists()
 
 
