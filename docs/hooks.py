@@ -6,6 +6,7 @@ import os
 import re
 import tempfile
 
+import nbformat
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
@@ -25,11 +26,11 @@ LOADED = re.compile(
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the page of the notebook, run in a folder of its own: its text, its code and what the code gives."""
     notebook = files.get_file_from_path(NOTEBOOK)
-    exporter = MarkdownExporter()
-    run = ExecutePreprocessor(timeout=600, extra_arguments=["--log-level=ERROR"])
-    exporter.register_preprocessor(run, enabled=True)
+    cells = nbformat.read(notebook.abs_src_path, as_version=4)
     with tempfile.TemporaryDirectory() as folder:
-        text, resources = exporter.from_filename(notebook.abs_src_path, {"metadata": {"path": folder}})
+        run = ExecutePreprocessor(timeout=600, extra_arguments=["--log-level=ERROR"])
+        run.preprocess(cells, {"metadata": {"path": folder}})
+    text, resources = MarkdownExporter().from_notebook_node(cells)
     text += f"\n[The notebook]({NOTEBOOK})\n"
     files.append(File.generated(config, "quickstart.md", content=text))
     for name, picture in resources["outputs"].items():
