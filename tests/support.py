@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from fastreid.config import CfgNode, get_cfg
 from torch import nn
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from fastreid_ice import add_ice_config
 from fastreid_ice.engine import UnsupervisedTrainer
-from fastreid_ice.processes import process_group
 
 ROOT = Path(__file__).parent.parent
 FASTREID_ICE = [sys.executable, "-m", "fastreid_ice.commands"]  # the command, in a process of its own
@@ -72,26 +68,3 @@ def train(cfg: CfgNode, *, resume: bool = False) -> UnsupervisedTrainer:
     trainer.resume_or_load(resume=resume)
     trainer.train()
     return trainer
-
-
-def in_processes(function: Callable[..., Any], number: int, *args: Any) -> None:
-    """Calls ``function(*args)`` in that many processes under torchrun's agent, over gloo on the CPU."""
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=number,
-        run_id="tests",
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        local_addr="127.0.0.1",
-        max_restarts=0,
-        monitor_interval=0.1,
-    )
-    elastic_launch(config, _in_process)(function, *args)
-
-
-def _in_process(function: Callable[..., Any], *args: Any) -> None:
-    torch.multiprocessing.set_start_method(None, force=True)  # of the workers of a loader, as in a process of a run
-    store, _, _ = next(dist.rendezvous("env://"))
-    with process_group(store, "gloo"):
-        function(*args)

@@ -28,12 +28,15 @@ class Clusterer:
         if_all_noise, if_one_cluster: advice to the user if that is the result, epoch after epoch.
         shared: whether the processes share the work, so that ``labels`` runs in all of them; by default it runs only
             in the first.
+        order_matters: whether another order of the images may give other clusters even for people who are easy to tell
+            apart, for example if a start is drawn at random; ``fastreid_ice.testing`` compares two orders otherwise.
         seconds: the time of each stage of the last call in this process, by name.
         scalars: what the last call in the first process chose, by the name under which it is logged, such as "eps".
     """
 
     if_all_noise = if_one_cluster = "choose another CLUSTER.NAME"
     shared = False
+    order_matters = False
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}

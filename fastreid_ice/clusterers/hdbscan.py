@@ -27,6 +27,7 @@ class HDBSCAN(JaccardClusterer):
     """
 
     if_all_noise = "lower CLUSTER.MIN_SAMPLES or CLUSTER.MIN_CLUSTER_SIZE"
+    order_matters = True  # ties, see ``hdbscan``
 
     def __init__(self, *, min_cluster_size: int = 4, **graph) -> None:
         super().__init__(**graph)

@@ -59,6 +59,7 @@ class JaccardClusterer(Clusterer):
         self.k2 = k2
         self.camera_norm = camera_norm
         self.neighbors = neighbors
+        self.order_matters = self.order_matters or neighbors == "cells"  # whose centres are drawn by position
         self.max_distance = max_distance
         self.device = torch.device(device)
         self.camera_sizes = camera_sizes

@@ -23,6 +23,8 @@ class KMeans(Clusterer):
         ValueError: ``num_clusters`` is below 1, or features are not finite.
     """
 
+    order_matters = True
+
     def __init__(self, *, num_clusters: int, seed: int = 0) -> None:
         super().__init__()
         if num_clusters < 1:

@@ -22,8 +22,9 @@ from fastreid_ice.core import (
     standardize_by_camera,
 )
 from fastreid_ice.data import build_training_set
+from fastreid_ice.testing import in_processes
 from golden import load_golden
-from support import in_processes, small_config, train
+from support import small_config, train
 
 
 def blobs(people: int = 8, images: int = 12, noise: float = 0.05) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from fastreid_ice import InputError
 from fastreid_ice.commands.agent import run_processes
 from fastreid_ice.processes import TASKS, is_in_group
-from support import in_processes
+from fastreid_ice.testing import in_processes
 from tiny_market import draw_tiny_market, tiny_config
 
 

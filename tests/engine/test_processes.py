@@ -22,7 +22,8 @@ from fastreid_ice.core import Clusters, hard_instance_loss, soft_consistency_los
 from fastreid_ice.data import build_feature_loader, build_training_set
 from fastreid_ice.engine import HOOK_REGISTRY, UnsupervisedTrainer, extract_features
 from fastreid_ice.modeling.gather import encode_shuffled, gather_batch
-from support import in_processes, train, two_layers
+from fastreid_ice.testing import in_processes
+from support import train, two_layers
 
 pytestmark = pytest.mark.slow
 

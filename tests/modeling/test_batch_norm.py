@@ -17,7 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from fastreid_ice import InputError
 from fastreid_ice.engine import check_config
 from fastreid_ice.modeling.batch_norm import split_batch_norms
-from support import in_processes, small_config
+from fastreid_ice.testing import in_processes
+from support import small_config
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 STEPS = 2

@@ -1,0 +1,174 @@
+"""Checks of clusterers: a :class:`~fastreid_ice.clusterers.Clusterer` of one's own, on people drawn here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from fastreid.config import CfgNode, get_cfg
+from fastreid.utils.env import seed_all_rng
+from torch import Tensor
+
+from ..clusterers import Clusterer, GroundTruth
+from ..config import add_ice_config
+from .checks import Check, require, run_checks
+from .processes import check_in_processes
+
+Factory = Callable[[], Clusterer]
+People = tuple[Tensor, Tensor, Tensor]  # features, cameras, identities
+
+
+def check_clusterer(*clusterers: Callable[..., Clusterer], cfg: CfgNode | None = None, processes: int = 2) -> None:
+    """Checks that clusterers keep the protocol of :class:`~fastreid_ice.clusterers.Clusterer`.
+
+    - Labels are (N,) int64, -1 for noise and else 0, 1, ... without gaps, of float32 and float64 features alike.
+    - Equal seeds give equal labels, whatever the object has clustered before.
+    - It leaves its inputs as they are, and does not look at the identities, as ``GroundTruth`` alone may.
+    - Another order and precision of the features give the same clusters of people who are easy to tell apart, unless
+      the class declares that ``order_matters``.
+    - It takes a single image, fewer images than neighbours or clusters asked for, copies, and cameras not known.
+    - Each of several processes has the labels of one.
+
+    Args:
+        clusterers: classes, built by their ``from_config`` if any, or whatever gives a clusterer when called without
+            arguments, such as ``functools.partial(cls, eps=0.5)``.
+        cfg: the config for those classes; by default all keys as they are, but ``CLUSTER.NUM_CLUSTERS`` 8, as many as
+            there are people in the features.
+        processes: how many are compared with one; 1 leaves that out. They start once for all clusterers, which takes
+            seconds.
+
+    Raises:
+        AssertionError: the first check that fails.
+        InputError: a clusterer that cannot be sent to another process, such as one that is defined within a function.
+    """
+    if cfg is None:
+        cfg = get_cfg()
+        add_ice_config(cfg)
+        cfg.CLUSTER.NUM_CLUSTERS = 8
+        cfg.MODEL.DEVICE = "cpu"
+    makes = [partial(each.from_config, cfg) if hasattr(each, "from_config") else each for each in clusterers]
+    for each, make in zip(clusterers, makes, strict=True):
+        run_checks(each, _checks(make))
+    check_in_processes(makes, _cluster, processes)
+
+
+def _checks(make: Factory) -> Iterator[Check]:
+    yield "labels", partial(_check_labels, make)
+    yield "equal seeds, equal labels", partial(_check_seeds, make)
+    yield "inputs unchanged", partial(_check_inputs, make)
+    yield "identities unread", partial(_check_identities, make)
+    yield "order of the images", partial(_check_order, make)
+    yield "float32 agrees with float64", partial(_check_precision, make)
+    for name, people in _degenerate().items():
+        yield f"degenerate sets, {name}", partial(_labels, make, people)
+
+
+def people_apart(people: int = 8, images: int = 40) -> People:
+    """Images of 3 cameras of people who are easy to tell apart, one person after the other."""
+    generator = torch.Generator().manual_seed(3)
+    identities = torch.arange(people).repeat_interleave(images)
+    centres = F.normalize(torch.randn(people, 16, generator=generator))
+    features = F.normalize(centres[identities] + 0.05 * torch.randn(len(identities), 16, generator=generator))
+    return features, torch.arange(len(identities)) % 3, identities
+
+
+def _degenerate() -> dict[str, People]:
+    features, cameras, identities = people_apart()
+    cases: dict[str, People] = {
+        f"{images} image(s)": (features[:images], cameras[:images], identities[:images]) for images in (1, 2, 3, 5)
+    }
+    for copies in (7, 40):
+        rows = torch.zeros(copies, dtype=torch.int64)
+        cases[f"{copies} copies of an image"] = features[rows], cameras[:copies], identities[rows]
+    cases["cameras that are not known"] = features, torch.full_like(cameras, -1), identities
+    cases["one image of each person"] = features[::40], cameras[::40], identities[::40]
+    return cases
+
+
+def _labels(make: Factory, people: People) -> Tensor:
+    """The labels of a fresh object, whose form is checked."""
+    return _labels_by(make(), people)
+
+
+def _labels_by(clusterer: Clusterer, people: People) -> Tensor:
+    require(isinstance(clusterer, Clusterer), f"it gives a {type(clusterer).__name__}, which is no Clusterer")
+    seed_all_rng(5)
+    labels = clusterer.labels(*people)
+    what = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+    number = len(people[0])
+    fits = isinstance(labels, Tensor) and labels.dtype == torch.int64 and labels.shape == (number,)
+    require(fits, f"labels of {number} images are {what}, not int64 of shape ({number},)")
+    require(labels.min() >= -1, f"labels hold {int(labels.min())}; noise is -1")
+    sizes = torch.bincount(labels[labels >= 0])
+    gaps = (sizes == 0).nonzero().flatten().tolist()
+    require(not gaps, f"labels have gaps: they go up to {len(sizes) - 1}, and no image has {', '.join(map(str, gaps))}")
+    seed_all_rng(5)
+    require(torch.equal(clusterer(*people).labels, labels), "called itself, it gives other labels than its labels()")
+    return labels
+
+
+def _check_labels(make: Factory) -> None:
+    _labels(make, people_apart())
+
+
+def _check_seeds(make: Factory) -> None:
+    used = make()
+    _labels_by(used, people_apart(people=5, images=21))
+    found = [_labels_by(clusterer, people_apart()) for clusterer in (make(), make(), used)]
+    require(torch.equal(found[0], found[1]), "two objects give different labels for equal features and seeds")
+    require(torch.equal(found[0], found[2]), "labels depend on what the object has clustered before")
+
+
+def _check_inputs(make: Factory) -> None:
+    people = people_apart()
+    before = [column.clone() for column in people]
+    _labels(make, people)
+    for name, old, new in zip(("features", "cameras", "identities"), before, people, strict=True):
+        require(torch.equal(old, new), f"it changes the {name}")
+
+
+def _check_identities(make: Factory) -> None:
+    if isinstance(make(), GroundTruth):
+        return
+    features, cameras, identities = people_apart()
+    unknown = _labels(make, (features, cameras, torch.full_like(identities, -1)))
+    others = _labels(make, (features, cameras, torch.arange(len(identities)) % 5))  # not what features tell
+    require(torch.equal(unknown, others), "labels depend on the true identities, which training does not know")
+
+
+def _check_order(make: Factory) -> None:
+    if make().order_matters:
+        return
+    people = people_apart()
+    order = torch.randperm(len(people[0]), generator=torch.Generator().manual_seed(1))
+    shuffled = _labels(make, tuple(column[order] for column in people))
+    require(
+        _same_clusters(_labels(make, people)[order], shuffled),
+        "another order of the images gives other clusters; declare order_matters = True if that is by design",
+    )
+
+
+def _check_precision(make: Factory) -> None:
+    features, cameras, identities = people_apart()
+    single, double = (
+        _labels(make, (features.to(dtype), cameras, identities)) for dtype in (torch.float32, torch.float64)
+    )
+    same = make().order_matters or _same_clusters(single, double)
+    require(same, "float32 and float64 features of people apart give different clusters")
+
+
+def _same_clusters(one: Tensor, other: Tensor) -> bool:
+    """Up to the numbers of the clusters; noise is noise."""
+    pairs = torch.stack((one, other), 1).unique(dim=0)
+    numbers_match = len(pairs) == len(one.unique()) == len(other.unique())
+    return numbers_match and bool(((pairs == -1).sum(1) != 1).all())
+
+
+def _cluster(make: Factory) -> dict[str, Tensor]:
+    found = {}
+    for name, people in {"people apart": people_apart(), **_degenerate()}.items():
+        seed_all_rng(5)
+        found[f"the labels of {name}"] = make()(*people).labels
+    return found

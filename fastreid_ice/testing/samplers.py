@@ -1,0 +1,180 @@
+"""Checks of samplers: batches of P identities with K images each, such as ``IdentitySampler`` draws."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from fastreid.utils.env import seed_all_rng
+
+from .checks import Check, require, run_checks
+
+Factory = Callable[..., Iterable[int]]
+
+IMAGES = 16  # in the batch of all processes
+EACH = 4  # of each identity
+
+
+def check_sampler(*samplers: Factory) -> None:
+    """Checks that samplers can stand in for :class:`~fastreid_ice.data.IdentitySampler`.
+
+    - They are called as it is: ``(labels, cameras, *, batch_size, num_instances, seed, rank, world_size)``.
+    - An iterator gives positions of images, Python integers, without end.
+    - A batch holds different identities where there are enough, each with ``num_instances`` images in a row. Noise is
+      never drawn, and every identity comes.
+    - ``seed``, a number or several such as ``(seed, epoch)``, fixes the stream: equal seeds give equal streams, also
+      after a resume, and others different ones, whatever the state of other generators, which stay as they are.
+    - Processes share each batch of one process: whole identities, none in two processes.
+    - It leaves labels and cameras as they are, and gives batches with one image, one camera, or few identities.
+
+    Args:
+        samplers: classes, or ``functools.partial(cls, key=value)`` for keywords other than the default.
+
+    Raises:
+        AssertionError: the first check that fails.
+    """
+    for make in samplers:
+        run_checks(make, _checks(make))
+
+
+def _checks(make: Factory) -> Iterator[Check]:
+    yield "stream without end", partial(_check_stream, make)
+    yield "batches of P x K", partial(_check_batches, make)
+    yield "every identity comes", partial(_check_identities, make)
+    yield "equal seeds, equal streams", partial(_check_seeds, make)
+    yield "no other generator", partial(_check_generators, make)
+    yield "inputs unchanged", partial(_check_inputs, make)
+    for world_size in (2, 4):
+        yield f"batches shared by {world_size} processes", partial(_check_processes, make, world_size)
+    for name, columns in _degenerate().items():
+        yield f"degenerate sets, {name}", partial(_check_degenerate, make, *columns)
+
+
+def _people(number: int = 11) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and cameras of six images of each, and of seven that are noise, in some order."""
+    labels = np.random.default_rng(0).permutation(np.append(np.repeat(np.arange(number), 6), [-1] * 7))
+    return labels, np.arange(len(labels)) % 3
+
+
+def _degenerate() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    labels, cameras = _people()
+    few, few_cameras = _people(2)
+    return {
+        "one image": (np.array([-1, 0, -1]), np.array([0, 0, 1])),
+        "one identity": (np.zeros(9, dtype=np.int64), np.arange(9) % 3),
+        "fewer identities than a batch holds": (few, few_cameras),
+        "identities of one image": (np.arange(9), np.arange(9) % 3),
+        "one camera": (labels, 0 * cameras),
+        "cameras that are not known": (labels, 0 * cameras - 1),
+    }
+
+
+def _draw(
+    make: Factory,
+    labels: Any,
+    cameras: Any,
+    *,
+    batches: int = 40,
+    rank: int = 0,
+    world_size: int = 1,
+    seed: Any = (3, 0),
+) -> np.ndarray:
+    """(batches, IMAGES / world_size) positions, the share of one process."""
+    batch_size = IMAGES // world_size
+    options = {"batch_size": batch_size, "num_instances": EACH, "seed": seed, "rank": rank, "world_size": world_size}
+    images = list(islice(make(labels, cameras, **options), batches * batch_size))
+    require(
+        len(images) == batches * batch_size, f"the stream ends after {len(images)} images; an epoch may ask for more"
+    )
+    wrong = next((image for image in images if type(image) is not int), None)
+    require(wrong is None, f"it gives {wrong!r} of {type(wrong)}, which is no int")
+    number = len(labels)
+    wrong = next((image for image in images if not 0 <= image < number), None)
+    require(wrong is None, f"it gives {wrong}, which is none of the positions of {number} images")
+    return np.array(images).reshape(batches, batch_size)
+
+
+def _groups(labels: np.ndarray, batches: np.ndarray) -> np.ndarray:
+    """(batches, P) the identities of each batch, of which each has K images in a row."""
+    drawn = labels[batches].reshape(len(batches), -1, EACH)
+    require((drawn >= 0).all(), "it draws images without a label, which are noise")
+    require((drawn == drawn[:, :, :1]).all(), f"{EACH} images in a row (num_instances) are not of one identity")
+    return drawn[:, :, 0]
+
+
+def _check_stream(make: Factory) -> None:
+    labels, cameras = _people()
+    found = _draw(make, labels, cameras)
+    tensors = _draw(make, torch.from_numpy(labels), torch.from_numpy(cameras))
+    require(np.array_equal(found, tensors), "tensors of labels and cameras give another stream than arrays")
+
+
+def _check_batches(make: Factory) -> None:
+    labels, cameras = _people()
+    for identities in _groups(labels, _draw(make, labels, cameras)):
+        require(len(set(identities)) == len(identities), f"a batch holds an identity twice: {identities.tolist()}")
+
+
+def _check_identities(make: Factory) -> None:
+    labels, cameras = _people()
+    missing = set(labels[labels >= 0]) - set(_groups(labels, _draw(make, labels, cameras, batches=100)).flat)
+    require(
+        not missing, f"in 100 batches of {IMAGES // EACH} of 11 identities it never draws {sorted(map(int, missing))}"
+    )
+
+
+def _check_seeds(make: Factory) -> None:
+    people = _people()
+    stream, other_epoch, other_seed, number = (_draw(make, *people, seed=seed) for seed in ((3, 0), (3, 1), (4, 0), 3))
+    require(np.array_equal(stream, _draw(make, *people, seed=(3, 0))), "equal seeds give different streams")
+    require(np.array_equal(number, _draw(make, *people, seed=3)), "equal seeds give different streams")
+    require(not np.array_equal(stream, other_seed), "seed (3, 0) and seed (4, 0) give one stream")
+    require(not np.array_equal(stream, other_epoch), "seed (3, 0) and seed (3, 1), the next epoch, give one stream")
+    sampler = make(*people, batch_size=IMAGES, num_instances=EACH, seed=(3, 0), rank=0, world_size=1)
+    again = [list(islice(sampler, IMAGES)) for _ in range(2)]
+    require(again[0] == again[1] == stream[0].tolist(), "a second iterator does not start the same stream")
+
+
+def _check_generators(make: Factory) -> None:
+    people = _people()
+    found = []
+    for seed in (1, 2):
+        seed_all_rng(seed)
+        before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+        found.append(_draw(make, *people))
+        after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+        for name, old, new in zip(("random", "numpy", "torch"), before, after, strict=True):
+            require(old == new, f"it draws from the global generator of {name}, which others share")
+    require(np.array_equal(*found), "the stream depends on the seed of global generators")
+
+
+def _check_inputs(make: Factory) -> None:
+    people = _people()
+    before = [column.copy() for column in people]
+    _draw(make, *people)
+    for name, old, new in zip(("labels", "cameras"), before, people, strict=True):
+        require(np.array_equal(old, new), f"it changes the {name}")
+
+
+def _check_processes(make: Factory, world_size: int) -> None:
+    labels, cameras = _people()
+    whole = _draw(make, labels, cameras)
+    shares = [_draw(make, labels, cameras, rank=rank, world_size=world_size) for rank in range(world_size)]
+    for step, batch in enumerate(whole):
+        held = [share[step] for share in shares]
+        identities = [set(_groups(labels, part[None])[0].tolist()) for part in held]
+        distinct = sum(map(len, identities)) == len(set.union(*identities))
+        require(distinct, f"two processes hold the same identity in batch {step}: {identities}")
+        same = sorted(np.concatenate(held)) == sorted(batch)
+        require(same, f"the processes together do not hold batch {step} of one process")
+
+
+def _check_degenerate(make: Factory, labels: np.ndarray, cameras: np.ndarray) -> None:
+    _groups(labels, _draw(make, labels, cameras, batches=10))
+    for rank in range(2):
+        _groups(labels, _draw(make, labels, cameras, batches=10, rank=rank, world_size=2))
