@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from collections import Counter
 from functools import cache
 from itertools import islice
@@ -11,8 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from torch.utils.data import BatchSampler
 
 from fastreid_ice.data.samplers import SAMPLINGS, IdentitySampler
 
@@ -278,43 +275,6 @@ def test_a_process_holds_its_share_of_the_identity_that_recurs_most(num_identiti
     for parts in zip(*shares, strict=True):
         most = np.bincount(np.concatenate(parts)).max()
         assert all(world_size * np.bincount(part).max() >= most for part in parts)
-
-
-def test_seed_fixes_the_stream_and_no_other_generator_matters():
-    labels, cameras = people(20)
-
-    def draw(seed):
-        sampler = IdentitySampler(labels, cameras, batch_size=8, num_instances=4, seed=seed)
-        return list(islice(sampler, 400))
-
-    states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
-    first = draw(1)
-    assert random.getstate() == states[0]
-    assert np.array_equal(np.random.get_state()[1], states[1])
-    assert torch.equal(torch.get_rng_state(), states[2])
-    random.seed(0)
-    np.random.seed(0)
-    torch.manual_seed(0)
-    assert draw(1) == first
-    assert draw(2) != first
-    assert draw((1, 0)) != draw((1, 1))
-
-
-def test_batches_of_python_integers_from_tensors():
-    labels, cameras = people(10)
-    sampler = IdentitySampler(torch.from_numpy(labels), torch.from_numpy(cameras), batch_size=8, num_instances=4)
-    batch = next(iter(BatchSampler(sampler, 8, drop_last=True)))
-    assert len(batch) == 8
-    assert all(type(index) is int for index in batch)
-    assert list(islice(sampler, 8)) == batch  # a new iterator starts the same stream
-
-
-def test_inputs_stay_unchanged():
-    labels, cameras = people(10)
-    before = labels.copy(), cameras.copy()
-    list(islice(IdentitySampler(labels, cameras, batch_size=8, num_instances=4), 100))
-    assert np.array_equal(labels, before[0])
-    assert np.array_equal(cameras, before[1])
 
 
 @pytest.mark.parametrize(

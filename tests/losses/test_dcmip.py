@@ -233,28 +233,6 @@ def terms() -> list[DiscrepantProxyLoss | MultiInstanceLoss]:
     ]
 
 
-@pytest.mark.parametrize("index", range(3))
-def test_memories_move_after_the_step_and_not_in_backward(index: int) -> None:
-    """Two forward passes before a backward pass read the same memory, and its gradient is that of their sum."""
-    term = terms()[index]
-    start_labels = torch.arange(20) % 4
-    momentum = F.normalize(torch.randn(20, 6))
-    term.begin_epoch(Clusters(start_labels, F.normalize(torch.randn(20, 6)), start_labels, momentum))
-    before = {name: buffer.clone() for name, buffer in term.named_buffers()}
-    assert before and not term.state_dict(), "memories are rebuilt every epoch and do not belong in checkpoints"
-    steps = [make_step(torch.arange(8) % 2, torch.randn(8, 6).requires_grad_(), torch.randn(8, 6)) for _ in range(2)]
-    alone = [torch.autograd.grad(term(step), step.online)[0] for step in steps]
-    (term(steps[0]) + term(steps[1])).backward()
-    for step, gradient in zip(steps, alone, strict=True):
-        torch.testing.assert_close(step.online.grad, gradient)
-    for name, buffer in term.named_buffers():
-        assert torch.equal(buffer, before[name])
-    term.after_step(steps[1])
-    for name, buffer in term.named_buffers():
-        assert not torch.equal(buffer, before[name]) and not buffer.requires_grad
-        torch.testing.assert_close(buffer.norm(dim=-1), torch.ones(buffer.shape[:-1]))
-
-
 BATCHES = {
     "one cluster": ([0] * 12, [0] * 8),
     "clusters with fewer members than instances": (
