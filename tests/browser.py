@@ -45,6 +45,8 @@ class Browser:
         target = self.call("Target.createTarget", url=page.as_uri())["targetId"]
         self._session = {"sessionId": self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
         self.call("Emulation.setFocusEmulationEnabled", enabled=True)
+        # An empty page comes first.
+        self.wait_for("location.protocol === 'file:' && document.readyState === 'complete'")
 
     def __enter__(self) -> Browser:
         return self

@@ -250,7 +250,7 @@ class TestInTheBrowser:
         form = ["name", "cluster", "camera", "Clear"]
         sheets = [*["Cluster 0", "Cluster 1"] * 3, "Cluster 1", "Cluster 0", "Noise"]
         with Browser(page, tmp_path / "browser") as browser:
-            browser.wait_for("document.readyState === 'complete' && document.getElementById('camera').length === 3")
+            browser.wait_for("document.getElementById('camera').length === 3")  # once the search has its index
 
             def tab(times: int = 1) -> list[str]:
                 reached = []
@@ -261,8 +261,7 @@ class TestInTheBrowser:
                 return reached
 
             assert tab(14) == ["All figures by epoch", *form, *sheets]
-            browser.ask("document.activeElement.blur(); scrollTo(0, 0)")
-            tab()
+            browser.ask("document.querySelector('summary').focus()")
             browser.press("Enter")
             assert browser.ask("document.querySelector('details').open") and tab() == ["All figures by epoch"]
 
@@ -285,7 +284,6 @@ class TestInTheBrowser:
         """Each drawing is an image whose name is its title, and its words stand below."""
         page = write_left(cfg, clustering_of(crops, [0] * 4 + [1] * 4 + [2] * 3 + [-1]))
         with Browser(page, tmp_path / "browser") as browser:
-            browser.wait_for("document.readyState === 'complete'")
             found = browser.ask(CAPTIONS)
             nodes = browser.call("Accessibility.getFullAXTree")["nodes"]
         images = [node["name"]["value"] for node in nodes if node["role"]["value"] in ("image", "img")]
