@@ -1,8 +1,8 @@
 """Unsupervised person re-identification for fast-reid: ICE and DCMIP from unlabelled crops.
 
-Import this package before fastreid. That costs nothing yet: once fastreid is imported, by whomever, ``compat`` makes
-fastreid 1.4.0 run on this Python and torch, and the meta-architecture, head, losses, clusterers, datasets and hooks
-register under their names. ``fastreid_ice.core`` never imports fastreid and works without it.
+Import this package before fastreid. The import itself is cheap: only when fastreid is imported, by any module, does
+``compat`` make fastreid 1.4.0 run on this Python and torch, and do the meta-architecture, head, losses, clusterers,
+datasets and hooks register under their names. ``fastreid_ice.core`` never imports fastreid and works without it.
 """
 
 import sys
@@ -21,7 +21,7 @@ _ROOMS = ("config", "losses", "clusterers", "modeling", "data", "reporting", "en
 
 
 def _register() -> None:
-    """Imports what registers, unless it is what imports fastreid: a room registers its own then, engine everything."""
+    """Imports everything that registers, unless a room is importing fastreid: it then registers its own classes."""
     if not any(f"{__name__}.{room}" in sys.modules for room in _ROOMS):
         import_module(f"{__name__}.engine")
 

@@ -1,14 +1,14 @@
-"""The error that a user's input is answered with."""
+"""The error for input that cannot work."""
 
 from __future__ import annotations
 
 
 class InputError(ValueError):
-    """What the user gave cannot work. The message names the file or config key, and the way out.
+    """The user's input cannot work. The message names the file or config key, and what to do.
 
-    The command line prints the message alone; any other exception keeps its traceback.
+    The command line prints only the message; any other exception keeps its traceback.
     """
 
     def __init__(self, message: str) -> None:
-        # torch hands on the error of a loader's worker as a text with its traceback, whose end is the sentence.
+        # torch passes on the error of a loader's worker as a text with its traceback, which ends with the message.
         super().__init__(message.rpartition("InputError: ")[2].strip())

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and an output folder that belongs to one run."""
+"""Files that are either complete or absent, and an output folder that belongs to one run."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import IO, BinaryIO
 from .errors import InputError
 from .processes import of_first
 
-PART = ".ice-part"  # ends the name of a file that is being written, and of none that a user would have
+PART = ".ice-part"  # suffix of a file that is being written; no user's file should have it
 
 
 @contextmanager
 def replacing(path: str, mode: str = "wb", **options: str) -> Iterator[IO]:
-    """A new file that takes the place of ``path``, whole and on the disk, once the block has ended well.
+    """A new file that replaces ``path``, complete and on the disk, when the block ends without an error.
 
-    Until then it lies beside it under another name; after an error it is removed, after a kill ``remove_parts`` does.
+    Until then it has another name in the same folder. After an error it is removed; after a kill, by ``remove_parts``.
     ``mode`` and ``options`` are those of ``open``.
     """
     part = path + PART
@@ -34,7 +34,7 @@ def replacing(path: str, mode: str = "wb", **options: str) -> Iterator[IO]:
         with suppress(OSError):
             os.unlink(part)
         raise
-    # The new name outlasts a power cut too, where the file system can promise that of a folder.
+    # Make the new name survive a power cut too, if the file system can sync a folder.
     with suppress(OSError):
         folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
         try:
@@ -44,7 +44,7 @@ def replacing(path: str, mode: str = "wb", **options: str) -> Iterator[IO]:
 
 
 def remove_parts(folder: str) -> None:
-    """Removes what a run that was killed had begun to write into ``folder``."""
+    """Removes the unfinished files of a killed run from ``folder``."""
     for part in Path(folder).glob(f"*{PART}"):
         if part.is_file():
             part.unlink()
@@ -52,7 +52,7 @@ def remove_parts(folder: str) -> None:
 
 @contextmanager
 def explaining_writes(path: str) -> Iterator[None]:
-    """Turns an error of the file system into one sentence about ``path``.
+    """Turns a file system error into one sentence about ``path``.
 
     Raises:
         InputError: in place of an OSError, such as that of a full disk.
@@ -68,14 +68,14 @@ def explaining_writes(path: str) -> Iterator[None]:
 
 @contextmanager
 def owned_folder(folder: str) -> Iterator[None]:
-    """Makes ``folder`` and keeps other runs out of it until the block or the process ends, however it ends.
+    """Creates ``folder`` and locks other runs out of it until the block or the process ends, in whatever way.
 
-    Called in every process of a run; the first one holds the lock, and none goes on before it does.
+    Called in every process of a run; the first one holds the lock, and the others wait for that.
 
     Raises:
         InputError: another run holds it, or it cannot be written to; in every process.
     """
-    locks = []  # that of the first process
+    locks = []  # has one only in the first process
     of_first(lambda: locks.append(_lock(folder)))
     try:
         yield
@@ -85,10 +85,10 @@ def owned_folder(folder: str) -> Iterator[None]:
 
 
 def make_folder(folder: str) -> None:
-    """Makes the ``OUTPUT_DIR`` of a run where it is missing.
+    """Creates the ``OUTPUT_DIR`` of a run if it is missing.
 
     Raises:
-        InputError: it cannot be made.
+        InputError: it cannot be created.
     """
     try:
         os.makedirs(folder, exist_ok=True)
@@ -102,7 +102,7 @@ def _lock(folder: str) -> BinaryIO:
     try:
         file = open(os.path.join(folder, ".lock"), "ab")  # noqa: SIM115, open for as long as the run
         try:
-            # Of this process alone: loader workers, which may outlive it for seconds, do not inherit it as of flock.
+            # Only this process holds it. Loader workers, which may outlive it by seconds, would inherit a flock.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):  # a file system without locks

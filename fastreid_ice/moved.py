@@ -1,4 +1,4 @@
-"""Modules that have moved: their old names fail with the new one, for one release."""
+"""Modules that have moved: for one release, importing an old name fails with an error that gives the new name."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MOVED = {
 
 
 class MovedFinder(MetaPathFinder):
-    """Asked last, for what no other finder knows; raises ImportError for a name of ``MOVED``."""
+    """The last finder, reached by names that no other finds; raises ImportError for a name in ``MOVED``."""
 
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
         package, _, name = fullname.partition(".")

@@ -1,7 +1,7 @@
-"""One of the processes that train together: how it meets the others, agrees with them, and ends.
+"""One of several processes that train together: how it meets the others, agrees with them, and ends.
 
-torchrun, or whatever else starts the processes, says in the environment of each who it is: ``RANK``, ``WORLD_SIZE``,
-``LOCAL_RANK``, ``LOCAL_WORLD_SIZE``, and where they meet, ``MASTER_ADDR`` and ``MASTER_PORT``.
+torchrun, or whatever else starts the processes, sets these variables in each: ``RANK``, ``WORLD_SIZE``,
+``LOCAL_RANK``, ``LOCAL_WORLD_SIZE``, and for where they meet, ``MASTER_ADDR`` and ``MASTER_PORT``.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ T = TypeVar("T")
 
 VARIABLES = ("WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 TASKS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")  # how many processes srun or mpirun has started
-TIMEOUT = timedelta(minutes=30)  # how long a process waits for the others; the clustering of the first must take less
+TIMEOUT = timedelta(minutes=30)  # how long a process waits for the others; the first one's clustering must take less
 
-_ended_groups: list[dist.ProcessGroup] = []  # the destructor of one can wait for ever; see ``_leave``
-ENDED = "ended"  # in the store: why a process ended the run
+_ended_groups: list[dist.ProcessGroup] = []  # kept, since their destructors can wait for ever; see ``_leave``
+ENDED = "ended"  # key in the store: why a process ended the run
 
 
 def is_in_group(num_machines: int = 1) -> bool:
     """Whether this process was started as one of a group, which may still be a group of one.
 
     Args:
-        num_machines: how many processes srun or mpirun may start that are in no group yet.
+        num_machines: how many processes outside a group srun or mpirun may start.
 
     Raises:
         InputError: they started more.
@@ -57,18 +57,18 @@ def is_in_group(num_machines: int = 1) -> bool:
 
 
 def run_id() -> str:
-    """The name that torchrun has given to this run and its restarts; empty without torchrun."""
+    """The name that torchrun gives to this run and its restarts; empty without torchrun."""
     return os.environ.get("TORCHELASTIC_RUN_ID", "")
 
 
 def run_in_group(function: Callable[[dist.Store], Any]) -> None:
     """Runs ``function(store)`` in one process of a group, and ends the process.
 
-    An error of the user's or an interrupt is told once on each machine, by the first process there that meets it. Any
-    other error is recorded for the agent that started the process and shows it.
+    An InputError or an interrupt is reported once on each machine, by the first process there that meets it. Any other
+    error is recorded for the agent that started the process, which shows it.
 
     Args:
-        function: gets the store in which the processes meet, for ``of_first`` and ``process_group``.
+        function: receives the store in which the processes meet, for ``of_first`` and ``process_group``.
     """
     signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -84,10 +84,10 @@ def run_in_group(function: Callable[[dist.Store], Any]) -> None:
 
 
 def _leave(code: int | str | None) -> NoReturn:
-    """Ends the process as ``sys.exit`` does, but without destructors.
+    """Ends the process like ``sys.exit``, but without destructors.
 
-    Those of a process group join threads: where a peer has gone they can wait for ever, or abort the process, and the
-    abort would hide what it has told.
+    That of a process group joins threads: if a peer is gone it can wait for ever, or abort the process, which would
+    hide the reported error.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if isinstance(code, str):
@@ -100,7 +100,7 @@ def _leave(code: int | str | None) -> NoReturn:
 
 
 def _terminate(number: int, frame: object) -> NoReturn:
-    """As an error would, so that what a run leaves is written: the agent ends with SIGTERM what others have failed."""
+    """Ends the process as an error would, so that a run still writes its files: the agent sends SIGTERM to the rest."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(128 + number)
 
@@ -111,7 +111,7 @@ def _run(function: Callable[[dist.Store], Any]) -> None:
         sys.exit(f"error: RANK is set and {missing[0]} is not; start the processes with torchrun, which sets both")
     store, rank, world_size = next(dist.rendezvous("env://", timeout=TIMEOUT))
     if store.check([ENDED]):
-        sys.exit(1)  # a restart does not mend what has been told
+        sys.exit(1)  # a restart cannot help: the reason was reported
     try:
         function(_new_part(store, rank, world_size))
     except InputError as error:
@@ -119,7 +119,7 @@ def _run(function: Callable[[dist.Store], Any]) -> None:
     except KeyboardInterrupt as error:
         _end(store, str(error), 128 + signal.SIGINT)
     except Exception:
-        # Whoever waits for a process that has ended fails too. The store may have ended with its machine.
+        # A process that waits for one that has ended fails too. The store may be gone with its machine.
         with suppress(RuntimeError):
             if store.check([ENDED]):
                 _end(store, store.get(ENDED).decode(), 1)
@@ -127,10 +127,10 @@ def _run(function: Callable[[dist.Store], Any]) -> None:
 
 
 def _new_part(store: dist.Store, rank: int, world_size: int) -> dist.Store:
-    """A part of the store that is empty: an agent's still holds what processes have left that it has restarted.
+    """An empty part of the store: an agent's store still holds what the processes before a restart left in it.
 
-    The first process names it. It greets each of the others until that one answers, since a name may be of a process
-    that is no more.
+    The first process names the part. It greets each of the others until that one answers, since a name may belong to a
+    process that no longer exists.
     """
     own_name = uuid.uuid4().hex
     if rank > 0:
@@ -163,12 +163,12 @@ def _end(store: dist.Store, sentence: str, code: int) -> NoReturn:
 
 @contextmanager
 def process_group(store: dist.Store, backend: str, *, timeout: timedelta = TIMEOUT) -> Iterator[None]:
-    """The processes as torch's process group, and those of one machine as fast-reid's local group.
+    """Makes all processes torch's process group, and those of one machine fast-reid's local group.
 
     Args:
         store: where they meet.
-        backend: "nccl", then each gets the GPU of its local rank; or "gloo".
-        timeout: how long one waits for the others.
+        backend: "nccl", with which each process uses the GPU of its local rank; or "gloo".
+        timeout: how long a process waits for the others.
     """
     rank, world_size, local_rank, local_size = (
         int(os.environ[variable]) for variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -184,7 +184,7 @@ def process_group(store: dist.Store, backend: str, *, timeout: timedelta = TIMEO
         local_group = dist.new_group(list(ranks), timeout=timeout)
         if rank in ranks:
             comm._LOCAL_PROCESS_GROUP = local_group
-    # After an error the others cannot answer any more: the process leaves, and does not wait for them.
+    # After an error the others no longer answer: the process ends without waiting for them.
     yield
     comm.synchronize()
     _ended_groups.append(dist.group.WORLD)
@@ -192,11 +192,11 @@ def process_group(store: dist.Store, backend: str, *, timeout: timedelta = TIMEO
 
 
 def of_first(function: Callable[[], T], store: dist.Store | None = None) -> T:
-    """What ``function`` gives in the first process, in every process; called in all of them.
+    """Returns in every process what ``function`` returns in the first one; called in all of them.
 
     Args:
-        function: what it gives, such as a checkpoint that lies on the first machine alone, can be pickled.
-        store: carries small results from one process to the others before there is a process group.
+        function: its result, for instance a checkpoint that only the first machine has, can be pickled.
+        store: carries small results to the other processes while there is no process group yet.
 
     Raises:
         InputError: in every process, as ``function`` raised it in the first.
@@ -213,10 +213,10 @@ def of_first(function: Callable[[], T], store: dist.Store | None = None) -> T:
 
 
 def in_each(function: Callable[[], T]) -> T:
-    """What ``function`` gives, once it has given something in every process; called in all of them.
+    """Returns the result of ``function``, once it has returned in every process; called in all of them.
 
     Raises:
-        InputError: in every process, as ``function`` raised it in the first where it did.
+        InputError: in every process, that of the first process in which ``function`` raised it.
     """
     value, refusal = _outcome(function)
     for found in comm.all_gather(refusal):
@@ -239,5 +239,5 @@ def _result(outcome: tuple[T, str | None]) -> T:
 
 
 def _cores() -> int:
-    """Cores that this process may use, which is less than the machine has in a container or under taskset."""
+    """Cores that this process may use; in a container or under taskset these are fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""How far long work is: a bar on a terminal, and one line in the log."""
+"""Progress of long work: a bar on a terminal, and one line in the log."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ logger = logging.getLogger(f"fastreid.{__name__}")
 
 
 class Bar(tqdm):
-    """tqdm's bar without its thread, since the workers of loaders are forked while the bar stands."""
+    """tqdm's bar without its thread, since loader workers are forked while the bar is shown."""
 
     monitor_interval = 0
 
 
 def progress(items: Collection[T], title: str) -> Iterator[T]:
-    """Yields ``items`` while a bar on the terminal, where there is one, shows how many are done and how many are left.
+    """Yields ``items`` while a bar on the terminal, if there is one, shows how many are done and how many are left.
 
     The log gets one line at the end, with the time taken.
     """

@@ -1,6 +1,6 @@
-"""The command ``fastreid-ice``: each sub-command is a module beside this one, with arguments of its own.
+"""The command ``fastreid-ice``: each sub-command is a module in this folder, with its own arguments.
 
-The list of commands does not wait for torch: a module is imported where its command is given.
+A module is imported only when its command is given, so that the list of commands does not wait for torch.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ COMMANDS = {
     "train": "train, resume or evaluate what a config describes",
     "recluster": "cluster features or a folder of images once, into labels.csv",
     "report": "write report.html about a run: curves, clusters to look at, a search over all images",
-    "label": "hand out pseudo labels as a CSV file or a folder of links per cluster",
+    "label": "write pseudo labels as a CSV file or a folder of links per cluster",
     "export": "export a trained encoder to ONNX and to fast-reid without this plugin",
-    "compare": "train several configs with the same seeds and put them in a table and a picture",
+    "compare": "train several configs with the same seeds and compare them in a table and a chart",
     "bench": "measure reclustering, steps, input, evaluation and whole recipes, in a checkout",
 }
 
@@ -25,8 +25,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "fastreid-ice",
         description="Person re-identification from unlabelled crops, on fast-reid.",
-        epilog="fastreid-ice COMMAND --help tells about each. A config that is not found in the current folder, such "
-        "as configs/ice_demo.yml or ice_demo.yml, is the one that comes with the package.",
+        epilog="fastreid-ice COMMAND --help describes each. A config that is not found in the current folder, such "
+        "as configs/ice_demo.yml or ice_demo.yml, is taken from those that come with the package.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, sentence in COMMANDS.items():

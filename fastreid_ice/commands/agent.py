@@ -1,4 +1,4 @@
-"""torchrun's agent under our own command: it starts the processes of this machine, watches them and restarts them."""
+"""torchrun's agent in our own command: it starts the processes of this machine, watches them and restarts them."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from ..errors import InputError
 
-TOLD = (1, 128 + signal.SIGINT)  # exit codes of a process that has said why itself
+TOLD = (1, 128 + signal.SIGINT)  # exit codes of a process that has reported the reason itself
 TERMINATED = (-signal.SIGTERM, 128 + signal.SIGTERM)
-GRACE = 20  # seconds; the agent kills a process that has not ended 30 s after it was to
+GRACE = 20  # seconds; the agent kills a process that has not ended 30 s after it was told to
 
 
 class ProcessFailed(RuntimeError):
-    """A process of a run failed or was killed. The message is one sentence: which one, and how.
+    """A process of a run failed or was killed. The message says in one sentence which one, and how.
 
-    ``traceback`` is that of the error in the process, as text; empty where the process was killed.
+    ``traceback`` is that of the error in the process, as text; empty if the process was killed.
     """
 
     def __init__(self, sentence: str, traceback: str = "") -> None:
@@ -51,17 +51,17 @@ def run_processes(
 
     Args:
         command: what follows ``python``.
-        number: of processes on each machine.
+        number: number of processes on each machine.
         num_machines: how many machines call this.
-        machine_rank: which of them this is, from 0.
+        machine_rank: the number of this machine, from 0.
         dist_url: where the machines meet, a free port of machine 0, as ``tcp://10.0.0.1:23456``; "auto" for one alone.
         max_restarts: see above.
 
     Raises:
-        InputError: numbers that do not go together, or machines that do not meet.
+        InputError: inconsistent numbers, or machines that do not meet.
         KeyboardInterrupt: SIGINT; the processes were interrupted too, and have ended.
-        ProcessFailed: a process raised an error, or ended by a signal or an exit code.
-        SystemExit: a process has told the user itself why the run ends.
+        ProcessFailed: a process raised an error, or ended with a signal or an exit code.
+        SystemExit: a process has already reported to the user why the run ends.
     """
     if number < 1 or max_restarts < 0 or not 0 <= machine_rank < num_machines:
         raise InputError(
@@ -76,11 +76,11 @@ def run_processes(
                 f"--num-machines {num_machines} needs a --dist-url that all machines reach, a free port of the first "
                 "one such as tcp://10.0.0.1:23456"
             )
-        # By machine rank, so that the first process, whose machine has the checkpoints, stays the first in a restart.
+        # By machine rank, so that the first process, whose machine has the checkpoints, remains first after a restart.
         meeting = {"rdzv_backend": "static", "rdzv_endpoint": url.netloc, "rdzv_configs": {"rank": machine_rank}}
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed.elastic."):
-            logging.getLogger(name).setLevel(logging.CRITICAL)  # what is to be said is said below
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # errors are reported below
     with tempfile.TemporaryDirectory() as logs:
         config = LaunchConfig(
             min_nodes=num_machines,
@@ -105,7 +105,7 @@ def run_processes(
 
 
 def _cause(failures: dict[int, ProcessFailure], world_size: int) -> BaseException:
-    """The failure that the others follow from: those who wait for a process that has ended fail as well."""
+    """The failure that caused the others: processes that wait for one that has ended fail as well."""
     told = [failure.exitcode for failure in failures.values() if not _recorded(failure) and failure.exitcode in TOLD]
     if told:
         return SystemExit(told[0])

@@ -1,4 +1,4 @@
-"""Runs the benchmarks, which lie beside the package in a checkout and are not installed."""
+"""Runs the benchmarks, which are in benchmarks/ of a checkout and are not installed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 def main(arguments: Sequence[str] | None = None) -> None:
     if not (CHECKOUT / "benchmarks" / "measuring.py").is_file():
         sys.exit(
-            "error: bench needs a checkout, whose benchmarks/ is not installed; run it where `pip install -e .` was run"
+            "error: bench needs a checkout, since benchmarks/ is not installed; run it where `pip install -e .` was run"
         )
     sys.path.insert(0, str(CHECKOUT))
     import_module("benchmarks.__main__").main(arguments)

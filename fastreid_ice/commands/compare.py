@@ -1,13 +1,13 @@
-"""Trains several configs on the synthetic data, from one start and with the same seeds, and puts them in a table.
+"""Trains several configs on the synthetic data, from the same weights and with the same seeds, and compares them.
 
 fastreid-ice compare
 fastreid-ice compare --seeds 5 --output logs/compare_mild DATASETS.SYNTHETIC.STRENGTH mild
 fastreid-ice compare --config-file configs/ice_demo.yml --config-file my.yml SOLVER.MAX_EPOCH 20
 
-Figures are those after the last epoch: mean and standard deviation over the seeds. Every run is a command `fastreid-ice
-train` of its own, in OUTPUT/CONFIG/seedN, with what it printed in output.txt. Called again with the same arguments, the
-command takes complete runs as they are and resumes the others. The table goes to table.txt, the curves of mAP to
-curves.png, and what the epochs gave to results.json.
+The metrics are those after the last epoch: mean and standard deviation over the seeds. Every run is a separate command
+`fastreid-ice train`, in OUTPUT/CONFIG/seedN, with its output in output.txt. Called again with the same arguments, the
+command keeps complete runs and resumes the others. The table goes to table.txt, the curves of mAP to curves.png, and
+the metrics of every epoch to results.json.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Trial:
     options: list[str]
 
     def __post_init__(self) -> None:
-        # A config that cannot work is told before the first run starts.
+        # A config that cannot work is reported before the first run starts.
         try:
             cfg, _ = build_config(str(self.config), self._settings())
         except InputError as error:
@@ -74,7 +74,7 @@ class Trial:
         return is_complete(self.stages[-1]) and (self.folder / "seconds.txt").is_file()
 
     def train(self) -> str | None:
-        """Trains what is left to train. Returns None, or the last line of what went wrong."""
+        """Trains what is left to train. Returns None, or the last line of the error."""
         flags = ["--resume"] if self.stages[0].last_checkpoint else []
         self.folder.mkdir(parents=True, exist_ok=True)
         start = time.perf_counter()
@@ -90,7 +90,7 @@ class Trial:
         return None
 
     def figures(self) -> dict[str, float]:
-        """What the table shows, after the last epoch."""
+        """The metrics in the table, after the last epoch."""
         first, last = self._epochs()[0], self._epochs()[-1]
         evaluated = [scalars for scalars in self._epochs() if "mAP" in scalars] or [{}]
         seconds = (self.folder / "seconds.txt").read_text().split()
@@ -105,7 +105,7 @@ class Trial:
         return {name: value for name, value in figures.items() if value is not None}
 
     def record(self) -> dict[str, object]:
-        """The run for those who come later: what was trained, and the scalars of each epoch that tell how it went."""
+        """A record of the run: what was trained, and the scalars of each epoch that show its course."""
         kept = ("mAP", "Rank-1", "cluster/number", "cluster/noise_share", "cluster/largest", "cluster/ari")
         epochs = [
             {
@@ -141,7 +141,7 @@ COLUMNS = {"mAP": ".1f", "rank-1": ".1f", "ARI": ".3f", "clusters": ".0f", "seco
 
 
 def comparison_table(groups: dict[str, list[Trial]]) -> str:
-    """A row per config over its complete runs, after one for the weights that they start from."""
+    """A row for the weights that all runs start from, then a row per config over its complete runs."""
     rows, starts = [], []
     for name, runs in groups.items():
         figures = [run.figures() for run in runs]
@@ -188,10 +188,10 @@ def compare(
         seeds: runs of each config.
         output: the folder of all runs.
         options: config keys and values for all runs.
-        own_options: further ones for some of ``configs``, by name, which count before ``options``.
+        own_options: further ones for some of ``configs``, by name; they override ``options``.
 
     Raises:
-        InputError: a config that cannot work, or a folder of ``output`` that holds another run.
+        InputError: a config that cannot work, or a folder in ``output`` that holds another run.
     """
     own = own_options or {}
     groups = {
@@ -202,7 +202,7 @@ def compare(
         for name, config in configs.items()
     }
     failed = []
-    # Seed by seed, so that a comparison that is stopped early has runs of all configs.
+    # Seed by seed, so that a comparison stopped early has runs of all configs.
     for run in (runs[seed] for seed in range(seeds) for runs in groups.values()):
         reason = None if run.complete else run.train()
         if reason is None:
@@ -248,6 +248,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except InputError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command goes on\n")
+        sys.stderr.write("interrupted; the same command continues\n")
         sys.exit(130)  # as a shell reports SIGINT
     sys.exit(0 if complete else "error: some runs failed; the same command resumes them")

@@ -2,17 +2,17 @@
 
 fastreid-ice export --config-file configs/ice_demo.yml --weights logs/demo/model_best.pth --output exported
 
-writes three files to the folder exported, after comparing what they give with the model; of a timm backbone, which
-fast-reid lacks, the first alone:
+writes three files to the folder exported, after comparing their features with the model's. With a timm backbone, which
+fast-reid lacks, it writes only the first:
 
 encoder.onnx   maps "images", float32 (N, 3, H, W), RGB in [0, 255], to "features", (N, D) of length 1. It holds the
-               encoder that is evaluated (TEST.ENCODER), and normalises the images by itself.
+               encoder that is evaluated (TEST.ENCODER), and normalises the images itself.
 fastreid.pth   the same encoder as a checkpoint of fast-reid's Baseline, and
-fastreid.yml   its config: fast-reid's own tools evaluate the two to the figures that train --eval-only gives.
-               DATASETS.TESTS is kept; where it names a dataset of this plugin, give fast-reid another.
+fastreid.yml   its config: with both, fast-reid's own tools give the metrics that train --eval-only gives.
+               DATASETS.TESTS is kept; if it names a dataset of this plugin, give fast-reid another.
 
-onnx and onnxruntime must be installed. ONNX files then need neither torch nor fast-reid. This ranks the images of a
-folder by their similarity to a query, and draws the query and the ten that are most similar:
+The export needs onnx and onnxruntime. Using the ONNX file needs neither torch nor fast-reid. This script ranks the
+images of a folder by their similarity to a query, and draws the query and the ten most similar ones:
 
     from pathlib import Path
     import numpy as np, onnxruntime
@@ -43,7 +43,7 @@ from . import command_parser
 
 
 def run(args: argparse.Namespace) -> None:
-    """Raises InputError where the arguments cannot work; nothing is written then."""
+    """Raises InputError if the arguments cannot work; nothing is written then."""
     weights = ["MODEL.WEIGHTS", args.weights] if args.weights else []
     cfg = build_own_config(args.config_file, [*args.options, *weights])
     if not cfg.MODEL.WEIGHTS:
@@ -56,15 +56,17 @@ def run(args: argparse.Namespace) -> None:
     for name in exported_files(last):
         print(args.output / name)
     if WEIGHTS_FILE not in exported_files(last):
-        print("fast-reid by itself has no backbones of timm, so that there is no checkpoint for it.")
+        print("fast-reid alone has no timm backbones, so there is no checkpoint for it.")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = command_parser("export", __doc__)
-    parser.add_argument("--config-file", metavar="FILE", required=True, help="the config that the model was trained by")
+    parser.add_argument(
+        "--config-file", metavar="FILE", required=True, help="the config that the model was trained with"
+    )
     parser.add_argument("--weights", metavar="FILE", help="the checkpoint; default: MODEL.WEIGHTS of the config")
-    parser.add_argument("--output", metavar="FOLDER", type=Path, required=True, help="made if missing")
-    parser.add_argument("options", nargs=argparse.REMAINDER, help="config keys and values, as for the training")
+    parser.add_argument("--output", metavar="FOLDER", type=Path, required=True, help="created if missing")
+    parser.add_argument("options", nargs=argparse.REMAINDER, help="config keys and values, as in training")
     args = parser.parse_args(arguments)
     try:
         run(args)

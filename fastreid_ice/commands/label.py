@@ -1,15 +1,15 @@
-"""Hands out pseudo labels: as a CSV file in the order of clusters, and as a folder of links to look through.
+"""Writes pseudo labels: as a CSV file sorted by cluster, and as a folder of links to look through.
 
 fastreid-ice label logs/ice_folder --links clusters
 fastreid-ice label labels.csv --links clusters --output by_cluster.csv --write
 
 The labels are those of a run's last clustering (its OUTPUT_DIR), or of a file that `fastreid-ice recluster` wrote.
-Without --write nothing is made: the command says what it would make.
+Without --write nothing is created: the command prints what it would create.
 
 The folder has one sub-folder for each cluster, cluster_0000, cluster_0001 and so on with the numbers of the CSV file,
-and noise. In it are symbolic links, cam<camera>_<distance to the centroid>_<file name>, so that they sort by camera and
-then by distance. The images stay as and where they are. Keep the folder out of that of the images, where a later run
-would train on the links as well.
+and one for noise. They contain symbolic links, cam<camera>_<distance to the centroid>_<file name>, which sort by camera
+and then by distance. The images stay as and where they are. Do not put the folder inside that of the images: a later
+run would train on the links as well.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class Links:
-    """Links by name, relative to the folder that is to hold them, with their targets; and images that are gone."""
+    """Link names, relative to the folder of the links, with their targets; and the images that no longer exist."""
 
     targets: dict[str, str]
     gone: list[str]
@@ -48,7 +48,7 @@ def read_labels(source: Path) -> PseudoLabels:
     """The labels in a CSV file, or those of a run's last clustering, by cluster and distance, noise last.
 
     Raises:
-        InputError: there are none, or they cannot be read.
+        InputError: there are no labels, or they cannot be read.
     """
     if source.is_dir():
         path = Run.read(source).labels
@@ -66,7 +66,7 @@ def read_labels(source: Path) -> PseudoLabels:
 
 
 def plan_links(clustering: PseudoLabels) -> Links:
-    """What links there are to be; an image that is gone gets none."""
+    """The links to create; an image that no longer exists gets none."""
     targets: dict[str, str] = {}
     gone = []
     copies: Counter[str] = Counter()
@@ -91,21 +91,21 @@ def plan_links(clustering: PseudoLabels) -> Links:
         targets[name] = os.path.abspath(path)
     if clustering.paths and not targets:
         raise InputError(
-            f"none of the {len(gone)} images exists, the first: {gone[0]!r}; paths that do not begin with / count from "
-            "the current folder"
+            f"none of the {len(gone)} images exists, the first: {gone[0]!r}; paths that do not begin with / are "
+            "relative to the current folder"
         )
     return Links(targets, gone)
 
 
 def _shortened(stem: str, end: str) -> str:
-    """``stem + end`` with as much of the stem as a file name can hold."""
+    """``stem + end``, with the stem cut to the length that a file name can have."""
     while len(os.fsencode(stem + end)) > LONGEST:
         stem = stem[:-1]
     return stem + end
 
 
 def check_targets(links: Path | None, output: Path | None) -> None:
-    """Raises InputError where something would be overwritten or cannot be made."""
+    """Raises InputError if something would be overwritten or cannot be created."""
     if links is not None and links.exists() and not (links.is_dir() and not any(links.iterdir())):
         raise InputError(f"--links {links} exists and is not empty; name another folder, or remove it first")
     if output is not None and output.exists():
@@ -116,10 +116,10 @@ def check_targets(links: Path | None, output: Path | None) -> None:
 
 
 def make_links(links: Links, folder: Path) -> None:
-    """Makes the links in a folder beside ``folder``, and renames that when all are there.
+    """Creates the links in a temporary folder next to ``folder``, and renames it when it is complete.
 
     Raises:
-        InputError: they cannot be made, as on a file system without links; nothing is left of them.
+        InputError: they cannot be created, as on a file system without links; nothing is left of them.
     """
     folder = folder.absolute()
     scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
@@ -132,7 +132,7 @@ def make_links(links: Links, folder: Path) -> None:
     except OSError as error:
         raise InputError(f"--links {folder}: {error.strerror}") from error
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)  # the links, not what they lead to
+        shutil.rmtree(scratch, ignore_errors=True)  # the links, not their targets
 
 
 def describe(links: Links, folder: Path, *, done: bool) -> str:
@@ -143,7 +143,7 @@ def describe(links: Links, folder: Path, *, done: bool) -> str:
         f"{' and one of noise' if 'noise' in folders else ''}, {len(links.targets)} links"
     ]
     if links.gone:
-        lines.append(f"{len(links.gone)} images are gone and left out, the first: {links.gone[0]}")
+        lines.append(f"{len(links.gone)} images no longer exist and are left out, the first: {links.gone[0]}")
     if not done:
         lines += [f"  {name} -> {target}" for name, target in list(links.targets.items())[:SHOWN]]
         lines += ["  ..."] if len(links.targets) > SHOWN else []
@@ -151,7 +151,7 @@ def describe(links: Links, folder: Path, *, done: bool) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Raises InputError where the arguments cannot work; nothing is written then."""
+    """Raises InputError if the arguments cannot work; nothing is written then."""
     clustering = read_labels(args.source)
     check_targets(args.links, args.output)
     links = plan_links(clustering) if args.links else None
@@ -167,7 +167,7 @@ def run(args: argparse.Namespace) -> None:
             make_links(links, args.links)
         print(describe(links, args.links, done=args.write).encode(errors="replace").decode())
     if not args.write:
-        print("Nothing is made yet; --write makes it.")
+        print("Nothing was created; --write creates it.")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -177,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--output", metavar="FILE", type=Path, help="a CSV file of the labels, by cluster and then by distance"
     )
-    parser.add_argument("--write", action="store_true", help="make them; without it the command says what it would do")
+    parser.add_argument("--write", action="store_true", help="create them; the default is to print what would be done")
     args = parser.parse_args(arguments)
     if not (args.links or args.output):
         parser.error("nothing to do: name a folder with --links, a file with --output, or both")

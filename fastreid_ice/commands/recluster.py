@@ -1,17 +1,17 @@
-"""Clusters features, or the images of a folder by a trained model, and writes a label for each image to a CSV file.
+"""Clusters features, or a folder of images with a trained model, and writes a label for each image to a CSV file.
 
 fastreid-ice recluster --features features.npy CLUSTER.EPS 0.5 CLUSTER.K1 20
 fastreid-ice recluster --images path/to/crops --config-file configs/ice_folder.yml \
     MODEL.WEIGHTS logs/ice_folder/model_final.pth
 
-The file has the columns path, camera, label (0, 1, ..., or -1 for noise) and distance_to_centroid, 1 - cosine between
-the image's feature and the mean of its cluster's unit features, for noise the nearest such mean. Clusters are those of
-the clusterer that the config names, with its CLUSTER.* keys, as in training; without a config file those of ICE.
+The file has the columns path, camera, label (0, 1, ..., or -1 for noise) and distance_to_centroid: 1 - cosine between
+the image's feature and the mean of its cluster's unit features, for noise the nearest such mean. The config chooses the
+clusterer and its CLUSTER.* keys, as in training; without a config file they are those of ICE.
 
 Features are a float16, float32 or float64 array (N, D) in a .npy file, which is not read into memory as a whole; their
-paths are row numbers unless --paths names a file with one per line. The images of a folder are those that it
-would be trained on (UnlabeledFolder: not query and gallery), their cameras follow DATASETS.FOLDER.CAMERAS, and their
-features are those of the encoder that CLUSTER.FEATURES names. One that cannot be read is noise (DATALOADER.UNREADABLE).
+paths are row numbers unless --paths names a file with one per line. The images of a folder are those that training
+would use (UnlabeledFolder: not query and gallery). Their cameras follow DATASETS.FOLDER.CAMERAS, and their features are
+those of the encoder CLUSTER.FEATURES. An image that cannot be read becomes noise (DATALOADER.UNREADABLE).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ logger = logging.getLogger("fastreid.recluster")
 
 @dataclass(frozen=True)
 class Images:
-    """What is known of N images.
+    """What is known about N images.
 
     Args:
         features: (N, D) unit rows.
@@ -68,7 +68,7 @@ def read_config(args: argparse.Namespace) -> CfgNode:
     """The config, checked as for training.
 
     Raises:
-        InputError: a key that cannot work, or a config that has no encoder for the images.
+        InputError: a key that cannot work, or a config without an encoder for the images.
     """
     if args.features:
         fixed = ["MODEL.WEIGHTS", ""]
@@ -81,13 +81,13 @@ def read_config(args: argparse.Namespace) -> CfgNode:
 
 
 def read_features(path: str, names: str | None) -> Images:
-    """The rows of a .npy file, left on the disk where they are unit rows.
+    """The rows of a .npy file; they stay on the disk if they are unit rows.
 
     Raises:
-        InputError: no such file, another format, shape or type, rows without a direction, or names for other rows.
+        InputError: no such file, another format, shape or type, rows without a direction, or a wrong number of names.
     """
     try:
-        array = np.load(path, mmap_mode="c")  # not "r": torch warns of arrays that cannot be written
+        array = np.load(path, mmap_mode="c")  # not "r": torch warns about read-only arrays
     except OSError as error:
         raise InputError(f"--features {path}: {error.strerror or error}") from error
     except (EOFError, ValueError) as error:
@@ -114,7 +114,7 @@ def read_features(path: str, names: str | None) -> Images:
 
 
 def unit_rows(features: Tensor, path: str) -> Tensor:
-    """``features`` as they are where all rows have length 1, else a scaled copy of at least float32."""
+    """``features`` themselves if all rows have length 1, else a scaled copy of at least float32."""
     dtype = torch.promote_types(features.dtype, torch.float32)
     norms = torch.cat([block.to(dtype).norm(dim=1) for block in progress(features.split(BLOCK), "Reading features")])
     unusable = ~(norms.isfinite() & (norms > 0))
@@ -129,7 +129,7 @@ def unit_rows(features: Tensor, path: str) -> Tensor:
 
 
 def extract(cfg: CfgNode, weights: str) -> Images:
-    """The features of the images in ``DATASETS.ROOT`` by the checkpoint ``weights``.
+    """The features of the images in ``DATASETS.ROOT``, extracted with the checkpoint ``weights``.
 
     Raises:
         InputError: images or weights that cannot be used.
@@ -182,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--paths", metavar="FILE", help="a text file with the path of each row of --features, one per line"
     )
     parser.add_argument(
-        "--output", metavar="FILE", type=Path, default=Path("labels.csv"), help="where labels go; default: labels.csv"
+        "--output", metavar="FILE", type=Path, default=Path("labels.csv"), help="the CSV file; default: labels.csv"
     )
     parser.add_argument("options", nargs=argparse.REMAINDER, help="config keys and values, such as CLUSTER.EPS 0.5")
     args = parser.parse_args(arguments)
@@ -195,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Raises InputError where the arguments cannot work; nothing is written then."""
+    """Raises InputError if the arguments cannot work; nothing is written then."""
     if not args.output.parent.is_dir() or args.output.is_dir():
         raise InputError(f"--output {args.output}: its folder is missing, or it is a folder itself")
     cfg = read_config(args)

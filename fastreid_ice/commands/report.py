@@ -2,8 +2,8 @@
 
 fastreid-ice report logs/ice_folder
 
-Training writes the page at its end; this writes it anew, or for a run that is not done yet. It shows the last
-clustering, that of OUTPUT_DIR/labels.csv. All pictures are inside the page, which needs no network.
+Training writes the page at its end; this command writes it again, or for a run that is not finished. The page shows the
+last clustering, that of OUTPUT_DIR/labels.csv. It contains all of its pictures and needs no network.
 """
 
 from __future__ import annotations

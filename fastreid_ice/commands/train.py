@@ -1,4 +1,4 @@
-"""Trains, resumes or evaluates what a config file describes, with fast-reid's options.
+"""Trains, resumes or evaluates a model as a config file describes, with fast-reid's options.
 
 fastreid-ice train --config-file configs/ice_demo.yml SOLVER.MAX_EPOCH 3 OUTPUT_DIR logs/short
 fastreid-ice train --config-file configs/ice_folder.yml DATASETS.ROOT path/to/crops
@@ -7,13 +7,13 @@ torchrun --nproc-per-node 4 tools/train_net.py --config-file configs/ice_market.
 fastreid-ice train --config-file configs/ice_market.yml --resume
 fastreid-ice train --config-file configs/ice_market.yml --eval-only MODEL.WEIGHTS logs/ice_market/model_best.pth
 
-A config that is not found in the current folder is the one that comes with the package: configs/ice_market.yml is found
-anywhere. Data sets lie in the folder that the variable FASTREID_DATASETS names (default: datasets); those of the demo
-are drawn there. Log, metrics, checkpoints and report.html go to OUTPUT_DIR. Options come before keys and values.
+A config that is not found in the current folder is taken from the package: configs/ice_market.yml is found anywhere.
+Datasets are in the folder that the variable FASTREID_DATASETS names (default: datasets); those of the demo are drawn
+there. Log, metrics, checkpoints and report.html go to OUTPUT_DIR. Options come before keys and values.
 
---num-gpus starts that many processes under torchrun's agent, on a CPU too; torchrun itself starts them on one machine
-or several. Machines need no common disk, but the images must lie on each: the first process reads config, weights and
-checkpoints and hands them to the others, and writes all there is to write.
+--num-gpus starts that many processes under torchrun's agent, also on a CPU; torchrun itself starts them on one or
+several machines. Machines need no common disk, but each needs the images: the first process reads config, weights and
+checkpoints, sends them to the others, and writes all files.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ logger = logging.getLogger(f"fastreid.{__name__}")
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """The whole config, checked before anything is written; what the log is to say first goes to ``args.notice``."""
+    """The whole config, checked before anything is written; the first warning for the log goes to ``args.notice``."""
     args.config_file = shipped_file(args.config_file)  # fast-reid logs it
     processes = Processes(
         total=int(os.environ.get("WORLD_SIZE", args.num_gpus * args.num_machines)),
@@ -61,7 +61,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 
 def way_on(args: argparse.Namespace, cfg: CfgNode) -> str:
-    """What to do about a run that was interrupted."""
+    """How to continue a run that was interrupted."""
     if not args.eval_only and Run(cfg).stages[0].last_checkpoint:
         return "the same command with --resume goes on from the last checkpoint"
     return "nothing was saved that it could go on from: start it again"
@@ -69,7 +69,7 @@ def way_on(args: argparse.Namespace, cfg: CfgNode) -> str:
 
 def run_process(args: argparse.Namespace, cfg: CfgNode) -> dict | None:
     """What each process of a run does."""
-    # An evaluation may run beside the training that it looks at.
+    # An evaluation may run while the training whose weights it reads is still running.
     with nullcontext() if args.eval_only else owned_folder(cfg.OUTPUT_DIR):
         in_each(lambda: make_folder(cfg.OUTPUT_DIR))
         restarts = max(comm.all_gather(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))))
@@ -79,7 +79,7 @@ def run_process(args: argparse.Namespace, cfg: CfgNode) -> dict | None:
 
 def run(args: argparse.Namespace, cfg: CfgNode, restarts: int = 0) -> dict | None:
     if not comm.is_main_process():
-        args.config_file = ""  # fast-reid would log it, and it may lie on the first machine alone
+        args.config_file = ""  # fast-reid would log it, and only the first machine may have it
     with filtering("fastreid.utils.env", lambda record: False):  # it announces a random seed, which SEED replaces
         default_setup(cfg, args)
     log_any_name()
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace, cfg: CfgNode, restarts: int = 0) -> dict | Non
         logger.warning("Restart %d after a process was lost; the run goes on from %s", restarts, from_where)
     seed_all_rng(cfg.SEED)
     in_each(lambda: import_files(cfg.IMPORTS))
-    # Labelled training, as for the weights of a source domain, is fast-reid's own.
+    # Training with labels, as for the weights of a source domain, is fast-reid's own.
     ours = trains_without_labels(cfg)
     trainer_class = UnsupervisedTrainer if ours else DefaultTrainer
     if args.eval_only:
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace, cfg: CfgNode, restarts: int = 0) -> dict | Non
 
 
 def work(args: argparse.Namespace, store: dist.Store | None = None) -> None:
-    """Runs in a process alone, or in one of several that meet in ``store``.
+    """Runs in a single process, or in one of several that meet in ``store``.
 
     Raises:
         KeyboardInterrupt: its message says how to go on.
@@ -133,14 +133,14 @@ def start_processes(args: argparse.Namespace, arguments: Sequence[str]) -> None:
             max_restarts=args.max_restarts,
         )
     except BaseException as error:
-        # The first process may have been ended for another one, or with all of them, before it could report.
+        # The first process may have been ended because of another one, or with all of them, before it wrote the report.
         if args.machine_rank == 0 and not args.eval_only:
             write_left_report(Run(cfg))
         if isinstance(error, ProcessFailed):
             sys.stderr.write(error.traceback)
             sys.exit(f"error: {error}; {way_on(args, cfg)}")
         if isinstance(error, KeyboardInterrupt):
-            sys.exit(128 + signal.SIGINT)  # the first process has said so
+            sys.exit(128 + signal.SIGINT)  # the first process has reported it
         raise
 
 

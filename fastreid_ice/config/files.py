@@ -1,4 +1,4 @@
-"""Config files, those that come with the package among them, and the Python files that they import."""
+"""Config files, including those that come with the package, and the Python files that they import."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from fastreid.config import CfgNode
 from ..errors import InputError
 from .keys import value_of
 
-# A wheel holds configs/ in the package; in a checkout it lies beside the package.
+# A wheel has configs/ inside the package; a checkout has it next to the package.
 _PACKAGE = Path(__file__).resolve().parent.parent
 CONFIGS = next((folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir()), _PACKAGE)
 
 
 def shipped_file(path: str) -> str:
-    """``path``, or the file of ``CONFIGS`` that it names where there is no such file.
+    """``path``, or the file of ``CONFIGS`` that it names if ``path`` does not exist.
 
     "configs/ice_demo.yml" and "ice_demo.yml" both name ``CONFIGS / "ice_demo.yml"``; other folders name nothing.
     """
@@ -36,13 +36,13 @@ def _shipped(path: str) -> str | None:
 def merge_config_file(cfg: CfgNode, path: str) -> None:
     """Merges a config file and its ``_BASE_`` into ``cfg``, in place, as fast-reid's ``merge_from_file`` does.
 
-    Unlike there a ``_BASE_`` that does not exist may be a file that comes with the package (see ``shipped_file``), and
-    the files of ``IMPORTS`` count from the file that names them. A file with the name of its ``_BASE_`` stands over the
-    one that comes with the package.
+    There are two differences: a ``_BASE_`` that does not exist may be a file that comes with the package (see
+    ``shipped_file``), and the files of ``IMPORTS`` are relative to the file that names them. A file with the same name
+    as its ``_BASE_`` extends the one that comes with the package.
 
     Raises:
-        InputError: no file, one that is no mapping of keys, keys that do not fit ``cfg``, or a ``_BASE_`` that is no
-            name or leads back to the file.
+        InputError: no file, a file that is not a mapping of keys, keys that do not fit ``cfg``, or a ``_BASE_`` that is
+            not a name or leads back to the file.
     """
     values = _read(path)
     try:
@@ -52,7 +52,7 @@ def merge_config_file(cfg: CfgNode, path: str) -> None:
 
 
 def merge_values(cfg: CfgNode, values: dict[str, Any]) -> None:
-    """Merges nested keys into ``cfg``, in place; a whole number stands for a float where ``cfg`` holds one.
+    """Merges nested keys into ``cfg``, in place; a whole number becomes a float if ``cfg`` holds one.
 
     Raises:
         InputError: keys that ``cfg`` does not have, or values of another type.
@@ -67,11 +67,11 @@ def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
     """Merges the keys and values of a command line into ``cfg``, in place, as ``merge_values`` does.
 
     Raises:
-        InputError: as there; a key without a value, or an option among them.
+        InputError: as for ``merge_values``; a key without a value, or an option among them.
     """
     late = next((option for option in options if option.startswith("--")), None)
     if late:
-        raise InputError(f"{late} stands behind a config key: options come before keys and values")
+        raise InputError(f"{late} comes after a config key: options come before keys and values")
     if len(options) % 2:
         raise InputError(f"{options[-1]}: a value is missing; config keys follow as KEY VALUE KEY VALUE ...")
     pairs = []
@@ -88,10 +88,10 @@ def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
 
 
 def _fitted(key: str, value: Any, known: Any) -> Any:
-    """``value`` for a key that holds ``known`` so far, as a float where that is one.
+    """``value`` for a key that holds ``known`` so far, as a float if ``known`` is one.
 
     Raises:
-        InputError: it is no mapping, and ``known`` is a node.
+        InputError: it is not a mapping, but ``known`` is a node.
     """
     if isinstance(known, CfgNode):
         if not isinstance(value, dict):
@@ -108,12 +108,12 @@ def _all_fitted(values: dict[str, Any], known: CfgNode, prefix: str = "") -> dic
 
 
 def _sentence(error: Exception) -> str:
-    """The message of an error of yacs, which may have several lines."""
+    """The message of a yacs error, which may have several lines, as one sentence."""
     return " ".join(str(error.args[0] if error.args else error).split())
 
 
 def _read(path: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The keys of a file over those of its ``_BASE_``; ``above`` are the files that lie over it."""
+    """The keys of a file merged over those of its ``_BASE_``; ``above`` are the files of which it is the base."""
     try:
         with open(path, encoding="utf-8") as file:
             own = yaml.safe_load(file)
@@ -137,12 +137,12 @@ def _read(path: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     files = [place for place in places if place and os.path.exists(place)] or [base]
     below = next((file for file in files if os.path.realpath(file) not in read), None)
     if below is None:
-        raise InputError(f"{path}: its _BASE_ leads back to {files[0]}; name a config that is not over this one")
+        raise InputError(f"{path}: its _BASE_ leads back to {files[0]}; name a config that is not based on this one")
     return _overlaid(_read(below, read), own)
 
 
 def _overlaid(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """``below`` with the values of ``above`` in it, mapping by mapping."""
+    """``below`` overridden by the values of ``above``, also in nested mappings."""
     merged = dict(below)
     for key, value in above.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
@@ -151,10 +151,10 @@ def _overlaid(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def import_files(paths: Iterable[str]) -> None:
-    """Imports Python files, each once in a process, so that what they register can be named in a config.
+    """Imports Python files, each once per process, so that a config can name what they register.
 
     Raises:
-        InputError: no such file, or one with the name of a module that is something else.
+        InputError: no such file, or one with the name of another loaded module.
     """
     for path in map(os.path.abspath, paths):
         name, suffix = os.path.splitext(os.path.basename(path))
@@ -164,7 +164,7 @@ def import_files(paths: Iterable[str]) -> None:
         if getattr(known, "__file__", None) == path:
             continue
         if known is not None:
-            raise InputError(f"IMPORTS: {path} has the name of another module that is loaded already; rename it")
+            raise InputError(f"IMPORTS: {path} has the name of another module that is already loaded; rename it")
         spec = spec_from_file_location(name, path)
         sys.modules[name] = module = module_from_spec(spec)
         spec.loader.exec_module(module)

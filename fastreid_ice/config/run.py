@@ -1,4 +1,4 @@
-"""A run: its folder, its stages, and what each file in them is called."""
+"""A run: its folder, its stages, and the names of the files in them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..errors import InputError
 from .files import merge_config_file, merge_values
 from .keys import add_ice_config, value_of
 
-# All stages train one network on one machine; where each reads and writes is decided here.
+# All stages train one network on one machine; this module decides where each reads and writes.
 COMMON = (
     "STAGES",
     "IMPORTS",
@@ -53,45 +53,45 @@ class Stage:
 
     @property
     def marker(self) -> Path:
-        """Where fast-reid's Checkpointer names the last checkpoint."""
+        """The file in which fast-reid's Checkpointer names the last checkpoint."""
         return self.folder / "last_checkpoint"
 
     @property
     def last_checkpoint(self) -> Path | None:
-        """The checkpoint that a run resumes from, None before there is one."""
+        """The checkpoint that a run resumes from, None if there is none yet."""
         return self.folder / self.marker.read_text().strip() if self.marker.is_file() else None
 
     @property
     def evaluates(self) -> bool:
-        """Whether it evaluates; if it does, then at least after its last epoch."""
+        """Whether the stage evaluates, at least after its last epoch."""
         return bool(self.cfg.DATASETS.TESTS) and self.cfg.TEST.EVAL_PERIOD >= 0
 
     @property
     def last_weights(self) -> Path:
-        """Those after the last epoch, once the stage is complete."""
+        """The weights after the last epoch, once the stage is complete."""
         return self.folder / "model_final.pth"
 
     @property
     def best_weights(self) -> Path:
-        """Those of the best evaluation, which the test set chooses; the last where nothing is evaluated."""
+        """The weights of the best evaluation, chosen on the test set; the last weights if nothing is evaluated."""
         return self.folder / "model_best.pth" if self.evaluates else self.last_weights
 
 
 class Run:
     """What a config trains: one stage, or several that are each trained from the weights of the one before.
 
-    Several stages write to ``stage1``, ``stage2`` and so on below ``OUTPUT_DIR``. From the second on, ``MODEL.WEIGHTS``
-    is a file that is written when the stage before is done.
+    Several stages write to ``stage1``, ``stage2`` and so on in ``OUTPUT_DIR``. From the second on, ``MODEL.WEIGHTS`` is
+    a file that is written when the stage before is done.
 
     Args:
-        cfg: the config; each overlay of its ``STAGES`` over it makes a stage.
+        cfg: the config; each mapping in its ``STAGES``, merged over it, makes a stage.
 
     Attributes:
-        folder: the run's, where report and log lie.
+        folder: the run's, with its report and log.
         stages: at least one.
 
     Raises:
-        InputError: an overlay that is no mapping, that does not fit ``cfg``, or that sets what all stages share.
+        InputError: an entry of ``STAGES`` is not a mapping, does not fit ``cfg``, or sets a key that all stages share.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -100,10 +100,10 @@ class Run:
 
     @classmethod
     def read(cls, folder: Path) -> Run:
-        """The run that has written to a folder, which may have been moved since.
+        """The run that wrote to a folder, which may have been moved since.
 
         Raises:
-            InputError: the folder holds no run, or one whose config does not fit this version.
+            InputError: the folder holds no run, or a run whose config does not fit this version.
         """
         path = folder / "config.yaml"
         if not path.is_file():
@@ -120,12 +120,12 @@ class Run:
 
     @property
     def labels(self) -> Path | None:
-        """The pseudo labels of the last clustering in any stage, None where there was none."""
+        """The pseudo labels of the last clustering in any stage, None if there was none."""
         return next((stage.labels for stage in reversed(self.stages) if stage.labels.is_file()), None)
 
 
 def without_keys(overlays: Sequence, keys: Iterable[str]) -> tuple:
-    """Copies of the overlays without ``keys`` ("SOLVER.MAX_EPOCH"), so that the command line counts in every stage."""
+    """Copies of the overlays without ``keys`` ("SOLVER.MAX_EPOCH"), so that the command line applies in every stage."""
     overlays = copy.deepcopy(tuple(overlays))
     for overlay in overlays:
         for key in keys:

@@ -110,7 +110,7 @@ def test_an_interrupt_is_one_sentence(datasets_root: Path, configs: list[Path], 
     finally:
         if done.poll() is None:
             os.killpg(done.pid, signal.SIGKILL)
-    assert (done.returncode, errors) == (130, "interrupted; the same command goes on\n")
+    assert (done.returncode, errors) == (130, "interrupted; the same command continues\n")
     run = compare.Trial("plain", configs[0], 0, output / "plain" / "seed0", [*OPTIONS, "SOLVER.MAX_EPOCH", "500"])
     assert not run.complete and len((run.folder / "seconds.txt").read_text().split()) == 1
 

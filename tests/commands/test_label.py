@@ -69,7 +69,7 @@ def test_links_by_cluster(labels: Path, tmp_path: Path, monkeypatch, capsys) -> 
     said = capsys.readouterr().out
     assert snapshot(tmp_path) == before and not folder.exists(), "a dry run makes nothing"
     assert f"Would make {folder}: 3 folders of clusters and one of noise, 8 links" in said
-    assert f"Would write {output}: 8 images" in said and "Nothing is made yet; --write makes it." in said
+    assert f"Would write {output}: 8 images" in said and "Nothing was created; --write creates it." in said
 
     run(monkeypatch, labels, "--links", folder, "--output", output, "--write")
     made = {str(path.relative_to(folder)): os.readlink(path) for path in folder.rglob("*") if not path.is_dir()}
@@ -99,7 +99,7 @@ def test_a_run_and_images_that_are_gone(labels: Path, tmp_path: Path, monkeypatc
     (tmp_path / "crops" / "a" / "1.jpg").unlink()
     (tmp_path / "links").mkdir()
     run(monkeypatch, output, "--links", tmp_path / "links", "--write")
-    assert "1 images are gone and left out, the first: " in capsys.readouterr().out
+    assert "1 images no longer exist and are left out, the first: " in capsys.readouterr().out
     assert len(list((tmp_path / "links").glob("*/*"))) == 7
     assert os.readlink(tmp_path / "links" / "cluster_00003" / "cam02_0.2500_1.jpg").endswith("b/1.jpg")
 

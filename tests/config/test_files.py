@@ -146,8 +146,8 @@ def test_a_whole_number_is_a_float_where_one_is_expected(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        (["SEED", "1", "--resume"], "^--resume stands behind a config key: options come before keys and values$"),
-        (["--num-gpus", "2"], "^--num-gpus stands behind"),
+        (["SEED", "1", "--resume"], "^--resume comes after a config key: options come before keys and values$"),
+        (["--num-gpus", "2"], "^--num-gpus comes after"),
         (["SEED", "1", "CLUSTER.K1"], "^CLUSTER.K1: a value is missing; .*KEY VALUE"),
         (["SEED"], "^SEED: a value is missing"),
         (["MODEL", "5"], "^MODEL must hold keys, not 5$"),
