@@ -170,7 +170,7 @@ def by_name(configs: Sequence[Path]) -> dict[str, Path]:
     """
     named = {config.stem: config for config in configs}
     if len(named) < len(configs):
-        raise InputError("two configs have the same file name, which names their folders; rename one")
+        raise InputError("two configs have the same file name, so their folders would be the same; rename one")
     return named
 
 

@@ -1,4 +1,4 @@
-"""What becomes of a trained encoder: an ONNX file, and a checkpoint of plain fast-reid."""
+"""What a trained encoder is exported to: an ONNX file, and a checkpoint of plain fast-reid."""
 
 from .export import export_encoder
 

@@ -1,4 +1,4 @@
-"""A trained encoder for use elsewhere: as an ONNX file, and for fast-reid without this plugin."""
+"""Exports of a trained encoder: to an ONNX file, and to fast-reid without this plugin."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from ..modeling import MomentumReID, is_timm
 
 ONNX_FILE, WEIGHTS_FILE, CONFIG_FILE = "encoder.onnx", "fastreid.pth", "fastreid.yml"
 TOLERANCE = 1e-4
-OPSET = 17  # named, so that the graph does not hang on torch's default
+OPSET = 17  # fixed, so that the graph does not depend on torch's default
 TRACED_BATCH, CHECKED_BATCHES = 2, (1, 5)
 
 
 class UnitFeatures(nn.Module):
-    """A fast-reid model in evaluation mode, its features (N, D) scaled to length 1."""
+    """A fast-reid model in evaluation mode, with features (N, D) scaled to length 1."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -39,12 +39,12 @@ class UnitFeatures(nn.Module):
 
 
 def export_encoder(cfg: CfgNode, model: MomentumReID, folder: Path) -> float:
-    """Writes the encoder that ``TEST.ENCODER`` names to files in ``folder``, which is made where it is missing.
+    """Writes the encoder that ``TEST.ENCODER`` names to files in ``folder``, which is created if it is missing.
 
     ``encoder.onnx`` maps ``images``, float32 (N, 3, H, W), RGB in [0, 255], to ``features``, (N, D) of length 1.
-    ``fastreid.pth`` and ``fastreid.yml`` are checkpoint and config of fast-reid's Baseline, whose evaluation of them
-    gives the figures that ours gives; fast-reid by itself has no backbones of timm, so that such an encoder has no
-    more than the ONNX file. All is compared with ``model`` before a file is put in place.
+    ``fastreid.pth`` and ``fastreid.yml`` are a checkpoint and a config of fast-reid's Baseline, which evaluates them
+    with the same metrics as this plugin. fast-reid alone has no timm backbones, so such an encoder is exported only to
+    the ONNX file. All exports are compared with ``model`` before any file is put in place.
 
     Args:
         cfg: the config of ``model``.
@@ -52,11 +52,11 @@ def export_encoder(cfg: CfgNode, model: MomentumReID, folder: Path) -> float:
         folder: earlier exports in it are replaced.
 
     Returns:
-        The largest difference found between a coordinate of ``model``'s features, of length 1, and of the exported.
+        The largest difference found between a coordinate of ``model``'s features, of length 1, and of the exports'.
 
     Raises:
-        InputError: onnx or onnxruntime is not installed, the backbone has no ONNX graph, an exported encoder gives
-            other features than ``model``, or ``folder`` cannot be written. Earlier files in it are then as they were.
+        InputError: onnx or onnxruntime is not installed, the backbone has no ONNX graph, the features of an export
+            differ from those of ``model``, or ``folder`` cannot be written. Earlier files in it are then unchanged.
     """
     onnx, onnxruntime = _import("onnx"), _import("onnxruntime")
     plain_cfg = plain_config(cfg, folder)
@@ -70,7 +70,7 @@ def export_encoder(cfg: CfgNode, model: MomentumReID, folder: Path) -> float:
         graph = _trace(plain, _example_images(cfg, TRACED_BATCH))
         onnx.checker.check_model(graph, full_check=True)
         found = _run(onnxruntime, graph, examples)
-    except Exception as error:  # those of onnx, onnxruntime and torch's exporter have no other base in common
+    except Exception as error:  # the errors of onnx, onnxruntime and torch's exporter share no other base class
         raise InputError(
             f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} has no ONNX graph for batches of any size: "
             f"{str(error).strip().partition(chr(10))[0]}"
@@ -89,22 +89,22 @@ def export_encoder(cfg: CfgNode, model: MomentumReID, folder: Path) -> float:
 
 
 def exported_files(cfg: CfgNode) -> tuple[str, ...]:
-    """The names of what an encoder is exported to."""
+    """The names of the files that an encoder is exported to."""
     return (ONNX_FILE,) if is_timm(cfg) else (ONNX_FILE, WEIGHTS_FILE, CONFIG_FILE)
 
 
 def plain_config(cfg: CfgNode, folder: Path) -> CfgNode:
-    """fast-reid's own keys, as in ``cfg``, for its Baseline with the weights in ``folder``; none of this plugin's."""
+    """fast-reid's own keys, without this plugin's, as in ``cfg``, for its Baseline with the weights in ``folder``."""
     plain, default = get_cfg(), get_cfg()
     _take_over(plain, cfg)
     plain.MODEL.META_ARCHITECTURE = "Baseline"
     plain.MODEL.LOSSES = default.MODEL.LOSSES
-    plain.MODEL.HEADS.NUM_CLASSES = 0  # no classifier; fast-reid puts in the number of a training set
+    plain.MODEL.HEADS.NUM_CLASSES = 0  # no classifier; fast-reid sets the number of identities for training
     if cfg.MODEL.HEADS.NAME == "ProxyHead":
         plain.MODEL.HEADS.NAME = "EmbeddingHead"
     plain.MODEL.BACKBONE.PRETRAIN, plain.MODEL.BACKBONE.PRETRAIN_PATH = False, ""
     plain.MODEL.WEIGHTS = str((folder / WEIGHTS_FILE).resolve())
-    plain.OUTPUT_DIR = default.OUTPUT_DIR  # not the run's, whose log and config it would write over
+    plain.OUTPUT_DIR = default.OUTPUT_DIR  # not the run's, whose log and config would be overwritten
     return plain
 
 
@@ -123,7 +123,7 @@ def _plain_model(plain_cfg: CfgNode, model: MomentumReID) -> nn.Module:
     plain = build_model(plain_cfg)
     prefix = "momentum." if model.test_encoder == "momentum" else ""
     state = {name.removeprefix(prefix): value for name, value in model.state_dict().items() if name.startswith(prefix)}
-    # What it lacks is the empty classifier; were it more, the features would tell.
+    # Only the empty classifier is missing; if anything else were, the comparison of the features would show it.
     plain.load_state_dict(state, strict=False)
     return plain
 
@@ -137,12 +137,12 @@ def _example_images(cfg: CfgNode, batch: int) -> Tensor:
 def _trace(encoder: nn.Module, images: Tensor) -> bytes:
     """The ONNX graph of ``encoder`` for any number of images of this size.
 
-    By the tracing exporter (``dynamo=False``), which needs no package but torch, and which torch 2.4 to 2.12 share. The
-    newer one needs onnxscript, and changes from version to version.
+    Uses the tracing exporter (``dynamo=False``), which needs only torch and exists in torch 2.4 to 2.12. The newer one
+    needs onnxscript, and changes from version to version.
     """
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
-        # That there is a newer exporter, and that Python values become constants of the graph: whether one of them
-        # hangs on the number of images is found out by running it on others.
+        # Warnings that there is a newer exporter, and that Python values become constants of the graph. Whether one of
+        # these depends on the number of images is tested by running the graph on other numbers.
         warnings.simplefilter("ignore")
         path = Path(scratch, ONNX_FILE)
         torch.onnx.export(
@@ -159,9 +159,9 @@ def _trace(encoder: nn.Module, images: Tensor) -> bytes:
 
 
 def _run(onnxruntime: ModuleType, graph: bytes, batches: list[Tensor]) -> list[Tensor]:
-    """What the graph gives for each batch."""
+    """The output of the graph for each batch."""
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what it logs of an error it also raises
+    options.log_severity_level = 4  # it also raises the errors that it would log
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     return [torch.from_numpy(session.run(None, {"images": images.numpy()})[0]) for images in batches]
 
@@ -180,7 +180,7 @@ def _compare(what: str, expected: list[Tensor], found: list[Tensor]) -> float:
 
 
 def _write(folder: Path, files: dict[str, bytes]) -> None:
-    """Writes all under other names before the first is put in place."""
+    """Writes all files under temporary names before the first is put in place."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as scratch:
         for name, content in files.items():
@@ -188,7 +188,7 @@ def _write(folder: Path, files: dict[str, bytes]) -> None:
         for name in files:
             Path(scratch, name).replace(folder / name)
     for name in {WEIGHTS_FILE, CONFIG_FILE} - set(files):
-        (folder / name).unlink(missing_ok=True)  # of another encoder
+        (folder / name).unlink(missing_ok=True)  # belongs to an earlier encoder
 
 
 def _import(name: str) -> ModuleType:
@@ -196,5 +196,5 @@ def _import(name: str) -> ModuleType:
         return import_module(name)
     except ModuleNotFoundError as error:
         raise InputError(
-            f"{error.name} is not installed, which the export needs: run `pip install onnx onnxruntime`"
+            f"the export needs {error.name}, which is not installed: run `pip install onnx onnxruntime`"
         ) from error

@@ -1,4 +1,4 @@
-"""Evaluation while a run trains, and the best of its weights."""
+"""Evaluation during training, and the best weights of a run."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from fastreid.utils import comm
 
 
 class EvaluateEpochs(HookBase):
-    """Evaluates after every so many epochs and after the last one; saves ``model_best.pth`` when it is the best so far.
+    """Evaluates after every ``period`` epochs and after the last; saves ``model_best.pth`` if it is the best so far.
 
-    The best has the highest ``metric``, which is fast-reid's mean of mAP and rank-1; of equal ones it is the first. It
-    is saved at once, before scalars and checkpoint of the epoch, with its epoch (from 0, as in every checkpoint) and
+    The best has the highest ``metric``, fast-reid's mean of mAP and rank-1; of equal ones it is the first. It is saved
+    at once, before the scalars and the checkpoint of the epoch, with its epoch (from 0, as in every checkpoint) and
     metric. Each evaluation also logs the best so far, as ``best/epoch`` (from 1), ``best/mAP`` and so on. Checkpoints
-    carry what is known of it: a resumed run goes on from the best that there was at its checkpoint.
+    contain these values: a resumed run continues from the best at its checkpoint.
 
     Args:
-        period: in epochs; 0 for the last one alone.
-        dataset: whose metric chooses where several are evaluated.
+        period: in epochs; 0 for only the last one.
+        dataset: the one whose metric chooses, if several are evaluated.
     """
 
     def __init__(self, period: int, dataset: str = "") -> None:

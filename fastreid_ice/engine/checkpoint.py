@@ -1,4 +1,4 @@
-"""fast-reid's Checkpointer, except that weights that do not fit are an error, and that its files are always whole."""
+"""fast-reid's Checkpointer, except that weights that do not fit are an error, and that files are never incomplete."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..processes import of_first, run_id
 
 
 def read_checkpoint(path: str, *, mmap: bool = False) -> dict:
-    """A fast-reid checkpoint, on the CPU; with ``mmap`` its weights are read when they are used.
+    """Reads a fast-reid checkpoint, on the CPU; with ``mmap`` its weights are only read when they are used.
 
     Raises:
         InputError: no file, a file that cannot be read, or one that holds something else.
@@ -27,14 +27,14 @@ def read_checkpoint(path: str, *, mmap: bool = False) -> dict:
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()
     ):
         raise InputError(
-            f"{path} is no fast-reid checkpoint (a dict with the weights under 'model'); bare backbone weights "
+            f"{path} is not a fast-reid checkpoint (a dict with the weights under 'model'); bare backbone weights "
             f"go into MODEL.BACKBONE.PRETRAIN_PATH, with MODEL.BACKBONE.PRETRAIN True"
         )
     return state
 
 
 def write_checkpoint(path: str, state: dict) -> None:
-    """Writes ``state`` to ``path``, which holds either all of it or what was there before, whatever happens.
+    """Writes ``state`` to ``path``; if that fails at any point, the file there before is unchanged.
 
     Raises:
         InputError: the file cannot be written, as on a full disk.
@@ -43,25 +43,25 @@ def write_checkpoint(path: str, state: dict) -> None:
         try:
             torch.save(state, file)
         except RuntimeError as error:
-            # torch tells an error of the file, and an interrupt while it writes, as a wrong position in the file.
+            # torch reports a file error, or an interrupt while it writes, as a wrong position in the file.
             raise error.__context__ or error from None
 
 
 class Checkpointer(_Checkpointer):
-    """fast-reid's Checkpointer, which skips what does not fit and goes on from random weights; this one refuses.
+    """A Checkpointer that refuses weights that do not fit; fast-reid's skips them and keeps random weights.
 
-    Heads may be missing, since users start from backbones; a part of a backbone may not.
+    Heads may be missing, since users start from backbones; parts of a backbone may not.
 
-    fast-reid writes over the files that are there. Here a kill or a full disk at any moment leaves those that were
-    whole, and ``last_checkpoint`` names one of them: the last of the period, never ``model_best.pth``, after which the
-    checkpoint of the epoch is still to come.
+    fast-reid overwrites existing files. Here a kill or a full disk at any moment leaves the complete ones, and
+    ``last_checkpoint`` names one of them: the last periodic checkpoint, never ``model_best.pth``, which is saved before
+    the checkpoint of its epoch.
     """
 
     def save(self, name: str, **kwargs: object) -> None:
         """Writes model, checkpointables and ``kwargs`` to ``name`` + ".pth", in the main process.
 
         Raises:
-            InputError: the file cannot be written, or a weight is not finite; nothing is saved then.
+            InputError: the file cannot be written, or a weight is not finite; nothing is then saved.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -69,7 +69,7 @@ class Checkpointer(_Checkpointer):
         broken = [key for key, value in model.items() if not value.isfinite().all()]
         if broken:
             raise InputError(
-                f"{broken[0]} (and {len(broken) - 1} more) is not finite any more: the weights are not saved; "
+                f"{broken[0]} (and {len(broken) - 1} more) is no longer finite: the weights are not saved; "
                 f"lower SOLVER.BASE_LR; {self.what_is_left()}"
             )
         state = {key: part.state_dict() for key, part in self.checkpointables.items()}
@@ -85,10 +85,10 @@ class Checkpointer(_Checkpointer):
             file.write(last_filename_basename.encode())
 
     def tidy(self, *, resumed: bool) -> None:
-        """Before training: removes what a kill has left half written, and mark and best weights of an earlier run.
+        """Before training: removes files half written at a kill, and marker and best weights of an earlier run.
 
-        A run that starts anew and is killed before its first checkpoint would otherwise be resumed from that run's, and
-        one that is killed before its first evaluation would name that run's best weights as its own.
+        Otherwise a new run that is killed before its first checkpoint would be resumed from the earlier run's, and one
+        that is killed before its first evaluation would report the earlier run's best weights as its own.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -98,9 +98,9 @@ class Checkpointer(_Checkpointer):
                 Path(self.save_dir, name).unlink(missing_ok=True)
 
     def what_is_left(self) -> str:
-        """For the end of a sentence: the checkpoint that a run which cannot go on leaves."""
+        """The end of a sentence: the checkpoint that remains of a run that cannot continue."""
         last = self.get_checkpoint_file()
-        return f"the last checkpoint stays: {last}" if last else "there is no checkpoint yet"
+        return f"the last checkpoint is kept: {last}" if last else "there is no checkpoint yet"
 
     def has_checkpoint(self) -> bool:
         return of_first(super().has_checkpoint)
@@ -110,9 +110,9 @@ class Checkpointer(_Checkpointer):
         return self.load(last) if last else self.load(path, checkpointables=[])
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict:
-        """fast-reid's, except that the first process alone reads the file; called in all of them.
+        """Like fast-reid's, except that only the first process reads the file; called in all of them.
 
-        Warns of optimiser, schedule or hooks whose state is asked for and missing.
+        Warns if the state of the optimiser, the schedule or a hook is asked for and missing.
 
         Raises:
             InputError: no file, one that cannot be read, or weights that do not fit.
@@ -130,7 +130,7 @@ class Checkpointer(_Checkpointer):
                 self.checkpointables[key].load_state_dict(state.pop(key))
         if lost:
             self.logger.warning(
-                "%s holds no state of %s, which starts anew: the run is not the one that was interrupted",
+                "%s holds no state of %s, which starts afresh: the run is not the one that was interrupted",
                 path,
                 ", ".join(lost),
             )
@@ -153,10 +153,10 @@ class Checkpointer(_Checkpointer):
 
 
 class SaveEpochs(HookBase):
-    """Saves ``model_0004.pth`` after every so many epochs, counted from 0, and ``model_final.pth`` after the last one.
+    """Saves ``model_0004.pth`` (epochs from 0) after every ``period`` epochs, and ``model_final.pth`` after the last.
 
     Args:
-        period: in epochs; 0 for the last one alone.
+        period: in epochs; 0 for only the last one.
     """
 
     def __init__(self, period: int) -> None:

@@ -1,4 +1,4 @@
-"""What can be known to be wrong with a config before anything is built or written."""
+"""Checks of a config before anything is built or written."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ RANGES = {
     "MODEL.LOSSES.O2CAP.TEMPERATURE": ABOVE_ZERO,
     "INPUT.BLUR.PROB": SHARE,
     "INPUT.BLUR.SIGMA": (
-        "must be two rising numbers from 0",
+        "must be two ascending numbers from 0",
         lambda value: len(value) == 2 and 0 <= value[0] <= value[1],
     ),
     "SOLVER.ITERS_PER_EPOCH": POSITIVE,
@@ -93,7 +93,7 @@ REGISTRIES = {
     "CLUSTER.NAME": CLUSTERER_REGISTRY,
 }
 
-# Keys that hold several names. Without this a wrong one in a later stage would be found when that stage starts.
+# Keys that hold several names. Without this check, a wrong one in a later stage would be found when that stage starts.
 SEVERAL = {
     "HOOKS": HOOK_REGISTRY,
     "DATASETS.NAMES": DATASET_REGISTRY,
@@ -102,12 +102,12 @@ SEVERAL = {
 
 
 def check_config(cfg: CfgNode, *, num_processes: int = 1) -> None:
-    """Looks for keys that are out of range, unknown names, missing files and impossible batches, in every stage.
+    """Checks for values out of range, unknown names, missing files and impossible batches, in every stage.
 
-    Of a config for another meta-architecture than ours only names and device are looked at.
+    In a config for another meta-architecture only names and device are checked.
 
     Raises:
-        InputError: one sentence about the first thing that cannot work.
+        InputError: one sentence about the first value that cannot work.
     """
     ours = trains_without_labels(cfg)
     if cfg.STAGES and not ours:
@@ -116,7 +116,7 @@ def check_config(cfg: CfgNode, *, num_processes: int = 1) -> None:
         raise InputError(
             "DATASETS.ROOT needs MODEL.META_ARCHITECTURE MomentumReID; for others set the variable FASTREID_DATASETS"
         )
-    # Those of later stages are yet to be made.
+    # The weights of later stages do not exist yet.
     if ours and cfg.MODEL.WEIGHTS and not os.path.isfile(cfg.MODEL.WEIGHTS):
         raise InputError(f"MODEL.WEIGHTS: no file {cfg.MODEL.WEIGHTS!r}")
     stages = Run(cfg).stages
@@ -170,7 +170,7 @@ def _check_stage(cfg: CfgNode, num_processes: int) -> None:
 
 
 def _check_loss_nodes(cfg: CfgNode) -> None:
-    """Refuses keys of ``MODEL.LOSSES`` that no loss reads: as losses bring their own, a config file may hold any."""
+    """Refuses keys of ``MODEL.LOSSES`` that no loss reads. A config file may hold any, since losses bring their own."""
     nodes = sorted(cls.node for cls in LOSS_REGISTRY._obj_map.values())
     unknown = set(cfg.MODEL.LOSSES) - set(get_cfg().MODEL.LOSSES) - set(nodes)
     if unknown:
@@ -182,7 +182,7 @@ def _check_batch(cfg: CfgNode, num_processes: int) -> None:
     if batch < 1 or batch % (instances * num_processes):
         raise InputError(
             f"SOLVER.IMS_PER_BATCH {batch} must be a multiple of DATALOADER.NUM_INSTANCE {instances} times "
-            f"{num_processes} process(es), so that each gets whole groups of a pseudo identity"
+            f"{num_processes} process(es), so that each gets complete groups of a pseudo identity"
         )
 
 
@@ -190,6 +190,6 @@ def _check_device(cfg: CfgNode) -> None:
     try:
         device = torch.device(cfg.MODEL.DEVICE)
     except RuntimeError as error:
-        raise InputError(f"MODEL.DEVICE {cfg.MODEL.DEVICE!r} is no device; use auto, cuda or cpu") from error
+        raise InputError(f"MODEL.DEVICE {cfg.MODEL.DEVICE!r} is not a device; use auto, cuda or cpu") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError("MODEL.DEVICE is cuda, but torch sees no GPU here; use MODEL.DEVICE cpu (or auto)")

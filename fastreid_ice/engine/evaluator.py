@@ -1,4 +1,4 @@
-"""Evaluation of one encoder or both. Ranking and re-ranking need neither all distances at once nor a compiler."""
+"""Evaluation of one or both encoders. Ranking and re-ranking need neither all distances at once nor a compiler."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ def evaluate_encoders(
 
     Args:
         model: a ``MomentumReID``.
-        loader: this process's part of the test images, as ``build_test_loader`` gives it.
-        evaluator: of these images.
-        encoders: "online", "momentum" or both, the one first that chooses the best weights.
+        loader: this process's part of the test images, from ``build_test_loader``.
+        evaluator: computes the metrics of these images.
+        encoders: "online", "momentum" or both; the first chooses the best weights.
         dataset: its name, for the log.
         amp, flip: as for ``encode_images``.
 
     Returns:
-        The metrics of the first encoder under the evaluator's names, those of another one as ``online/mAP`` or
-        ``momentum/mAP``; empty but in the main process.
+        The metrics of the first encoder under the evaluator's names, those of the other one as ``online/mAP`` or
+        ``momentum/mAP``; empty except in the main process.
     """
     title = f"Evaluating {' and '.join(encoders)} features"
     features, columns = encode_images(model, loader, encoders, title=title, amp=amp, flip=flip)
@@ -72,13 +72,13 @@ def evaluate_encoders(
 
 
 class BlockedReidEvaluator(ReidEvaluator):
-    """ReidEvaluator with the same keys and, but for rounding, the same figures. Images at equal distance, whose order
-    it leaves to an unstable sort, are ranked by index.
+    """ReidEvaluator with the same keys and, except for rounding, the same metrics. Images at equal distance, whose
+    order ReidEvaluator leaves to an unstable sort, are ranked by index.
 
-    Distances are computed for a block of queries at a time, where the model is; ``TEST.AQE`` searches neighbors without
-    all similarities, and ``TEST.RERANK`` keeps the Jaccard distances sparse. Two settings still hold all distances at
-    once: ``TEST.ROC``, which needs them, and ``TEST.RERANK`` with the Euclidean ``TEST.METRIC``, where everything is
-    fast-reid's.
+    Distances are computed for a block of queries at a time, on the device of the model. ``TEST.AQE`` searches
+    neighbours without all similarities, and ``TEST.RERANK`` keeps the Jaccard distances sparse. Two settings still hold
+    all distances at once: ``TEST.ROC``, which needs them, and ``TEST.RERANK`` with the Euclidean ``TEST.METRIC``, which
+    is left to fast-reid.
     """
 
     def __init__(self, cfg: CfgNode, num_query: int, output_dir: str | None = None) -> None:
@@ -86,11 +86,11 @@ class BlockedReidEvaluator(ReidEvaluator):
         self._device = torch.device(cfg.MODEL.DEVICE)
 
     def evaluate(self) -> OrderedDict[str, Any]:
-        """Rank-1, -5 and -10, mAP, mINP and their summary, in percent; empty but in the main process.
+        """Rank-1, -5 and -10, mAP, mINP and their summary, in percent; empty except in the main process.
 
         Raises:
             InputError: a number of ``TEST.RERANK``, or ``TEST.AQE.QE_K``, does not fit the test set.
-            ValueError: features are not finite, or no query has a right image.
+            ValueError: features are not finite, or no query has a true match.
         """
         test = self.cfg.TEST
         if test.RERANK.ENABLED and test.METRIC != "cosine":
@@ -143,7 +143,7 @@ class BlockedReidEvaluator(ReidEvaluator):
         return features
 
     def _distances(self, features: Tensor, cameras: Tensor) -> Iterator[Tensor]:
-        """(Q, G) in blocks of queries, re-ranked where ``TEST.RERANK`` says so."""
+        """(Q, G) in blocks of queries, re-ranked if ``TEST.RERANK`` is enabled."""
         rerank: CfgNode = self.cfg.TEST.RERANK
         sizes = {"K1": rerank.K1, "K2": rerank.K2} if rerank.DISTANCE == "jaccard" else rerank.CA_JACCARD
         queries, gallery = self._halves(features)

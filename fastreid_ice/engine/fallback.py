@@ -1,4 +1,4 @@
-"""What a run starts from where the weights that its config asks for are out of reach."""
+"""What a run starts from if the weights that its config asks for are not available."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from .checkpoint import read_checkpoint
 
 
 def fall_back(cfg: CfgNode, other: CfgNode, *, checkpoint: str = "") -> str:
-    """Puts backbone and weights of ``other`` into ``cfg``, which is checked, where those of ``cfg`` cannot be used.
+    """Puts backbone and weights of ``other`` into ``cfg``, already checked, if those of ``cfg`` cannot be used.
 
-    Without a checkpoint that is where the pretrained weights cannot be downloaded. With one its weights tell which of
-    the two networks they are of, so that a run that fell back is resumed, evaluated and exported by the same config.
+    Without a checkpoint this happens if the pretrained weights cannot be downloaded. With one, its weights show which
+    of the two networks it belongs to, so that a run that fell back is resumed, evaluated and exported by the same
+    config.
 
     Args:
         cfg: changed in place.
         other: the config that ``MODEL.FALLBACK.CONFIG`` names.
-        checkpoint: the file that a run goes on from or is evaluated with, if any.
+        checkpoint: the file that a run continues from or is evaluated with, if any.
 
     Returns:
-        A text for the log; empty where nothing was changed, or where the checkpoint decided.
+        A text for the log; empty if nothing was changed, or if the checkpoint decided.
 
     Raises:
-        InputError: weights that are there and do not fit.
+        InputError: weights that are available but do not fit.
     """
     text = ""
     if checkpoint:
@@ -44,7 +45,7 @@ def fall_back(cfg: CfgNode, other: CfgNode, *, checkpoint: str = "") -> str:
 
 
 def _holds_backbone(cfg: CfgNode, checkpoint: str) -> bool:
-    """Whether any weight in the file has a name of the config's backbone."""
+    """Whether any weight in the file has a name that occurs in the config's backbone."""
     cfg = cfg.clone()
     cfg.MODEL.BACKBONE.PRETRAIN = False
     names = {f"backbone.{name}" for name in build_fitting_backbone(cfg).state_dict()}

@@ -19,16 +19,16 @@ from ..progress import progress
 def extract_features(
     model: nn.Module, loader: DataLoader, encoder: str, *, amp: bool = False, flip: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """The features of every image that the processes' loaders hold together.
+    """The features of all images, of which each process's loader holds a part.
 
     Args:
         model, amp, flip: as for ``encode_images``.
-        loader: this process's contiguous part of the dataset, as ``build_feature_loader`` gives it.
+        loader: this process's contiguous part of the dataset, from ``build_feature_loader``.
         encoder: "online" or "momentum".
 
     Returns:
-        (N, D) float32 unit rows on the CPU, in dataset order, equal in all processes; and (N,) bool, False for an image
-        that could not be read (its row is zero).
+        (N, D) float32 unit rows on the CPU, in dataset order, the same in all processes; and (N,) bool, False for an
+        image that could not be read (its row is zero).
     """
     title = f"Extracting {encoder} features"
     features, columns = encode_images(model, loader, (encoder,), title=title, amp=amp, flip=flip)
@@ -41,22 +41,22 @@ def extract_features(
 def encode_images(
     model: nn.Module, loader: DataLoader, encoders: Sequence[str], *, title: str, amp: bool = False, flip: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The features of the images of this process's loader, each of which is read once for all encoders.
+    """The features of the images of this process's loader; each image is read once for all encoders.
 
-    On a GPU nothing waits for a batch to be done: while the network runs, the loader brings the next images, and
-    features come back by themselves, into page-locked memory of their own size.
+    On a GPU the host does not wait for a batch: while the network runs, the loader prepares the next images, and
+    features are copied asynchronously into page-locked memory of their own size.
 
     Args:
-        model: a ``MomentumReID``; run in evaluation mode and left as it was.
+        model: a ``MomentumReID``; run in evaluation mode, its own mode is restored.
         loader: batches of ``images`` and further columns.
         encoders: "online", "momentum" or both.
-        title: of the progress bar.
-        amp: run the network under autocast, where the device gains by it.
-        flip: average the features of each image and its mirror image, as fast-reid's TEST.FLIP does; twice the time.
+        title: the title of the progress bar.
+        amp: run the network under autocast, if that is faster on the device.
+        flip: average the features of each image and its mirror image, like fast-reid's TEST.FLIP; takes twice the time.
 
     Returns:
         Encoder -> (n, D) float32 features on the CPU, and the other columns of the loader, (n,) each, both in its
-        order; both empty where the loader has no image.
+        order; both empty if the loader has no image.
     """
     device = model.device
     precision = mixed_precision(device) if amp else None

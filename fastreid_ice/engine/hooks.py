@@ -33,7 +33,7 @@ logger = logging.getLogger(f"fastreid.{__name__}")
 def build_hooks(cfg: CfgNode) -> list[HookBase]:
     """``ReclusterHook`` and ``MomentumHook``, then the hooks that ``HOOKS`` names, in that order.
 
-    One of the two that ``HOOKS`` names itself, or a hook derived from it, runs in the place where it is named.
+    If ``HOOKS`` names one of these two, or a hook derived from it, it runs at that place instead.
 
     Raises:
         InputError: a name is not registered.
@@ -47,15 +47,15 @@ def build_hooks(cfg: CfgNode) -> list[HookBase]:
 class ReclusterHook(HookBase):
     """Before each epoch: features, clusters, memories, loader.
 
-    An epoch in which nothing can be learnt, with fewer than two clusters, keeps the previous labels; where there are
-    none yet, every image is an identity of its own for that epoch. ``patience`` such epochs in a row end the run.
+    With fewer than two clusters nothing can be learnt: the epoch keeps the previous labels, or if there are none yet,
+    every image is a separate identity in that epoch. ``patience`` such epochs in a row end the run.
 
     Args:
         clusterer: features to clusters.
         encoder: the encoder whose features are clustered, "online" or "momentum".
         patience: see above.
-        seed: everything random in an epoch follows from this and the number of the epoch.
-        relabel: go on from a checkpoint of other training images, without its labels.
+        seed: everything random in an epoch depends only on this and the number of the epoch.
+        relabel: continue from a checkpoint with other training images, without its labels.
         amp, flip: how features are extracted, see ``extract_features``.
     """
 
@@ -97,21 +97,21 @@ class ReclusterHook(HookBase):
         return {"labels": self.labels, "failures": self.failures, "images": images.fingerprint}
 
     def load_state_dict(self, state: dict) -> None:
-        """Labels and failures go on where the training images are those that the labels are of.
+        """Restores labels and failures if the training images are those of the labels.
 
         Raises:
-            InputError: they are others, and ``relabel`` is not set.
+            InputError: the images are others, and ``relabel`` is not set.
         """
         images = self.trainer.data_loader.training_set
         if state.get("images", images.fingerprint) == images.fingerprint:
             self.labels, self.failures = state["labels"], state["failures"]
         elif self.relabel:
-            logger.warning("The training images have changed (DATASETS.CHANGED relabel): labels start anew")
+            logger.warning("The training images have changed (DATASETS.CHANGED relabel): the old labels are dropped")
         else:
             raise InputError(
                 f"--resume: the last checkpoint in {self.trainer.cfg.OUTPUT_DIR!r} was trained on "
-                f"{len(state['labels'])} images, which are not the {len(images)} of now; restore the earlier ones, or "
-                "go on with the present ones and new labels by DATASETS.CHANGED relabel"
+                f"{len(state['labels'])} images, which are not the present {len(images)}; restore the earlier ones, or "
+                "continue with the present ones and new labels by DATASETS.CHANGED relabel"
             )
 
     def before_epoch(self) -> None:
@@ -141,7 +141,7 @@ class ReclusterHook(HookBase):
 
     def after_train(self) -> None:
         self.trainer.data_loader.close()
-        self.trainer.feature_loader = None  # its workers go with it
+        self.trainer.feature_loader = None  # this ends its workers
 
     def _cluster(self, features: Tensor, readable: Tensor) -> Tensor:
         """Labels (N,) of the readable images, the same in all processes; the others are noise."""
@@ -162,13 +162,13 @@ class ReclusterHook(HookBase):
         return labels
 
     def _usable(self, found: Tensor, readable: Tensor) -> Tensor:
-        """The labels to train on: those found, or a stand-in where they teach nothing."""
+        """The labels to train on: those found, or a substitute if they cannot be learnt from."""
         count = int(found.max()) + 1
         if count >= 2:
             self.failures = 0
             return found
         self.failures += 1
-        what = "every image noise" if count == 0 else "all in one cluster"
+        what = "every image is noise" if count == 0 else "all in one cluster"
         if self.failures >= self.patience:
             raise InputError(
                 f"{self.failures} epochs in a row found fewer than two clusters (now: {what}); "
@@ -178,7 +178,7 @@ class ReclusterHook(HookBase):
         if self.labels is not None:
             logger.warning("Fewer than two clusters (%s); this epoch trains on the previous labels", what)
             return self.labels
-        logger.warning("Fewer than two clusters (%s); in this epoch every image is an identity of its own", what)
+        logger.warning("Fewer than two clusters (%s); in this epoch every image is a separate identity", what)
         return (readable.cumsum(0) - 1).where(readable, -1)
 
     def _report(self, found: Tensor, readable: Tensor, seconds: dict[str, float]) -> None:
@@ -230,7 +230,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def sync_buffers(model: nn.Module) -> None:
-    """Gives every process the first one's batch-norm statistics, which drift apart in training."""
+    """Copies the first process's batch-norm statistics to all, since they drift apart in training."""
     if comm.get_world_size() > 1:
         saved = model.state_dict(keep_vars=True)
         for name, buffer in model.named_buffers():

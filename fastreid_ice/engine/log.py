@@ -1,4 +1,4 @@
-"""fast-reid's log where it would mislead a person or fail."""
+"""Corrections to fast-reid's log where it would mislead or fail."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..errors import InputError
 
 
 def log_any_name() -> None:
-    r"""Lets fast-reid's log, once it is set up, take file names of any bytes: what is no text shows as ``\udce9``."""
+    r"""Makes fast-reid's log, once it is set up, accept file names of any bytes: invalid ones appear as ``\udce9``."""
     for handler in logging.getLogger("fastreid").handlers:
         stream = getattr(handler, "stream", None)
         if isinstance(stream, io.TextIOWrapper):
@@ -20,7 +20,7 @@ def log_any_name() -> None:
 
 @contextmanager
 def filtering(name: str, rule: Callable[[logging.LogRecord], bool]) -> Iterator[None]:
-    """Within the block the logger ``name`` drops the records for which ``rule`` is false; it may change others."""
+    """Within the block, the logger ``name`` drops records for which ``rule`` is false; ``rule`` may change others."""
     logger = logging.getLogger(name)
     logger.addFilter(rule)
     try:
@@ -30,7 +30,7 @@ def filtering(name: str, rule: Callable[[logging.LogRecord], bool]) -> Iterator[
 
 
 def for_people(record: logging.LogRecord) -> bool:
-    """Of fast-reid's training loop: the first epoch is 1, and what an InputError says needs no traceback."""
+    """A rule for fast-reid's training loop: epochs count from 1, and an InputError is logged without traceback."""
     start = "Starting training from epoch "
     if record.getMessage().startswith(start):
         record.msg = f"{start}{int(record.msg.removeprefix(start)) + 1}"

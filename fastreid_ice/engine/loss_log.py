@@ -1,4 +1,4 @@
-"""What the losses of each step were, without the host waiting for the device in any of them."""
+"""A log of the losses of each step that does not make the host wait for the device."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor
 
 
 class LossLog:
-    """Keeps the losses of each step until they have come from the device, then puts them into fast-reid's storage.
+    """Keeps the losses of each step until they have arrived from the device, then puts them into fast-reid's storage.
 
-    fast-reid reads every loss in every step, which lets the device run dry, and gathers them over the processes. Here
-    they are copied while the device goes on, in one tensor. Losses are those of the batch of all processes already, so
+    fast-reid reads every loss in every step, which leaves the device idle, and gathers them over the processes. Here
+    they are copied in one tensor while the device continues. The losses already refer to the batch of all processes, so
     each process keeps its own.
     """
 
@@ -23,7 +23,7 @@ class LossLog:
         self._steps: deque[_StepLosses] = deque()
 
     def add(self, iteration: int, losses: dict[str, Tensor], data_time: float) -> None:
-        """Takes the scalars of a step, each on the device where it was computed, and how long its batch took."""
+        """Adds the scalars of a step, each on the device where it was computed, and the loading time of its batch."""
         values = torch.stack([loss.detach().float() for loss in losses.values()])
         arrived = None
         if values.is_cuda:
@@ -33,12 +33,12 @@ class LossLog:
         self._steps.append(_StepLosses(iteration, tuple(losses), values, arrived, data_time))
 
     def store(self, storage: EventStorage, *, wait: bool) -> None:
-        """Puts the losses that have arrived into ``storage``, each at its iteration; with ``wait`` all of them.
+        """Puts the losses that have arrived into ``storage``, each at its iteration; with ``wait``, all losses.
 
-        On the CPU all have arrived.
+        On the CPU all have always arrived.
 
         Raises:
-            FloatingPointError: a loss is not finite; says which, and at which iteration.
+            FloatingPointError: a loss is not finite; the message says which, and at which iteration.
         """
         now = storage.iter
         while self._steps and self._steps[0].has_arrived(wait):
@@ -57,7 +57,7 @@ class NotFinite(FloatingPointError):
 
     Args:
         what: each such loss and its value.
-        iteration: at which they were.
+        iteration: where they occurred.
     """
 
     def __init__(self, what: str, iteration: int) -> None:
@@ -69,7 +69,7 @@ class NotFinite(FloatingPointError):
 class _StepLosses:
     iteration: int
     names: tuple[str, ...]
-    values: Tensor  # on the host, from when ``arrived`` has happened
+    values: Tensor  # on the host, valid once ``arrived`` has happened
     arrived: torch.cuda.Event | None
     data_time: float
 

@@ -1,4 +1,4 @@
-"""From a config file and options to the config of a run, checked before anything is written."""
+"""Builds the config of a run from a file and options, and checks it before anything is written."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Processes:
 
 
 def read_config(path: str, options: Sequence[str] = ()) -> CfgNode:
-    """The config of a file, or the default one for "", under the keys and values of ``options``."""
+    """The config of a file, or the default one for "", overridden by the keys and values of ``options``."""
     cfg = get_cfg()
     add_ice_config(cfg)
     if path:
@@ -49,16 +49,16 @@ def build_config(
 
     Args:
         path: a config file, or one that comes with the package (``shipped_file``).
-        options: keys and values that count before those of the file.
-        resume: the run goes on from its last checkpoint.
+        options: keys and values that override those of the file.
+        resume: the run continues from its last checkpoint.
         eval_only: ``MODEL.WEIGHTS`` are evaluated and not trained.
-        processes: see there.
+        processes: how many train.
 
     Returns:
-        The config, and what is to be said in the log where other weights than those of the config are used.
+        The config, and a text for the log if other weights than those of the config are used.
 
     Raises:
-        InputError: what cannot work, in a sentence that names the key or file.
+        InputError: the config cannot work; the message is a sentence that names the key or file.
     """
     cfg = read_config(path, options)
     import_files(cfg.IMPORTS)
@@ -88,10 +88,10 @@ def build_config(
 
 
 def build_own_config(path: str, options: Sequence[str] = ()) -> CfgNode:
-    """``build_config`` for what works with the two encoders of a MomentumReID.
+    """``build_config`` for commands that need the two encoders of a MomentumReID.
 
     Raises:
-        InputError: as there, or another meta-architecture.
+        InputError: as for ``build_config``, or another meta-architecture.
     """
     cfg, _ = build_config(path, options)
     if not trains_without_labels(cfg):

@@ -1,6 +1,6 @@
-"""Training in stages, each from the weights of the one before: DCMIP (ICCV 2023) has two.
+"""Training in stages, each from the weights of the stage before: DCMIP (ICCV 2023) has two.
 
-They run one after the other in one command, each in a folder of its own, with a fresh optimiser and schedule.
+They run one after the other in one command, each in its own folder, with a new optimiser and schedule.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ def is_complete(stage: Stage) -> bool:
 
 
 def is_of_this_run(run: Run) -> bool:
-    """Whether the first stage has a checkpoint from this run, before torchrun restarted its processes."""
+    """Whether the first stage has a checkpoint of this run, from before torchrun restarted its processes."""
     return _last_state(run.stages[0]).get("run_id") == run_id()
 
 
 def _last_state(stage: Stage) -> dict:
-    """The last checkpoint, whose weights are not read before they are used; empty where there is none."""
+    """The last checkpoint, whose weights are only read when they are used; empty if there is none."""
     path = stage.last_checkpoint
     return read_checkpoint(str(path), mmap=True) if path else {}
 
 
 def encoder_weights(weights: dict[str, Tensor], encoder: str) -> dict[str, Tensor]:
-    """One encoder of a ``MomentumReID``, "online" or "momentum", as weights that start both."""
+    """The weights of one encoder of a ``MomentumReID``, "online" or "momentum", as initial weights of both."""
     prefix = "momentum." if encoder == "momentum" else ""
     parts = (f"{prefix}backbone.", f"{prefix}heads.")
     return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(parts)}
@@ -54,16 +54,16 @@ def train_stages(cfg: CfgNode, *, resume: bool = False) -> OrderedDict | None:
     """Trains all stages of ``cfg``, one after the other; called in every process.
 
     Each stage after the first starts both encoders from the encoder that the stage before evaluated (``TEST.ENCODER``),
-    out of its last weights or its best (``MODEL.START_FROM``), with a fresh optimiser and schedule. A report is written
-    when a stage ends, also where an error or an interrupt ends it after an epoch or more; of several processes the one
-    that started them has to see to that (``write_left_report``).
+    from its last or its best weights (``MODEL.START_FROM``), with a new optimiser and schedule. A report is written
+    when a stage ends, also if an error or an interrupt ends it after at least one epoch. With several processes, the
+    process that started them must do this (``write_left_report``).
 
     Args:
         cfg: a config that passes ``check_config``.
-        resume: go on after the last checkpoint, in the stage that was interrupted.
+        resume: continue after the last checkpoint, in the stage that was interrupted.
 
     Returns:
-        In the main process the last results of the last stage, None where nothing was evaluated.
+        In the main process the last results of the last stage, None if nothing was evaluated.
 
     Raises:
         InputError: a checkpoint cannot be read.
@@ -86,7 +86,7 @@ def _train_all(stages: list[Stage], resume: bool, last_hooks: Sequence[HookBase]
         resumes = resume and index == done
         logger.info("Stage %d of %d, in %s", index + 1, len(stages), stages[index].folder)
         of_first(partial(_prepare, stages, index, resumes))
-        gc.collect()  # a trainer is part of a cycle: the last one's image cache, workers and share of the GPU go now
+        gc.collect()  # trainers are in reference cycles: this frees the last one's image cache, workers and GPU memory
         announce = AnnounceStage(index + 1, len(stages))
         results = _train(stages[index], resumes, first_hooks=[announce], last_hooks=last_hooks)
     if comm.is_main_process():
@@ -105,11 +105,11 @@ def _train(stage: Stage, resume: bool, **hooks: Sequence[HookBase]) -> OrderedDi
 
 
 def _prepare(stages: list[Stage], index: int, resumes: bool) -> None:
-    """Makes the folder of a stage, and the weights that it starts from where it does not resume."""
+    """Creates the folder of a stage, and the weights that it starts from if it does not resume."""
     stage = stages[index]
     stage.folder.mkdir(parents=True, exist_ok=True)
     stage.config.write_text(stage.cfg.dump())
-    # Later stages start anew, whatever an earlier run has left there.
+    # Later stages start afresh, even if an earlier run has left files there.
     for later in stages[index + 1 :]:
         for path in (later.marker, later.metrics, later.labels):
             path.unlink(missing_ok=True)
@@ -126,5 +126,5 @@ def _prepare(stages: list[Stage], index: int, resumes: bool) -> None:
         path,
         start["epoch"] + 1,
         start_from,
-        f": {CHOSEN}, whose labels training does without otherwise" if start_from == "best" else "",
+        f": {CHOSEN}, whose labels are not used in training otherwise" if start_from == "best" else "",
     )

@@ -1,4 +1,4 @@
-"""What a run says of its epochs: the stage of each, the evaluation of the start, and the table at the end."""
+"""What a run logs about its epochs: the stage of each, the evaluation at the start, and the table at the end."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ logger = logging.getLogger(f"fastreid.{__name__}")
 
 
 class AnnounceStage(HookBase):
-    """Says before each epoch which stage it belongs to, in the log and as the scalar ``stage``.
+    """Logs before each epoch which stage it belongs to, also as the scalar ``stage``.
 
     Args:
-        number: of this stage, from 1.
-        total: number of stages.
+        number: the number of this stage, from 1.
+        total: the number of stages.
     """
 
     def __init__(self, number: int, total: int) -> None:
@@ -33,7 +33,7 @@ class AnnounceStage(HookBase):
 
 
 class EvaluateStart(HookBase):
-    """Evaluates the weights that training starts from; the figures are logged as ``start/mAP`` and so on."""
+    """Evaluates the weights that training starts from; the metrics are logged as ``start/mAP`` and so on."""
 
     def before_epoch(self) -> None:
         trainer = self.trainer
@@ -46,7 +46,7 @@ class EvaluateStart(HookBase):
 
 
 class EpochTable(HookBase):
-    """Closes a run with a table over its epochs, those before a resume included, and its last and best evaluation."""
+    """Ends a run with a table of its epochs, including those before a resume, and its last and best evaluation."""
 
     def after_train(self) -> None:
         stage = Stage(self.trainer.cfg)

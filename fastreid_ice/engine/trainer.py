@@ -1,4 +1,4 @@
-"""fast-reid's DefaultTrainer on pseudo labels."""
+"""fast-reid's DefaultTrainer for pseudo labels."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ logger = logging.getLogger(f"fastreid.{__name__}")
 
 
 class UnsupervisedTrainer(DefaultTrainer):
-    """DefaultTrainer with a loader that is relabelled every epoch, and the hooks that do so.
+    """DefaultTrainer with a loader that is relabelled every epoch, and the hooks that relabel it.
 
     Everything else is fast-reid's: its training loop, optimisers, schedules, evaluators, checkpoints and writers. A run
     that is killed, interrupted or stopped by an error at any moment can be resumed from its last checkpoint.
@@ -65,7 +65,7 @@ class UnsupervisedTrainer(DefaultTrainer):
         self._trainer._write_metrics = self._write_metrics
 
     def train(self) -> OrderedDict | None:
-        """fast-reid's; in the main process the last results, None where nothing was evaluated.
+        """Like fast-reid's; in the main process returns the last results, None if nothing was evaluated.
 
         Raises:
             InputError: a loss is not finite, a file cannot be written, or an image cannot be read.
@@ -75,14 +75,14 @@ class UnsupervisedTrainer(DefaultTrainer):
             return super().train()
 
     def after_step(self) -> None:
-        # A GPU is waited for once in a while only: where the losses are written, and before evaluation and checkpoint.
+        # The host waits for a GPU only when the losses are written, and before evaluation and checkpoint.
         done = self.iter + 1
         if done % LOG_PERIOD == 0 or done % self.iters_per_epoch == 0:
             self._store_losses(wait=True)
         super().after_step()
 
     def _write_metrics(self, losses: dict[str, Tensor], data_time: float) -> None:
-        """In place of fast-reid's, between a step's gradients and its change of the weights."""
+        """Replaces fast-reid's; called between a step's backward pass and its update of the weights."""
         self._losses.add(self.iter, losses, data_time)
         self._store_losses(wait=False)
 
@@ -97,7 +97,7 @@ class UnsupervisedTrainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """fast-reid's, with the weights of the first process in every process, which alone reads pretrained ones."""
+        """Like fast-reid's; only the first process reads pretrained weights, and all get the weights of the first."""
         if not comm.is_main_process():
             cfg = cfg.clone()
             cfg.defrost()
@@ -133,7 +133,7 @@ class UnsupervisedTrainer(DefaultTrainer):
         """Evaluates the encoder under test, or both (``TEST.BOTH_ENCODERS``), on every dataset of ``DATASETS.TESTS``.
 
         Returns:
-            Name -> value as ``evaluate_encoders`` gives them; of several datasets dataset -> name -> value.
+            Name -> value as from ``evaluate_encoders``; with several datasets, dataset -> name -> value.
         """
         model = unwrap(model)
         sync_buffers(model)
@@ -152,7 +152,7 @@ class UnsupervisedTrainer(DefaultTrainer):
         if Stage(cfg).evaluates:
             start = [EvaluateStart()] if cfg.TEST.BEFORE_TRAINING else []
             evaluation = [EvaluateEpochs(cfg.TEST.EVAL_PERIOD, first_test_set(cfg))]
-        # fast-reid has built its Checkpointer just before; ours also keeps what the hooks must not forget.
+        # fast-reid has just built its Checkpointer; ours also saves the state of the hooks.
         stateful = {type(hook).__name__: hook for hook in [*own, *evaluation] if hasattr(hook, "state_dict")}
         if cfg.SOLVER.AMP.ENABLED and self._trainer.grad_scaler.is_enabled():  # for float16
             stateful["grad_scaler"] = self._trainer.grad_scaler
@@ -164,7 +164,7 @@ class UnsupervisedTrainer(DefaultTrainer):
             **self.scheduler,
             **stateful,
         )
-        # In place of fast-reid's evaluation and checkpoints, in an order in which a saved epoch lacks nothing.
+        # Instead of fast-reid's evaluation and checkpoints, in an order in which a saved epoch is complete.
         saving = [ScalarWriter(), SaveEpochs(cfg.SOLVER.CHECKPOINT_PERIOD)] if comm.is_main_process() else []
         theirs = []
         for hook in super().build_hooks():
@@ -176,21 +176,21 @@ class UnsupervisedTrainer(DefaultTrainer):
         return [*self.first_hooks, *start, *own, *theirs, *end, *self.last_hooks]
 
     def build_writers(self) -> list[EventWriter]:
-        """Further writers: ``ScalarWriter`` opens fast-reid's own once it is known where training goes on."""
+        """Further writers: ``ScalarWriter`` opens fast-reid's own once it is known where training continues."""
         return []
 
 
 def _check_batch(cfg: CfgNode, images: int) -> None:
-    """Refuses a batch of more pseudo identities than there can be, and says where each image recurs in every batch.
+    """Refuses a batch of more pseudo identities than possible, and warns if images must recur within every batch.
 
     Raises:
-        InputError: see above; memory would run out first.
+        InputError: see above; without this check, memory would run out first.
     """
     batch, instances = cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE
     if batch > images * instances:
         raise InputError(
             f"SOLVER.IMS_PER_BATCH {batch} takes {batch // instances} pseudo identities, and the {images} training "
-            f"images make no more than {images}; lower it to at most {images * instances}"
+            f"images give at most {images}; lower it to at most {images * instances}"
         )
     if batch > images:
         logger.warning(

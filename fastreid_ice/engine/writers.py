@@ -15,13 +15,13 @@ LOG_PERIOD = 200  # iterations, as in fast-reid
 
 
 class ScalarWriter(PeriodicWriter):
-    """Writes to log, metrics.json and TensorBoard, from the iteration where training starts or goes on.
+    """Writes to log, metrics.json and TensorBoard, from the iteration where training starts or continues.
 
-    What an earlier attempt wrote of later steps is dropped from metrics.json and hidden in TensorBoard, so that each
-    step counts once. It runs before the checkpointer: nothing of a saved epoch can be missing.
+    What an earlier attempt wrote about later steps is removed from metrics.json and hidden in TensorBoard, so that each
+    step counts once. It runs before the checkpointer, so that the scalars of a saved epoch are complete.
 
     Args:
-        period: iterations between two lines; the end of an epoch writes one too.
+        period: iterations between two lines; there is also one at the end of an epoch.
     """
 
     def __init__(self, period: int = LOG_PERIOD) -> None:
@@ -67,7 +67,7 @@ class _LossPrinter(CommonMetricPrinter):
 
 
 def rewind(path: str, iteration: int) -> None:
-    """Drops from a metrics.json the lines of ``iteration`` and later, and lines that a kill has cut off."""
+    """Removes from a metrics.json the lines of ``iteration`` and later, and lines that a kill has cut off."""
     if not os.path.isfile(path):
         return
     with open(path, "rb") as file:

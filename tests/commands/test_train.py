@@ -71,7 +71,7 @@ BAD = {
     "a size": (["INPUT.SIZE_TRAIN", "[8.5,4]"], r"^INPUT.SIZE_TRAIN \[8.5, 4\] must be a height and a width"),
     "a text for a size": (["INPUT.SIZE_TEST", "['a',4]"], "^INPUT.SIZE_TEST .* must be a height and a width"),
     "an optimiser": (["SOLVER.OPT", "Adan"], "^SOLVER.OPT 'Adan' must name an optimiser of torch.optim, such as Adam"),
-    "a device": (["MODEL.DEVICE", "gpu"], "MODEL.DEVICE 'gpu' is no device"),
+    "a device": (["MODEL.DEVICE", "gpu"], "MODEL.DEVICE 'gpu' is not a device"),
     "weights": (["MODEL.WEIGHTS", "nowhere.pth"], "MODEL.WEIGHTS: no file 'nowhere.pth'"),
     "no checkpoint": (["--resume"], "holds no checkpoint; train without --resume first"),
     "a batch": (

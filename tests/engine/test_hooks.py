@@ -75,7 +75,7 @@ def test_trains_on_what_there_is(cfg: CfgNode, inject, case: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bad", "what"), [(torch.full((N,), -1), "every image noise"), (torch.zeros(N).long(), "all in one cluster")]
+    ("bad", "what"), [(torch.full((N,), -1), "every image is noise"), (torch.zeros(N).long(), "all in one cluster")]
 )
 def test_keeps_the_previous_labels(cfg: CfgNode, inject, caplog, bad: Tensor, what: str) -> None:
     good = torch.arange(N) // 9
@@ -92,14 +92,14 @@ def test_without_previous_labels_every_image_is_its_own(cfg: CfgNode, inject, ca
     inject(torch.full((N,), -1), torch.arange(N) // 9)
     with caplog.at_level(logging.WARNING, logger="fastreid"):
         trainer = train(cfg)
-    assert "in this epoch every image is an identity of its own" in caplog.text
+    assert "in this epoch every image is a separate identity" in caplog.text
     assert len(finite_losses(trainer)) == 4
 
 
 def test_patience_ends_the_run_and_names_the_key(cfg: CfgNode, inject) -> None:
     inject(torch.arange(N) // 9, torch.full((N,), -1))
     cfg.SOLVER.MAX_EPOCH = 9
-    with pytest.raises(InputError, match=r"3 epochs in a row .*every image noise.* raise CLUSTER.EPS"):
+    with pytest.raises(InputError, match=r"3 epochs in a row .*every image is noise.* raise CLUSTER.EPS"):
         train(cfg)
     assert (Path(cfg.OUTPUT_DIR) / "model_0002.pth").is_file(), "what was learnt is kept"
     assert not (Path(cfg.OUTPUT_DIR) / "model_0003.pth").exists()
@@ -113,7 +113,7 @@ def test_patience_ends_the_run_and_names_the_key(cfg: CfgNode, inject) -> None:
     ("base", "found", "advice"),
     [
         (JaccardDBSCAN, 0, "all in one cluster.* lower CLUSTER.EPS, or start from better weights"),
-        (HDBSCAN, -1, "every image noise.* lower CLUSTER.MIN_SAMPLES or CLUSTER.MIN_CLUSTER_SIZE, or start"),
+        (HDBSCAN, -1, "every image is noise.* lower CLUSTER.MIN_SAMPLES or CLUSTER.MIN_CLUSTER_SIZE, or start"),
         (KMeans, 0, "all in one cluster.* choose another CLUSTER.NAME, or start"),
     ],
 )

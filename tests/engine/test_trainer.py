@@ -188,7 +188,7 @@ class TestWeights:
 
     def test_bare_weights(self, cfg: CfgNode, tmp_path: Path) -> None:
         torch.save({"conv1.weight": torch.zeros(3)}, tmp_path / "bare.pth")
-        with pytest.raises(InputError, match="bare.pth is no fast-reid checkpoint.*PRETRAIN_PATH"):
+        with pytest.raises(InputError, match="bare.pth is not a fast-reid checkpoint.*PRETRAIN_PATH"):
             Checkpointer(UnsupervisedTrainer.build_model(cfg)).load(str(tmp_path / "bare.pth"))
 
     @pytest.mark.parametrize("content", [b"", b"not weights"])
@@ -238,5 +238,5 @@ def test_a_checkpoint_without_all_state_is_announced(cfg: CfgNode, caplog, lost:
         trainer = train(cfg, resume=True)
     assert trainer.start_epoch == 1
     names = ", ".join(sorted(lost))
-    said = f"{path} holds no state of {names}, which starts anew: the run is not the one that was interrupted"
+    said = f"{path} holds no state of {names}, which starts afresh: the run is not the one that was interrupted"
     assert (said in caplog.text) == bool(lost) and ("holds no state of" in caplog.text) == bool(lost)

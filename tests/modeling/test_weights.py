@@ -91,7 +91,7 @@ def test_a_backbone_of_something_else(cfg: CfgNode, tmp_path: Path, content: obj
 @pytest.mark.parametrize("content", [{"weight": 5}, {5: torch.zeros(3)}, {"weight": [1.0]}])
 def test_a_checkpoint_of_something_else(tmp_path: Path, content: dict) -> None:
     torch.save({"model": content}, tmp_path / "bad.pth")
-    with pytest.raises(InputError, match="bad.pth is no fast-reid checkpoint"):
+    with pytest.raises(InputError, match="bad.pth is not a fast-reid checkpoint"):
         Checkpointer(torch.nn.Linear(2, 2)).load(str(tmp_path / "bad.pth"))
 
 
