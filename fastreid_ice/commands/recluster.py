@@ -91,7 +91,7 @@ def read_features(path: str, names: str | None) -> Images:
     except OSError as error:
         raise InputError(f"--features {path}: {error.strerror or error}") from error
     except (EOFError, ValueError) as error:
-        raise InputError(f"--features {path} is no .npy file of numbers: {error}") from error
+        raise InputError(f"--features {path} is not a .npy file of numbers: {error}") from error
     if not isinstance(array, np.ndarray):
         raise InputError(f"--features {path} is an archive of arrays; save one of them with numpy.save")
     if array.ndim != 2 or array.dtype not in (np.float16, np.float32, np.float64):

@@ -103,7 +103,7 @@ def _fitted(key: str, value: Any, known: Any) -> Any:
 def _all_fitted(values: dict[str, Any], known: CfgNode, prefix: str = "") -> dict[str, Any]:
     wrong = next((key for key in values if not isinstance(key, str)), None)
     if wrong is not None:
-        raise InputError(f"{prefix}{wrong!r} is no config key")
+        raise InputError(f"{prefix}{wrong!r} is not a config key")
     return {key: _fitted(prefix + key, value, known.get(key)) for key, value in values.items()}
 
 
@@ -120,9 +120,9 @@ def _read(path: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"config {path}: {error.strerror}") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(own, dict):
-        raise InputError(f"{path} is no mapping of config keys to values")
+        raise InputError(f"{path} is not a mapping of config keys to values")
     folder = os.path.dirname(path)
     names = CfgNode._decode_cfg_value(own.get("IMPORTS"))  # a list, or a text such as ("method.py",)
     if isinstance(names, (list, tuple)):

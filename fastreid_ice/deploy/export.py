@@ -196,5 +196,5 @@ def _import(name: str) -> ModuleType:
         return import_module(name)
     except ModuleNotFoundError as error:
         raise InputError(
-            f"the export needs {error.name}, which is not installed: run `pip install onnx onnxruntime`"
+            f"{error.name} is not installed, but the export needs it: run `pip install onnx onnxruntime`"
         ) from error

@@ -1,4 +1,4 @@
-"""What a run leaves for people: labels.csv, tables, charts, and the page about it."""
+"""The results of a run for people to read: labels.csv, tables, charts, and the report page."""
 
 from .labels import PseudoLabels, centroid_distances, save_labels
 from .report import WriteReport, write_left_report, write_report

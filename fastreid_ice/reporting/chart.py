@@ -1,6 +1,6 @@
-"""Charts by matplotlib: PNG files, inline SVG for a page, and in words what they show.
+"""Charts drawn by matplotlib: PNG files, inline SVG for a page, and sentences that describe them.
 
-matplotlib is imported where something is drawn. What is drawn depends on the arguments alone: not on a user's settings,
+matplotlib is imported only when something is drawn. A drawing depends only on the arguments, not on a user's settings,
 the installed fonts or the time.
 """
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 Point = tuple[float, float]
 
-# Colours that stay apart for colour-blind readers (Okabe and Ito), each with a mark for those who see none.
+# Colours that colour-blind readers can distinguish (Okabe and Ito), each with a marker for those who see no colours.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKS = "osD^vPX*"
-SOFT = "#57606A"  # of texts beside what is drawn
-PICTURE, PICTURE_TEXT = (960, 540), 14  # pixels of a PNG, and of its text
-CHART, CHART_TEXT = (400, 210), 11  # pixels of a chart in a page without its legend, and of its text
+SOFT = "#57606A"  # colour of texts around the drawing
+PICTURE, PICTURE_TEXT = (960, 540), 14  # size of a PNG and of its text, pixels
+CHART, CHART_TEXT = (400, 210), 11  # size of a chart in a page, without its legend, and of its text, pixels
 LEGEND_LINE = 17  # pixels
 DOTS = 72  # a pixel is a point, so that all sizes are in pixels
 STYLE = {
@@ -63,9 +63,9 @@ class Chart:
     """A chart for a page.
 
     Attributes:
-        title: what it is about.
-        words: sentences that say what it shows.
-        svg: the drawing, an ``<svg>`` element whose texts are escaped; it can stand in a page with others.
+        title: its subject.
+        words: sentences that describe what it shows.
+        svg: the drawing, an ``<svg>`` element whose texts are escaped; a page can contain several.
     """
 
     title: str
@@ -82,18 +82,18 @@ def draw_curves(
     y_label: str,
     log: bool = False,
 ) -> None:
-    """Draws each curve's runs as thin lines and their mean as a thick one; the highest at the end is named first.
+    """Draws each curve's runs as thin lines and their mean as a thick one; the legend is sorted by the last value.
 
-    What the picture shows is in the PNG in words too, as its ``Description``.
+    The PNG also contains a description of the picture in words, as its ``Description``.
 
     Args:
-        curves: name -> one sequence of (x, y) per run; the mean is over the runs that have an x.
-        path: where the PNG goes.
+        curves: name -> one sequence of (x, y) per run; the mean at an x is over the runs that have it.
+        path: the PNG file.
         title, x_label, y_label: texts.
         log: both axes are logarithmic, and every point of a mean is marked.
 
     Raises:
-        ValueError: there is no point to draw, or one that is not positive on logarithmic axes.
+        ValueError: there is no point to draw, or a point is not positive on logarithmic axes.
     """
     drawn = [(readable(name), runs, mean_curve(runs)) for name, runs in curves.items() if any(runs)]
     points = [point for _, runs, _ in drawn for run in runs for point in run]
@@ -131,12 +131,12 @@ def mean_curve(runs: Sequence[Sequence[Point]]) -> list[Point]:
 
 
 def line_chart(curves: Mapping[str, Sequence[Point]], *, title: str, marks: Mapping[float, str] | None = None) -> Chart:
-    """A line for each curve over epochs, and a mark with its value at each point.
+    """A line for each curve over the epochs, with a marker and its value at each point.
 
     Args:
-        curves: name -> its points, one or more, in the order of x, which is 0 before training.
+        curves: name -> its points, at least one, in the order of x, which is 0 before training.
         title: above the chart.
-        marks: x between two epochs -> what begins there; a vertical line.
+        marks: x between two epochs -> what begins there; drawn as a vertical line.
     """
     named = [(readable(name), curve) for name, curve in curves.items()]
     columns = max(1, CHART[0] // (7 * max(len(name) for name, _ in named) + 40))
@@ -164,12 +164,12 @@ def line_chart(curves: Mapping[str, Sequence[Point]], *, title: str, marks: Mapp
 
 
 def bar_chart(bars: Sequence[tuple[str, int]], *, title: str, unit: str, things: str) -> Chart:
-    """A bar for each (size, number of things that have it), at least one.
+    """A bar for each (size, number of things of that size), at least one.
 
     Args:
-        bars: in the order of size, with positive numbers at both ends.
+        bars: in the order of size; the first and the last number are positive.
         title: above the chart.
-        unit: of the sizes.
+        unit: the unit of the sizes.
         things: what is counted.
     """
     sizes, counts = zip(*bars, strict=True)
@@ -191,15 +191,15 @@ def bar_chart(bars: Sequence[tuple[str, int]], *, title: str, unit: str, things:
 
 
 def readable(name: str) -> str:
-    """A file name as text that can be shown, whatever its bytes."""
+    """A file name as printable text, for any bytes."""
     return os.fsencode(name).decode(errors="replace")
 
 
 @contextmanager
 def _figure(size: tuple[int, int], text: int, *, salt: str | None = None) -> Iterator[tuple[Figure, Axes]]:
-    """A figure of so many pixels across and down, whose texts have so many, and its axes.
+    """A figure of ``size`` pixels, across and down, with texts of ``text`` pixels, and its axes.
 
-    To be finished in the block, in which matplotlib's settings are ours. SVGs with different ``salt`` share no id.
+    Finish it within the block, which sets matplotlib's settings. SVGs with different ``salt`` have different ids.
     """
     import matplotlib.style
     from matplotlib.figure import Figure
@@ -212,7 +212,7 @@ def _figure(size: tuple[int, int], text: int, *, salt: str | None = None) -> Ite
 
 
 def _label_ticks(axes: Axes, *, whole: bool) -> None:
-    """Plain numbers at the larger ticks, the only ones; those of x at whole numbers where ``whole``."""
+    """Plain numbers at the major ticks, without minor ticks; with ``whole``, x ticks only at whole numbers."""
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
     axes.minorticks_off()
@@ -223,10 +223,10 @@ def _label_ticks(axes: Axes, *, whole: bool) -> None:
 
 
 def _inline(figure: Figure, tips: Mapping[str, Sequence[str]]) -> str:
-    """The figure as an ``<svg>`` element as wide as its place in the page.
+    """The figure as an ``<svg>`` element that fills the width of its place in the page.
 
     Args:
-        tips: id of an artist -> what a pointer over each of its marks shows; of one without marks, over all of it.
+        tips: id of an artist -> the tooltip of each of its markers; of an artist without markers, that of the whole.
     """
     file = io.BytesIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -243,7 +243,7 @@ def _inline(figure: Figure, tips: Mapping[str, Sequence[str]]) -> str:
             element.attrib.pop("id", None)
     for name in ("width", "height", "version"):
         del root.attrib[name]
-    # A style element would hold for the whole page, which has the same rules in its own.
+    # A style element would apply to the whole page, which has the same rules in its own.
     for parent in root.iter(f"{{{SVG}}}defs"):
         for style in parent.findall(f"{{{SVG}}}style"):
             parent.remove(style)
@@ -253,7 +253,7 @@ def _inline(figure: Figure, tips: Mapping[str, Sequence[str]]) -> str:
 
 
 def _sentence(curves: Iterable[tuple[str, Sequence[Point]]], place: Callable[[float], str]) -> str:
-    """How each curve of a name ran, in one sentence; ``place`` says where an x is."""
+    """One sentence that describes the course of each named curve; ``place`` puts an x into words."""
     return "; ".join(f"{name} {_course(curve, place)}" for name, curve in curves) + "."
 
 

@@ -1,4 +1,4 @@
-"""Pseudo labels as a file: what a run keeps of its last clustering, for people and for the commands."""
+"""Pseudo labels as a file: the last clustering of a run, for people and for the commands."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..files import replacing
 from ..progress import progress
 
 COLUMNS = ("path", "camera", "label", "distance_to_centroid")
-LABEL_LIMIT = 2**53  # of whole numbers in a browser, which searches the report
+LABEL_LIMIT = 2**53  # whole numbers are exact up to this in a browser, which searches the report
 BLOCK = 4096  # rows at a time
 
 
@@ -30,8 +30,8 @@ class PseudoLabels:
         paths: N files.
         cameras: N texts, "" for an unknown camera.
         labels: (N,) int64, 0..C-1, or -1 for noise.
-        distances: (N,) float32 in [0, 2], to the centroid of the own cluster, as ``centroid_distances`` measures it;
-            NaN where it is not known.
+        distances: (N,) float32 in [0, 2], to the centroid of the image's cluster, as ``centroid_distances`` measures
+            it; NaN if unknown.
     """
 
     paths: Sequence[str]
@@ -40,7 +40,7 @@ class PseudoLabels:
     distances: np.ndarray
 
     def write(self, path: Path) -> None:
-        """Writes a CSV file with the columns path, camera, label and distance_to_centroid, whole or not at all.
+        """Writes a CSV file with the columns path, camera, label and distance_to_centroid, completely or not at all.
 
         Raises:
             OSError: it cannot be written.
@@ -55,10 +55,10 @@ class PseudoLabels:
 
     @classmethod
     def read(cls, path: Path) -> PseudoLabels:
-        """Reads such a file, also as a spreadsheet saves it, with a byte order mark and blank lines.
+        """Reads such a file, also if a spreadsheet saved it with a byte order mark and blank lines.
 
         Raises:
-            InputError: no such file, or one that holds something else; names the line.
+            InputError: no such file, or one with other content; the message names the line.
         """
         rows = []
         try:
@@ -75,18 +75,18 @@ class PseudoLabels:
         except (csv.Error, ValueError) as error:
             raise InputError(f"{path}, line {lines.line_num} is not {','.join(COLUMNS)}: {error}") from error
         if not whole:
-            raise InputError(f"{path} is no file of labels: its first line must be {','.join(COLUMNS)}")
+            raise InputError(f"{path} is not a file of labels: its first line must be {','.join(COLUMNS)}")
         paths, cameras, labels, distances = zip(*rows, strict=True) if rows else ((),) * 4
         return cls(paths, cameras, np.array(labels, np.int64), np.array(distances, np.float32))
 
 
 def save_labels(path: Path, paths: Sequence[str], cameras: Sequence[str], labels: Tensor, features: Tensor) -> None:
-    """Writes the labels of a run's images, with their absolute paths, so that they are found from anywhere.
+    """Writes the labels of a run's images, with their absolute paths, so that they are found from any folder.
 
     Args:
-        path: where to.
+        path: the CSV file.
         paths: N image files.
-        cameras: N texts, "" where not known.
+        cameras: N texts, "" if unknown.
         labels: (N,) int64, 0..C-1 without gaps, -1 for noise.
         features: (N, D) unit rows on the CPU, zero for an image that could not be read.
     """
@@ -99,15 +99,15 @@ def save_labels(path: Path, paths: Sequence[str], cameras: Sequence[str], labels
 
 
 def centroid_distances(features: Tensor, labels: Tensor) -> Tensor:
-    """(N,) 1 - cosine between each row and the centroid of its cluster, of noise the nearest centroid, in [0, 2].
+    """(N,) 1 - cosine between each row and the centroid of its cluster, for noise the nearest centroid, in [0, 2].
 
-    The centroid is the mean of the cluster's unit rows. NaN for a zero row, and for all where there is no cluster.
+    The centroid is the mean of the cluster's unit rows. NaN for a zero row, and for all rows if there is no cluster.
 
     Args:
         features: (N, D) floating point of any precision and norm.
         labels: (N,) int64, 0..C-1 without gaps, -1 for noise.
 
-    Time is N D for the clustered rows and C D for each noise row; memory beside the arguments C D and a block of C.
+    Time is N D for the clustered rows and C D for each noise row; memory, besides the arguments, C D and a block of C.
     """
     distances = torch.full(labels.shape, torch.nan)
     if not (labels >= 0).any():

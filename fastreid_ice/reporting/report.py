@@ -1,6 +1,6 @@
-"""One HTML page about a run: its curves, its clusters to look at, and a search over all images.
+"""One HTML page about a run: its curves, examples of its clusters, and a search over all images.
 
-The page holds all that it shows, pictures included, and loads nothing.
+The page contains everything that it shows, including pictures, and loads nothing.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from .tables import describe_evaluations, evaluations, read_stage
 
 TEMPLATE = "report.html"
 
-NAMES = {"number": "clusters", "ari": "ARI", "nmi": "NMI"}  # of curves whose scalars are named otherwise
-# Title of a chart, which scalars it shows (a whole match), and what they are multiplied by.
+NAMES = {"number": "clusters", "ari": "ARI", "nmi": "NMI"}  # curves that are not named like their scalars
+# Title of a chart, a pattern that fully matches the scalars it shows, and the factor they are multiplied by.
 CHARTS = (
     ("Clusters", "cluster/(number)", 1),
     ("Noise and churn, in %", "cluster/(noise|churn)(?:_share)?", 100),
@@ -48,7 +48,7 @@ Curves = dict[str, list[Point]]
 
 
 class Fact(NamedTuple):
-    """A figure at the head of the page, with what it is of where that is not plain."""
+    """A number at the head of the page, with an explanation if it needs one."""
 
     name: str
     value: str
@@ -56,14 +56,14 @@ class Fact(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """A table: the names of its columns, and rows of an epoch and a cell for each column."""
+    """A table: the names of its columns, and rows with an epoch and a cell for each column."""
 
     columns: list[str]
     rows: list[tuple[str, list[str]]]
 
 
 class Tile(NamedTuple):
-    """An image on a sheet: texts, empty where not known, and its picture as a data URI, None where it is lost."""
+    """An image on a sheet: texts, empty if unknown, and its picture as a data URI, None if it cannot be read."""
 
     name: str
     camera: str
@@ -72,13 +72,13 @@ class Tile(NamedTuple):
 
 
 def write_report(run: Run) -> Path:
-    """Writes ``report.html``, one page about all stages of a run, in its folder: under another name, then renamed.
+    """Writes ``report.html``, one page about all stages of a run, in its folder: under a temporary name, then renamed.
 
     Returns:
         The page.
 
     Raises:
-        InputError: what the run has left cannot be read, or the page cannot be written.
+        InputError: the files of the run cannot be read, or the page cannot be written.
     """
     epochs, marks, encoder = _read_epochs(run.stages)
     curves = [(title, found) for title, *which in CHARTS if (found := _curves(epochs, *which))]
@@ -116,9 +116,9 @@ def write_report(run: Run) -> Path:
 
 
 class WriteReport(HookBase):
-    """Writes the report when training ends, well or not, in the main process; nothing where no epoch was completed.
+    """Writes the report when training ends, also after an error, in the main process, if any epoch was completed.
 
-    One of several processes may be ended before it comes to that: see :func:`write_left_report`.
+    One of several processes may be ended before that: see ``write_left_report``.
     """
 
     def __init__(self, run: Run) -> None:
@@ -130,9 +130,9 @@ class WriteReport(HookBase):
 
 
 def write_left_report(run: Run) -> None:
-    """Writes the report of a run whose processes were ended, out of what it has left, if that is anything.
+    """Writes the report of a run whose processes were ended, from the files that it has written, if any.
 
-    Where another run has begun to write to the folder, it is left alone.
+    If another run has begun to write to the folder, nothing is written.
     """
     if run.labels and any(stage.metrics.is_file() for stage in run.stages):
         with suppress(InputError), owned_folder(str(run.folder)):
@@ -140,7 +140,7 @@ def write_left_report(run: Run) -> None:
 
 
 def _try_report(run: Run) -> None:
-    """How a run ends does not hang on its report: what goes wrong here is a warning in the log."""
+    """Writes the report; an error here is only a warning in the log, so that it does not change how a run ends."""
     try:
         write_report(run)
     except Exception as error:
@@ -148,8 +148,8 @@ def _try_report(run: Run) -> None:
 
 
 def _read_epochs(stages: Sequence[Stage]) -> tuple[dict[int, dict[str, float]], dict[float, str], str]:
-    """The scalars of each epoch, counted from 0 through all stages; where stages after the first begin; and the encoder
-    that chose the best of the last stage that was evaluated."""
+    """The scalars of each epoch, counted from 0 over all stages; where stages after the first begin; and the encoder
+    that chose the best epoch of the last stage that was evaluated."""
     epochs: dict[int, dict[str, float]] = {}
     marks: dict[float, str] = {}
     encoder = ""
@@ -157,7 +157,7 @@ def _read_epochs(stages: Sequence[Stage]) -> tuple[dict[int, dict[str, float]], 
         try:
             found = read_stage(stage)
         except (KeyError, ValueError) as error:
-            raise InputError(f"{stage.metrics} is no file of scalars as a run writes it: {error}") from error
+            raise InputError(f"{stage.metrics} is not a file of scalars as a run writes it: {error}") from error
         if evaluations(found):
             encoder = stage.cfg.TEST.ENCODER
         done = len(epochs)
@@ -171,7 +171,7 @@ def _read_epochs(stages: Sequence[Stage]) -> tuple[dict[int, dict[str, float]], 
 
 
 def _curves(epochs: Mapping[int, Mapping[str, float]], pattern: str, factor: float) -> Curves:
-    """Name -> (epochs done, value) of the scalars that match, named by what a group of the pattern matches."""
+    """Name -> (epochs done, value) of the scalars that match, named after what a group of the pattern matches."""
     curves: Curves = {}
     for epoch, scalars in epochs.items():
         for key, value in scalars.items():
@@ -186,7 +186,7 @@ def _curves(epochs: Mapping[int, Mapping[str, float]], pattern: str, factor: flo
 
 
 def _render(**values: object) -> str:
-    """The page, out of the templates; what they are given is escaped."""
+    """The page, rendered from the templates, which escape all values."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -220,7 +220,7 @@ def _facts(
 
 
 def _sizes(clustering: PseudoLabels) -> list[Chart]:
-    """A histogram of cluster sizes, two bars to each doubling; none without clusters."""
+    """A histogram of cluster sizes, with two bars per doubling; none without clusters."""
     sizes = np.unique(clustering.labels[clustering.labels >= 0], return_counts=True)[1]
     if not len(sizes):
         return []
@@ -264,7 +264,7 @@ def _rounded(distance: float) -> str:
 
 
 def _short_names(paths: Sequence[str]) -> tuple[list[str], str]:
-    """The paths below the folder that they have in common, and this folder, as they can be shown."""
+    """The paths relative to their common folder, and this folder, as printable text."""
     if not paths:
         return [], ""
     common = os.path.commonpath({os.path.dirname(path) for path in paths})

@@ -1,4 +1,4 @@
-"""Which clusters and which of their images a report shows, and the pictures of them."""
+"""Chooses the clusters and images that a report shows, and makes their pictures."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Group:
 
     Attributes:
         label: the cluster, -1 for noise.
-        caption: what is said of it.
-        images: rows of those that are shown.
+        caption: a description of it.
+        images: rows of the images that are shown.
     """
 
     label: int
@@ -34,7 +34,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A contact sheet: a title, a sentence that says what was chosen, and the groups, none where nothing fits."""
+    """A contact sheet: a title, a sentence that says how clusters were chosen, and the groups, possibly none."""
 
     title: str
     rule: str
@@ -42,13 +42,13 @@ class Sheet:
 
 
 def contact_sheets(clustering: PseudoLabels, *, seed: int) -> list[Sheet]:
-    """The largest, random, the most cross-camera and the most doubtful clusters, and noise.
+    """Sheets of the largest, random, the most cross-camera and the most doubtful clusters, and of noise.
 
-    Of a cluster, images from the nearest to its centroid to the farthest are shown, evenly spaced in this order.
+    A cluster's images are evenly spaced in the order of distance to its centroid, from the nearest to the farthest.
 
     Args:
-        clustering: of N images.
-        seed: of what is drawn at random.
+        clustering: that of N images.
+        seed: for what is drawn at random.
     """
     distances, random = clustering.distances, np.random.default_rng(seed)
     clustered = clustering.labels >= 0
@@ -95,7 +95,7 @@ def contact_sheets(clustering: PseudoLabels, *, seed: int) -> list[Sheet]:
 
 
 def _camera_spread(labels: np.ndarray, cameras: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Of each cluster (C,): how many known cameras it has, and the entropy of their shares of its images."""
+    """For each cluster (C,): how many known cameras it has, and the entropy of their shares of its images."""
     count = labels.max(initial=-1) + 1
     rows = (labels >= 0) & (np.array(cameras, dtype=object) != "")
     names = np.unique(np.array(cameras)[rows], return_inverse=True)[1]
@@ -108,7 +108,7 @@ def _camera_spread(labels: np.ndarray, cameras: Sequence[str]) -> tuple[np.ndarr
 
 
 def thumbnail(path: str) -> str | None:
-    """A small JPEG of an image, as training reads it, as a data URI; None where it is gone or cannot be read."""
+    """A small JPEG of an image, as training reads it, as a data URI; None if it is missing or cannot be read."""
     try:
         image = read_image(path)
     except OSError:

@@ -1,4 +1,4 @@
-"""What a run did, epoch by epoch: its metrics.json, and tables of it."""
+"""The epochs of a run: reading its metrics.json, and tables of it."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from tabulate import tabulate
 
 from ..config import Stage
 
-ENCODERS = {"": "", "online ": "online/", "momentum ": "momentum/"}  # before a header: before the name of a scalar
+ENCODERS = {"": "", "online ": "online/", "momentum ": "momentum/"}  # prefix of a header: prefix of a scalar's name
 HEADERS = ["epoch", "clusters", "noise %", "ARI", *(f"{of}{name}" for of in ENCODERS for name in ("mAP", "rank-1"))]
 FORMATS = ("", ".0f", ".1f", ".3f", *(2 * len(ENCODERS) * (".1f",)))
-CHOSEN = "chosen on the test set"  # how the best epoch is found, in every text about it
+CHOSEN = "chosen on the test set"  # how the best epoch is found, in all texts about it
 
 
 def epoch_table(stage: Stage) -> str:
-    """A table with a row per epoch, out of the metrics.json that the stage has left."""
+    """A table with a row per epoch, from the metrics.json of the stage."""
     return _table(_rows(read_stage(stage)), HEADERS, FORMATS)
 
 
 def stage_table(stages: Sequence[Stage]) -> str:
-    """The tables of all stages as one, out of the metrics.json that each has left."""
+    """The tables of all stages as one, from the metrics.json of each."""
     rows = []
     for number, stage in enumerate(stages, 1):
         rows += [[number, *row] for row in _rows(read_stage(stage))]
@@ -31,14 +31,14 @@ def stage_table(stages: Sequence[Stage]) -> str:
 
 
 def read_stage(stage: Stage) -> dict[int, dict[str, float]]:
-    """``read_epochs`` of the metrics.json that the stage has left; empty where there is none."""
+    """``read_epochs`` of the metrics.json of the stage; empty if there is none."""
     if not stage.metrics.is_file():
         return {}
     return read_epochs(str(stage.metrics), stage.cfg.SOLVER.ITERS_PER_EPOCH, first_test_set(stage.cfg))
 
 
 def evaluations(epochs: dict[int, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """The scalars of the "last" and the "best" evaluation, and the ``epoch`` of each, from 1; empty without any."""
+    """The scalars of the "last" and the "best" evaluation, and the ``epoch`` of each, from 1; empty without one."""
     evaluated = {epoch: scalars for epoch, scalars in epochs.items() if "best/mAP" in scalars}
     if not evaluated:
         return {}
@@ -48,10 +48,10 @@ def evaluations(epochs: dict[int, dict[str, float]]) -> dict[str, dict[str, floa
 
 
 def describe_evaluations(epochs: dict[int, dict[str, float]], encoder: str) -> str:
-    """The last and the best evaluation in words, empty where nothing was evaluated.
+    """The last and the best evaluation in words, empty if nothing was evaluated.
 
     Args:
-        epochs: as ``read_epochs`` gives them.
+        epochs: from ``read_epochs``.
         encoder: the one that chooses the best.
     """
     parts = []
@@ -66,13 +66,13 @@ def describe_evaluations(epochs: dict[int, dict[str, float]], encoder: str) -> s
 
 
 def read_epochs(path: str, iters_per_epoch: int, dataset: str = "") -> dict[int, dict[str, float]]:
-    """The scalars of each epoch, from 0, out of a metrics.json.
+    """The scalars of each epoch, from 0, in a metrics.json.
 
     Args:
-        path: the file; where an epoch was run again after a resume, the later lines count. A last line without an end,
-            as a kill in the middle of a write leaves it, counts as not written.
+        path: the file; if an epoch was run again after a resume, the later lines count. An incomplete last line, left
+            by a kill during a write, is ignored.
         iters_per_epoch: iterations from one clustering to the next.
-        dataset: whose figures are called mAP, Rank-1 and so on, where several are evaluated.
+        dataset: the one whose metrics are called mAP, Rank-1 and so on, if several are evaluated.
     """
     epochs: dict[int, dict[str, float]] = defaultdict(dict)
     with open(path) as lines:
@@ -85,18 +85,18 @@ def read_epochs(path: str, iters_per_epoch: int, dataset: str = "") -> dict[int,
             epochs[scalars["iteration"] // iters_per_epoch].update(scalars)
     last = max(epochs, default=0)
     if last > 0 and "cluster/number" not in epochs[last]:
-        # An evaluation after the last iteration, which fast-reid logs as if a further epoch had begun.
+        # An evaluation after the last iteration: fast-reid logs it as if a further epoch had begun.
         epochs[last - 1].update(epochs.pop(last))
     return dict(sorted(epochs.items()))
 
 
 def first_test_set(cfg: CfgNode) -> str:
-    """The prefix of the figures that choose the best epoch, empty where only one dataset is evaluated."""
+    """The prefix of the metrics that choose the best epoch, empty if only one dataset is evaluated."""
     return cfg.DATASETS.TESTS[0] if len(cfg.DATASETS.TESTS) > 1 else ""
 
 
 def _table(rows: list[list], headers: Sequence[str], formats: Sequence[str]) -> str:
-    """The rows as text, without the columns that nothing is known of, such as mAP where nothing was evaluated."""
+    """The rows as text, without empty columns, such as mAP if nothing was evaluated."""
     columns = [
         (header, form, values)
         for header, form, *values in zip(headers, formats, *rows, strict=True)

@@ -149,9 +149,9 @@ def with_row(value: float) -> np.ndarray:
 BAD = {
     "no file": (lambda folder: ["--features", "no.npy"], "--features no.npy: No such file"),
     "a folder": (lambda folder: ["--features", folder], "Is a directory"),
-    "no array": (lambda folder: ["--features", ROOT / "README.md"], "README.md is no .npy file of numbers"),
-    "an empty file": (lambda folder: ["--features", touch(folder / "e.npy")], "e.npy is no .npy file of numbers"),
-    "objects": (lambda folder: save(folder, np.array([[None]])), "is no .npy file of numbers"),
+    "no array": (lambda folder: ["--features", ROOT / "README.md"], "README.md is not a .npy file of numbers"),
+    "an empty file": (lambda folder: ["--features", touch(folder / "e.npy")], "e.npy is not a .npy file of numbers"),
+    "objects": (lambda folder: save(folder, np.array([[None]])), "is not a .npy file of numbers"),
     "an archive": (lambda folder: ["--features", archive(folder / "a.npz")], "is an archive of arrays"),
     "a vector": (lambda folder: save(folder, np.ones(9)), r"array \(N, D\), not float64 \(9,\)"),
     "integers": (lambda folder: save(folder, np.ones((9, 2), int)), r"array \(N, D\), not int64 \(9, 2\)"),

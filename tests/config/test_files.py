@@ -100,7 +100,7 @@ def test_a_base_is_a_file_name(tmp_path: Path, base: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "error"),
-    [("- SEED", "is no mapping"), ("SEED: [", "is no YAML"), ("_BASE_: nothing.yml", "nothing.yml")],
+    [("- SEED", "is not a mapping"), ("SEED: [", "is not YAML"), ("_BASE_: nothing.yml", "nothing.yml")],
 )
 def test_a_file_that_is_no_config(tmp_path: Path, text: str, error: str) -> None:
     (tmp_path / "mine.yml").write_text(text)
@@ -111,10 +111,10 @@ def test_a_file_that_is_no_config(tmp_path: Path, text: str, error: str) -> None
 @pytest.mark.parametrize(
     ("text", "error"),
     [
-        ("", "is no mapping"),
+        ("", "is not a mapping"),
         ("MODEL: 5", "config .*mine.yml: MODEL must hold keys, not 5$"),
         ("MODEL:\n  LOSSES:", "config .*mine.yml: MODEL.LOSSES must hold keys, not None$"),
-        ("5: 3", "config .*mine.yml: 5 is no config key$"),
+        ("5: 3", "config .*mine.yml: 5 is not a config key$"),
         ("NOPE: 1", "config .*mine.yml: Non-existent config key: NOPE$"),
         ("SEED: x", "config .*mine.yml: Type mismatch .* SEED$"),
     ],

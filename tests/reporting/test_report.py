@@ -235,7 +235,7 @@ class TestInTheBrowser:
         seen = visit(write_report(Run(cfg)), tmp_path, [{"cluster": "noise"}])
         assert seen["charts"] == 3 and seen["start"]["sheets"] == SECTIONS
         assert len(seen["start"]["tiles"]) == 12 and seen["pictures"] == seen["loaded"] == 9
-        assert "3 of the 12 images shown are gone or cannot be read" in (folder / "report.html").read_text()
+        assert "3 of the 12 images shown are missing or cannot be read" in (folder / "report.html").read_text()
         assert len(seen["answers"][0]["rows"]) == 12
 
     def test_before_the_first_clustering(self, cfg: CfgNode, tmp_path: Path) -> None:
@@ -313,7 +313,7 @@ def test_size_at_50000_images(cfg: CfgNode, datasets_root: Path, tmp_path: Path)
     for number, row in enumerate(shown(contact_sheets(clustering, seed=cfg.SEED))):
         paths[row].symlink_to(pictures[number % len(pictures)])
     page = write_left(cfg, clustering)
-    assert "are gone or cannot be read" not in page.read_text()
+    assert "are missing or cannot be read" not in page.read_text()
     assert page.stat().st_size < 10e6
     if CHROMIUM:
         seen = visit(page, tmp_path, [{"name": paths[77].name[:12]}, {"camera": "3"}])
@@ -371,12 +371,12 @@ def test_bad_input_is_one_sentence(cfg: CfgNode, tmp_path: Path, monkeypatch) ->
     assert message(tmp_path / "nowhere").endswith("holds no config.yaml; it must be the OUTPUT_DIR of a run")
     folder = make_run(cfg, None)
     (folder / "labels.csv").write_text("path,label\na.jpg,3\n")
-    assert "labels.csv is no file of labels: its first line must be path,camera,label," in message(folder)
+    assert "labels.csv is not a file of labels: its first line must be path,camera,label," in message(folder)
     (folder / "labels.csv").write_text("path,camera,label,distance_to_centroid\na.jpg,,3,0.1\nb.jpg,,many,\n")
     assert "labels.csv, line 3 is not path,camera,label,distance_to_centroid: invalid literal" in message(folder)
     (folder / "labels.csv").unlink()
     (folder / "metrics.json").write_text("nothing\n")
-    assert "metrics.json is no file of scalars as a run writes it" in message(folder)
+    assert "metrics.json is not a file of scalars as a run writes it" in message(folder)
     (folder / "config.yaml").write_text("SOLVER: {SPEED: 3}\n")
     assert "config.yaml: Non-existent config key: SOLVER.SPEED" in message(folder)
     assert not (folder / "report.html").exists()
@@ -398,7 +398,7 @@ def test_scalars_cut_off_by_a_kill(cfg: CfgNode, monkeypatch, capsys) -> None:
     report.main()
     assert "<dt>epochs</dt><dd>2</dd>" in Path(capsys.readouterr().out.strip()).read_text()
     path.write_bytes(whole[: last - 5] + b"\n" + whole[last:])
-    with pytest.raises(SystemExit, match="metrics.json is no file of scalars as a run writes it"):
+    with pytest.raises(SystemExit, match="metrics.json is not a file of scalars as a run writes it"):
         report.main()
 
 

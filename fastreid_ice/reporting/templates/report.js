@@ -4,7 +4,7 @@
   const get = (id) => document.getElementById(id);
   const answer = get("answer"), found = get("found"), form = get("search");
   if (!("DecompressionStream" in window)) {
-    answer.textContent = "This browser is too old for the search; all else is here.";
+    answer.textContent = "This browser is too old for the search; the rest of the page works.";
     return;
   }
   const bytes = Uint8Array.from(atob(get("index").textContent), (c) => c.charCodeAt(0));
