@@ -443,7 +443,7 @@ def iterations_per_epoch(tmp_path, monkeypatch):
     from tiny_market import tiny_config
 
     optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)
-    with pytest.raises(ValueError, match="fewer images than one batch: SOLVER.IMS_PER_BATCH is 8, lower it"):
+    with pytest.raises(ValueError, match="fewer images than one batch: SOLVER.IMS_PER_BATCH is 8; lower it"):
         build_lr_scheduler(tiny_config(tmp_path), optimizer, 0)
     assert set(build_lr_scheduler(tiny_config(tmp_path), optimizer, 1)) == {"lr_sched", "warmup_sched"}
 

@@ -1,9 +1,9 @@
 """Makes fastreid 1.4.0 run on today's Python, torch and numpy, with or without a GPU; and nothing else.
 
-fastreid 1.4.0 is the last release; it was written for torch 1.13 and CUDA. Each patch is one function that says in its
-docstring what breaks without it and until when it is needed. Patches that depend on the host (the torch version, a
-GPU, ...) look before they act; the others repair what is wrong in 1.4.0 everywhere. Once ``fastreid_ice`` is imported,
-importing fastreid applies all of them.
+fastreid 1.4.0 is the last release; it was written for torch 1.13 and CUDA. Each patch is one function whose docstring
+says what breaks without it and until when it is needed. Patches that depend on the host (the torch version, a GPU, ...)
+check before they act; the others fix errors that 1.4.0 has everywhere. Once ``fastreid_ice`` is imported, importing
+fastreid applies all of them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def apply(skip: Collection[str] = ()) -> None:
     """Import fastreid and patch it. Calling it again does nothing.
 
     Args:
-        skip: names of patches to leave out, keys of ``PATCHES``. For tests, which show that each patch is needed.
+        skip: names of patches to leave out, keys of ``PATCHES``; for the tests that show that each patch is needed.
 
     Raises:
         ImportError: fastreid is not installed.
@@ -46,7 +46,7 @@ def apply(skip: Collection[str] = ()) -> None:
 
 
 def apply_on_import(then: Callable[[], None]) -> None:
-    """``apply()`` and ``then()`` as soon as fastreid is imported, which may be now; before that nothing is imported."""
+    """Calls ``apply()`` and ``then()`` once fastreid is imported, which may be now; imports nothing before that."""
     if sys.modules.get("fastreid"):
         apply()
         then()
@@ -55,7 +55,7 @@ def apply_on_import(then: Callable[[], None]) -> None:
 
 
 class _Waiting(MetaPathFinder):
-    """Asks the other finders for fastreid, and has its import followed by the patches."""
+    """Asks the other finders for fastreid, and applies the patches after its import."""
 
     def __init__(self, then: Callable[[], None]) -> None:
         self.then = then
@@ -69,7 +69,7 @@ class _Waiting(MetaPathFinder):
         spec = next(filter(None, found), None)
         if spec is None:
             warnings.warn(
-                f"fastreid is not installed, so that of fastreid_ice only core can be used; for the rest run {INSTALL}",
+                f"fastreid is not installed, so only fastreid_ice.core can be used; for the rest run {INSTALL}",
                 stacklevel=2,
             )
             return None
@@ -80,7 +80,7 @@ class _Waiting(MetaPathFinder):
             apply()
             self.then()
 
-        spec.loader.exec_module = exec_module  # of this loader alone, which belongs to this import
+        spec.loader.exec_module = exec_module  # only on this loader, which belongs to this import
         return spec
 
 
@@ -91,4 +91,4 @@ def _check_version() -> None:
     except metadata.PackageNotFoundError:
         raise ImportError(f"fastreid-ice needs fastreid, which is not installed: run {INSTALL}") from None
     if version != SUPPORTED_VERSION and not _applied:
-        warnings.warn(f"fastreid {version} was never tried with fastreid-ice: run {INSTALL}", stacklevel=3)
+        warnings.warn(f"fastreid {version} is not tested with fastreid-ice: run {INSTALL}", stacklevel=3)

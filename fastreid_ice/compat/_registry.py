@@ -1,4 +1,4 @@
-"""The list of patches, and the one way in which a patch replaces a function or a class."""
+"""The list of patches, and the function by which a patch replaces a function or a class."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def patch(function: Callable[[], None]) -> Callable[[], None]:
 
 
 def replace(old: Any, new: Any) -> None:
-    """Let every fastreid module that knows ``old``, under whatever name, know ``new`` instead."""
+    """Replace ``old`` by ``new`` in every fastreid module that has it, under any name."""
     for module_name, module in list(sys.modules.items()):
         if module_name.partition(".")[0] == "fastreid":
             for name, value in list(vars(module).items()):

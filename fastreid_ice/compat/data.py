@@ -32,7 +32,7 @@ from .workers import fast_batch_collator, restore_dataset
 def data_loader() -> None:
     """fastreid's DataLoaderX needs a GPU, leaks a thread per epoch, and hangs for ever on a corrupt image.
 
-    A plain DataLoader, which hands over CPU tensors; ``modeling.inputs_to_device`` moves them.
+    Replaced by a plain DataLoader, which returns CPU tensors; ``modeling.inputs_to_device`` moves them.
     Until DataLoaderX runs without CUDA, stops its thread and passes on the exceptions of its workers.
     """
     replace(fastreid.data.data_utils.DataLoaderX, PlainDataLoader)
@@ -42,33 +42,33 @@ def data_loader() -> None:
 def batch_collator() -> None:
     """fast_batch_collator turns numpy numbers, tuples and lists into None, silently.
 
-    Until it collates them or refuses them.
+    Until it collates or refuses them.
     """
     replace(fastreid.data.build.fast_batch_collator, fast_batch_collator)
 
 
 @patch
 def dataset_pickle() -> None:
-    """Spawned loader workers unpickle CommDataset, hence import fastreid, without the aliases of imports.py, and die.
+    """Spawned loader workers unpickle CommDataset and so import fastreid without the aliases of imports.py, and die.
 
-    Its pickle names this package first, so that importing fastreid applies them. Until fastreid imports by itself.
+    Its pickle names this package first, so that importing fastreid applies them. Until fastreid can be imported alone.
     """
     fastreid.data.common.CommDataset.__reduce__ = _reduce_dataset
 
 
 @patch
 def image_modes() -> None:
-    """read_image gives palette images wrong colours, RGBA, CMYK and LA images a size error later on, refuses 1 and
-    16 bit images, does not say which file is broken, and waits for ever at a named pipe.
+    """read_image reads palette images with wrong colours, makes RGBA, CMYK and LA images fail later with a size error,
+    refuses 1 and 16 bit images, does not say which file is broken, and waits for ever at a named pipe.
 
-    Until it converts to RGB, names the file, and refuses what is no regular file.
+    Until it converts to RGB, names the file, and refuses anything but regular files.
     """
     replace(fastreid.data.data_utils.read_image, read_image)
 
 
 @patch
 def image_tensor() -> None:
-    """to_tensor copies through torch.ByteStorage, which torch >= 2.0 deprecates and is to remove, and asks numpy for
+    """to_tensor copies through torch.ByteStorage, which torch >= 2.0 deprecates and will remove, and asks numpy for
     ``copy=False``, which numpy 2 refuses for the modes 1, I and F.
 
     Until it goes through numpy.
@@ -89,9 +89,9 @@ def random_affine() -> None:
 
 @patch
 def dataset_listing() -> None:
-    """Market1501, DukeMTMC and VeRi list their files in the order of the file system, so that equal seeds give unequal
-    runs on two machines; search for person and camera in the whole path, so that a folder named run_12_c3 makes one
-    identity of all; and fail on a strange name with ``'NoneType' object has no attribute 'groups'``.
+    """Market1501, DukeMTMC and VeRi list their files in the order of the file system, so that equal seeds give
+    different runs on two machines; search for person and camera in the whole path, so that a folder named run_12_c3
+    makes all images one identity; and fail on a strange name with ``'NoneType' object has no attribute 'groups'``.
 
     Until they sort, match the file's name, and name the file that does not fit.
     """
@@ -103,8 +103,8 @@ def dataset_listing() -> None:
 
 @patch
 def identity_samplers() -> None:
-    """BalancedIdentitySampler and NaiveIdentitySampler spin for ever, without a word, when there are fewer identities
-    than a batch takes, or when a batch does not divide into groups of DATALOADER.NUM_INSTANCE.
+    """BalancedIdentitySampler and NaiveIdentitySampler loop for ever, without a message, when there are fewer
+    identities than a batch takes, or when a batch does not divide into groups of DATALOADER.NUM_INSTANCE.
 
     Until they check.
     """
@@ -113,7 +113,7 @@ def identity_samplers() -> None:
 
 
 class PlainDataLoader(DataLoader):
-    """Stands in for ``DataLoaderX(local_rank, **kwargs)``."""
+    """Replaces ``DataLoaderX(local_rank, **kwargs)``."""
 
     def __init__(self, local_rank: int, *, pin_memory: bool = False, **kwargs: Any):
         super().__init__(pin_memory=pin_memory and torch.cuda.is_available(), **kwargs)
@@ -134,25 +134,25 @@ def read_image(file_name: str, format: str | None = None) -> Image.Image:
         format: another mode of PIL, or "BGR".
 
     Raises:
-        OSError: the file is missing, broken, no image, or no regular file; the message names it.
+        OSError: the file is missing, broken, not an image, or not a regular file; the message names it.
     """
     try:
         if os.path.exists(file_name) and not os.path.isfile(file_name):
-            raise OSError("it is no regular file")  # whoever opens a pipe waits for its writer
+            raise OSError("it is not a regular file")  # opening a pipe waits for its writer
         with fastreid.data.data_utils.PathManager.open(file_name, "rb") as file:
             image = Image.open(file)
-            with suppress(Exception):  # a broken EXIF block does not spoil the picture
+            with suppress(Exception):  # a picture with a broken EXIF block is still usable
                 image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):  # 16 bits; convert() would clip what is above 255
+            if image.mode.startswith("I"):  # 16 bits; convert() would clip values above 255
                 image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
             image = image.convert("RGB" if format in (None, "BGR") else format)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # of Pillow, on broken files
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's, for broken files
         raise OSError(f"cannot read the image {file_name}: {error}") from error
     return Image.merge("RGB", image.split()[::-1]) if format == "BGR" else image
 
 
 def to_tensor(pic: Image.Image | np.ndarray) -> torch.Tensor:
-    """Image (H, W) or (H, W, C) to a tensor (C, H, W) of its own; 8 bits become float32 in [0, 255]."""
+    """Copies an image (H, W) or (H, W, C) to a tensor (C, H, W); 8 bits become float32 in [0, 255]."""
     array = np.array(pic.convert("L") if isinstance(pic, Image.Image) and pic.mode == "1" else pic)
     image = torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)
     dtype = torch.float32 if image.dtype == torch.uint8 else image.dtype

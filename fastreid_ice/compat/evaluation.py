@@ -28,8 +28,8 @@ _QUERIES_AT_ONCE = 256
 
 @patch
 def no_compilation() -> None:
-    """ReidEvaluator runs ``make`` in fastreid's folder, and exits the process where that fails: no Cython, no compiler,
-    a folder that cannot be written to. At the first evaluation, before any checkpoint.
+    """ReidEvaluator runs ``make`` in fastreid's folder, and exits the process if that fails: no Cython, no compiler, a
+    folder that cannot be written to. This happens at the first evaluation, before any checkpoint.
 
     ``ranking`` needs nothing compiled. Until a failure is a warning.
     """
@@ -38,7 +38,7 @@ def no_compilation() -> None:
 
 @patch
 def ranking() -> None:
-    """The Python ranking fails when a query keeps fewer than 50 gallery images; the compiled one then reads numbers of
+    """The Python ranking fails when a query keeps fewer than 50 gallery images; the compiled one then reads values of
     the query before it.
 
     Until both handle a small gallery.
@@ -57,8 +57,8 @@ def test_set_halves() -> None:
 
 @patch
 def module_modes() -> None:
-    """After an evaluation ``model.train(True)`` sets batch norms back to training that were frozen (LayerFreeze), and
-    after a failed one the whole model stays in eval mode.
+    """After an evaluation ``model.train(True)`` sets frozen batch norms (LayerFreeze) back to training mode, and after
+    a failed evaluation the whole model stays in eval mode.
 
     Until inference_context restores the mode of each module.
     """
@@ -75,7 +75,7 @@ def euclidean_distance() -> None:
 def rerank_without_gpu() -> None:
     """TEST.RERANK.ENABLED calls ``.cuda()``, and searches with a GPU index of faiss.
 
-    Without either, the search runs on the CPU. Until fastreid asks what there is.
+    If either is missing, the search runs on the CPU. Until fastreid checks what is available.
     """
     replace(_jaccard_distance, compute_jaccard_distance)
 
@@ -109,18 +109,18 @@ def evaluate_rank(
         q_pids, g_pids: (Q,) and (G,) persons.
         q_camids, g_camids: (Q,) and (G,) cameras.
         max_rank: length of the CMC.
-        use_metric_cuhk03: leave it to fastreid.
-        use_cython: not used: this is faster than the compiled ranking.
+        use_metric_cuhk03: use fastreid's own function.
+        use_cython: ignored: this is faster than the compiled ranking.
 
     Returns:
-        (max_rank,) float32 CMC, and the APs and INPs of the queries that have a match, all in [0, 1].
+        (max_rank,) float32 CMC, and the APs and INPs of the queries that have a true match, all in [0, 1].
 
     Raises:
-        ValueError: no query has a match in another camera.
+        ValueError: no query has a true match in another camera.
     """
     if use_metric_cuhk03:
         return _evaluate_rank(distmat, q_pids, g_pids, q_camids, g_camids, max_rank, True, use_cython)
-    from ..core.retrieval import rank_blocks  # the patches are applied where core may not be needed
+    from ..core.retrieval import rank_blocks  # imported here, since those who apply the patches may not need core
 
     blocks = torch.as_tensor(distmat).split(_QUERIES_AT_ONCE)
     ranked = rank_blocks(blocks, q_pids, g_pids, q_camids, g_camids, max_rank=max_rank)
@@ -142,7 +142,7 @@ def inference_on_dataset(model: nn.Module, data_loader: Any, evaluator: Any, fli
 
 @contextmanager
 def inference_context(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards each module has the mode that it had."""
+    """Eval mode inside; afterwards each module has its previous mode."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -162,7 +162,7 @@ def compute_euclidean_distance(features: torch.Tensor, others: torch.Tensor) -> 
 def compute_jaccard_distance(
     features: torch.Tensor, k1: int = 20, k2: int = 6, search_option: int = 0, fp16: bool = False
 ) -> np.ndarray:
-    """fastreid's ``compute_jaccard_distance``, searching on the CPU where torch or faiss has no GPU."""
+    """fastreid's ``compute_jaccard_distance``, searching on the CPU if torch or faiss has no GPU."""
     if not (torch.cuda.is_available() and getattr(faiss, "get_num_gpus", int)()):
         search_option = 3
     return _jaccard_distance(features, k1, k2, search_option, fp16)

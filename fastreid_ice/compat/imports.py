@@ -38,12 +38,12 @@ def torch_six() -> None:
 
 @patch
 def import_fastreid() -> None:
-    """Import the modules that need the two aliases, then remove the aliases: no other package shall find them.
+    """Import the modules that need the two aliases, then remove the aliases, so that no other package finds them.
 
-    Until the two above are gone.
+    Until the two patches above are gone.
     """
     with _during_import, warnings.catch_warnings():
-        # The ranking is replaced (evaluation.py) and ROC is off by default: compiling them is no advice to give.
+        # The ranking is replaced (evaluation.py) and ROC is off by default, so users need not compile them.
         warnings.filterwarnings("ignore", message="Cython .* evaluation")
         for name in ("data", "engine", "evaluation.rank", "evaluation.roc", "evaluation.testing", "modeling", "solver"):
             importlib.import_module(f"fastreid.{name}")

@@ -1,4 +1,4 @@
-"""Models: their inputs, and where two backbones find their files."""
+"""Models: their inputs, and the files of two backbones."""
 
 from __future__ import annotations
 
@@ -22,18 +22,16 @@ _build_model = meta_arch.build_model
 
 @patch
 def inputs_to_device() -> None:
-    """Baseline expects its batch on the model's device: DataLoaderX put it on the GPU of the process, always.
-
-    Every model that is built from a config moves what it is given. Until fastreid's models or loaders go by
-    MODEL.DEVICE.
+    """Baseline expects its batch on the model's device, since DataLoaderX always put it on the GPU of the process.
+    Every model that is built from a config moves its inputs. Until fastreid's models or loaders follow MODEL.DEVICE.
     """
     replace(_build_model, build_model)
 
 
 @patch
 def preprocess_out_of_place() -> None:
-    """preprocess_image of Baseline and MGN normalises the batch in place: a second forward of the same batch, as with
-    TEST.FLIP, sees images that are normalised twice.
+    """preprocess_image of Baseline and MGN normalises the batch in place: a second forward pass of the same batch, as
+    with TEST.FLIP, sees images that are normalised twice.
 
     Until they normalise a copy.
     """
@@ -43,8 +41,8 @@ def preprocess_out_of_place() -> None:
 
 @patch
 def regnet_files() -> None:
-    """RegNet and EfficientNet look for their yaml files below the working directory, and the second network that is
-    built in a process inherits the settings of the first.
+    """RegNet and EfficientNet look for their yaml files below the working directory, and the second network built in a
+    process inherits the settings of the first.
 
     Until fastreid finds the files in its package and starts from the default settings.
     """
@@ -64,7 +62,7 @@ def regnet_files() -> None:
 def pretrained_downloads() -> None:
     """MODEL.BACKBONE.PRETRAIN without a path needs gdown, even for ResNets, whose files are not on Google Drive.
 
-    torch.hub downloads them. Until fastreid asks gdown for Google Drive only.
+    torch.hub downloads them. Until fastreid uses gdown for Google Drive only.
     """
     for module in (resnet, resnext):
         replace(module.init_pretrained_weights, _downloader(module.model_urls))
@@ -98,10 +96,10 @@ def _inputs_to_device(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, .
 
 
 def preprocess_image(self: Any, batched_inputs: dict[str, Any] | torch.Tensor) -> torch.Tensor:
-    """Normalise a batch by the model's pixel mean and deviation; the batch stays as it is.
+    """Normalise a batch by the model's pixel mean and deviation; the batch itself is not changed.
 
     Args:
-        batched_inputs: images (B, 3, H, W) in [0, 255], or a dict that has them under "images".
+        batched_inputs: images (B, 3, H, W) in [0, 255], or a dict with them under "images".
     """
     images = batched_inputs["images"] if isinstance(batched_inputs, dict) else batched_inputs
     if not isinstance(images, torch.Tensor):

@@ -26,7 +26,7 @@ def parallel_on_cpu() -> None:
 
 @patch
 def gathered_bytes() -> None:
-    """comm.gather and comm.all_gather pickle through torch.ByteStorage, which torch >= 2.0 deprecates and is to remove.
+    """comm.gather and comm.all_gather pickle through torch.ByteStorage, which torch >= 2.0 deprecates and will remove.
 
     Until they use a tensor.
     """
@@ -34,7 +34,7 @@ def gathered_bytes() -> None:
 
 
 class AnyDeviceParallel(DistributedDataParallel):
-    """DistributedDataParallel that takes ``device_ids`` for a model on the CPU too, and ignores them there."""
+    """DistributedDataParallel that accepts ``device_ids`` for a model on the CPU too, and ignores them there."""
 
     def __init__(self, module: nn.Module, device_ids: list[int] | None = None, **kwargs: Any):
         on_cpu = next(module.parameters()).device.type == "cpu"
@@ -42,6 +42,6 @@ class AnyDeviceParallel(DistributedDataParallel):
 
 
 def serialize_to_tensor(data: Any, group: Any) -> torch.Tensor:
-    """The pickle of ``data`` as bytes on the device that ``group`` communicates from."""
+    """The pickle of ``data`` as bytes on the device from which ``group`` communicates."""
     device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
     return torch.frombuffer(bytearray(pickle.dumps(data)), dtype=torch.uint8).to(device)

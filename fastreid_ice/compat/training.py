@@ -43,9 +43,9 @@ def plain_parameters() -> None:
     """Nothing trains: zero_grad of torch >= 2.0 drops the gradient buffer of ContiguousParams, and step() then skips
     every parameter, without an error.
 
-    Plain parameters, in one group for each (learning rate, weight decay, freeze status); a group for each parameter,
-    as get_default_optimizer_params makes them, would forgo the optimizer's joint update. Until fastreid drops
-    ContiguousParams.
+    Uses plain parameters, in one group for each (learning rate, weight decay, freeze status). With a group for each
+    parameter, as get_default_optimizer_params makes them, the optimizer could not update them jointly. Until fastreid
+    drops ContiguousParams.
     """
     if inspect.signature(torch.optim.Optimizer.zero_grad).parameters["set_to_none"].default:
         replace(_build_optimizer, build_optimizer)
@@ -57,8 +57,8 @@ def amp_trainer() -> None:
     """SOLVER.AMP.ENABLED ends in an AssertionError without CUDA; with CUDA, AMPTrainer calls torch.cuda.amp, which
     torch >= 2.4 deprecates.
 
-    It goes by the device of the model: bfloat16 where that has it, else float16 on a GPU and full precision on a CPU.
-    Until AMPTrainer uses torch.amp and does so.
+    The device of the model decides: bfloat16 if it has it, else float16 on a GPU and full precision on a CPU.
+    Until AMPTrainer uses torch.amp and does the same.
     """
     train_loop.AMPTrainer.__init__ = _init_amp_trainer
     train_loop.AMPTrainer.run_step = _run_amp_step
@@ -85,7 +85,7 @@ def best_metric() -> None:
 
 @patch
 def weights_only() -> None:
-    """Reading a checkpoint, as MODEL.WEIGHTS, runs the code that is in it with torch < 2.6.
+    """With torch < 2.6, reading a checkpoint such as MODEL.WEIGHTS runs code that is in it.
 
     Until Checkpointer asks torch.load for weights only.
     """
@@ -94,9 +94,9 @@ def weights_only() -> None:
 
 @patch
 def no_test_set() -> None:
-    """DATASETS.TESTS () ends in an IndexError before training, for want of a metric to find the best epoch by.
+    """DATASETS.TESTS () ends in an IndexError before training, since there is no metric that finds the best epoch.
 
-    Until PeriodicCheckpointer does without.
+    Until PeriodicCheckpointer does without one.
     """
     before_train = hooks.PeriodicCheckpointer.before_train
 
@@ -111,8 +111,8 @@ def no_test_set() -> None:
 
 @patch
 def trainer_epoch() -> None:
-    """A run that is resumed after its last epoch, MAX_EPOCH 0, and any error in before_train end in ``no attribute
-    'epoch'``, which hides what happened.
+    """A run resumed after its last epoch, MAX_EPOCH 0, and any error in before_train end in ``no attribute 'epoch'``,
+    which hides the cause.
 
     Until TrainerBase.train sets ``epoch`` before the loop.
     """
@@ -121,7 +121,7 @@ def trainer_epoch() -> None:
 
 @patch
 def finished_run() -> None:
-    """Training that needs no evaluation (EVAL_PERIOD < 0, or nothing left to train) ends in the AssertionError ``No
+    """Training without an evaluation (EVAL_PERIOD < 0, or nothing left to train) ends in the AssertionError ``No
     evaluation results obtained``, after hours.
 
     A run with nothing left to train evaluates. Until DefaultTrainer.train returns None in these cases.
@@ -131,14 +131,14 @@ def finished_run() -> None:
 
 @patch
 def iterations_per_epoch() -> None:
-    """Fewer images than SOLVER.IMS_PER_BATCH: ZeroDivisionError in build_lr_scheduler. Until it says so."""
+    """Fewer images than SOLVER.IMS_PER_BATCH: ZeroDivisionError in build_lr_scheduler. Until it reports that."""
     replace(_build_lr_scheduler, build_lr_scheduler)
 
 
 @patch
 def metric_printer() -> None:
-    """CommonMetricPrinter divides by zero when it is asked twice at one of the first iterations, as in an epoch of one
-    or two iterations.
+    """CommonMetricPrinter divides by zero when it is called twice at one of the first iterations, as in an epoch of
+    one or two iterations.
 
     Until it checks for that.
     """
@@ -147,7 +147,7 @@ def metric_printer() -> None:
 
 @patch
 def last_metrics() -> None:
-    """metrics.json and TensorBoard lose the final evaluation: a scalar is dropped when any other was written at its
+    """metrics.json and TensorBoard lose the final evaluation: a scalar is dropped if any other was written at its
     iteration, and after_train closes the writers without writing.
 
     Until the writers remember the last iteration of each scalar, and PeriodicWriter writes before it closes.
@@ -158,12 +158,12 @@ def last_metrics() -> None:
 
 
 def build_optimizer(cfg: Any, model: nn.Module, contiguous: bool = False) -> tuple[torch.optim.Optimizer, Any]:
-    """fastreid's ``build_optimizer`` without contiguous parameters, whatever ``contiguous`` says."""
+    """fastreid's ``build_optimizer`` without contiguous parameters, for any ``contiguous``."""
     return _build_optimizer(cfg, model, contiguous=False)
 
 
 def get_default_optimizer_params(*args: Any, **kwargs: Any) -> list[dict[str, Any]]:
-    """fastreid's parameter groups, those of equal settings merged."""
+    """fastreid's parameter groups, merged if their settings are equal."""
     groups: dict[tuple, dict[str, Any]] = {}
     for group in _optimizer_params(*args, **kwargs):
         parameters = group.pop("params")
@@ -179,7 +179,7 @@ def build_lr_scheduler(cfg: Any, optimizer: torch.optim.Optimizer, iters_per_epo
     """
     if iters_per_epoch < 1:
         raise ValueError(
-            f"the training set has fewer images than one batch: SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, "
+            f"the training set has fewer images than one batch: SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}; "
             "lower it"
         )
     return _build_lr_scheduler(cfg, optimizer, iters_per_epoch)
@@ -201,11 +201,11 @@ def _init_amp_trainer(
 
 
 def mixed_precision(device: torch.device) -> torch.dtype | None:
-    """The type for autocast on ``device``, None where nothing is gained by it."""
+    """The type for autocast on ``device``, None if it gains nothing."""
     if device.type == "cuda":
         with torch.cuda.device(device):
             return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    # What an older torch does not tell counts as missing.
+    # What an older torch cannot report counts as missing.
     probes = (getattr(torch.cpu, name, bool) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return torch.bfloat16 if device.type == "cpu" and any(probe() for probe in probes) else None
 
@@ -250,7 +250,7 @@ def _train_with_epoch(self: Any, start_epoch: int, max_epoch: int, iters_per_epo
 
 
 def _default_train(self: Any) -> Any:
-    """Train, and return the results of the last evaluation in the main process; None where there was none."""
+    """Train, and return the results of the last evaluation in the main process; None if there was none."""
     train_loop.TrainerBase.train(self, self.start_epoch, self.max_epoch, self.iters_per_epoch)
     if self.start_epoch >= self.max_epoch and not hasattr(self, "_last_eval_results"):
         self._last_eval_results = self.test(self.cfg, self.model)
@@ -290,6 +290,6 @@ def _write_board(self: Any) -> None:
 
 def _write_and_close(self: Any) -> None:
     for writer in self._writers:
-        if not isinstance(writer, events.CommonMetricPrinter):  # it tells progress, and there may have been none
+        if not isinstance(writer, events.CommonMetricPrinter):  # it prints progress, and there may be none
             writer.write()
     _close_writers(self)

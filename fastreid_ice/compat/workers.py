@@ -1,4 +1,4 @@
-"""What spawned loader workers unpickle by its name, hence import before fastreid. Nothing here may import fastreid."""
+"""Functions that spawned loader workers unpickle, so they are imported before fastreid and may not import it."""
 
 from __future__ import annotations
 
