@@ -1,4 +1,4 @@
-# `make` lists the targets. Every target but clean sets up the environment first where it is missing.
+# `make` lists the targets. Every target except clean first sets up the environment if it is missing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,7 +14,7 @@ help:  ## list the targets
 demo: $(INSTALLED)  ## draw the synthetic data, train camera-aware ICE on it and evaluate
 	$(BIN)/python tools/train_net.py --config-file configs/ice_demo.yml
 
-compare: $(INSTALLED)  ## train every method with three seeds on the synthetic data; a table and a picture
+compare: $(INSTALLED)  ## train every method with three seeds on the synthetic data; prints a table and draws a chart
 	$(BIN)/fastreid-ice compare
 
 test: $(INSTALLED)  ## run all tests
@@ -35,10 +35,10 @@ clean:  ## remove the environment, the site and the caches
 	rm -rf $(VENV) site build *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The stamp comes last: an installation that was interrupted starts again.
+# The stamp is written last, so that an interrupted installation starts again.
 $(INSTALLED): requirements.txt setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
-		{ echo "Python 3.10 to 3.13 is needed, $(PYTHON) is another: make PYTHON=python3.12"; exit 1; }
+		{ echo "Python 3.10 to 3.13 is needed, $(PYTHON) is not: try make PYTHON=python3.12"; exit 1; }
 	@echo "Installing the environment into $(VENV) (about 7 GB, a few minutes) ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt

@@ -1,7 +1,7 @@
 """Packaging of fastreid-ice.
 
-fastreid itself is missing from `install_requires`: 1.4.0, the version this package extends, pins torch==1.13.1, so that
-no installer finds a solution. What it needs is listed below instead, and it is installed without its dependencies:
+fastreid itself is not in `install_requires`: 1.4.0, the version that this package extends, pins torch==1.13.1, so that
+no installer finds a solution. Its dependencies are listed below instead, and it is installed without them:
 
     pip install --no-deps fastreid==1.4.0
 """
@@ -26,7 +26,7 @@ setup(
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    # In a wheel the configs lie in the package, so that they are found wherever it is installed.
+    # A wheel has the configs inside the package, so that they are found wherever it is installed.
     packages=[*find_packages(include=["fastreid_ice", "fastreid_ice.*"]), "fastreid_ice.configs"],
     package_dir={"fastreid_ice.configs": "configs"},
     package_data={"fastreid_ice.reporting": ["templates/*"], "fastreid_ice.configs": ["*.yml", "*.pth"]},
@@ -41,7 +41,7 @@ setup(
         "scipy",  # the sparse Jaccard graph; fastreid
         "numba",  # the loops of neighbours, Jaccard graph and DBSCAN, compiled
         "scikit-learn",  # pseudo-label quality; HDBSCAN; fastreid's evaluator
-        # Charts, as SVG in the report and as PNG elsewhere: draws both by itself, where others need a browser.
+        # Charts, as SVG in the report and as PNG elsewhere; draws both without a browser, which others need.
         "matplotlib>=3.10",
         "Jinja2>=3.1",  # the report's page; torch
         "tqdm",  # progress on terminals; huggingface_hub
@@ -56,7 +56,7 @@ setup(
     ],
     extras_require={
         "export": EXPORT,
-        # torch and faiss-gpu bring CUDA libraries along; those of older builds of torch are too old for faiss-gpu.
+        # torch and faiss-gpu install CUDA libraries; those of older builds of torch are too old for faiss-gpu.
         "gpu": ["torch>=2.7"],
         "dev": [
             *EXPORT,
@@ -72,8 +72,8 @@ setup(
             "mkdocs",  # the site
             "mkdocs-material",  # its theme
             "mkdocstrings-python",  # API pages from docstrings
-            "nbconvert",  # runs docs/quickstart.ipynb and makes a page of it
-            "ipykernel",  # the kernel that it runs in
+            "nbconvert",  # runs docs/quickstart.ipynb and converts it to a page
+            "ipykernel",  # the kernel that runs it
         ],
     },
     classifiers=[

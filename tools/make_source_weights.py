@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Makes configs/source_osnet_x0_25.pth, the weights that the demo starts from, as a user would get them elsewhere.
+"""Makes configs/source_osnet_x0_25.pth, the weights that the demo starts from.
 
 python tools/make_source_weights.py
 
-Trains fast-reid's Baseline with labels on SyntheticSource (under 5 minutes on two cores), then keeps the encoder, in
-half precision, without classifier and optimiser.
+Trains fast-reid's Baseline with labels on SyntheticSource (under 5 minutes on two cores), then saves only the encoder,
+in half precision, without classifier and optimiser.
 """
 
 import runpy

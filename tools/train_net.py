@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""`fastreid-ice train` where users of fast-reid look for it.
+"""`fastreid-ice train`, in the place where users of fast-reid expect it.
 
 python tools/train_net.py --config-file configs/ice_demo.yml
 """
