@@ -138,7 +138,7 @@ def test_nothing_is_overwritten_or_half_made(labels: Path, tmp_path: Path, monke
 def test_bad_input_is_one_sentence(labels: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     links = ("--links", tmp_path / "links", "--output", tmp_path / "new.csv", "--write")
     assert "nothing.csv: No such file" in refusal(monkeypatch, tmp_path / "nothing.csv", *links)
-    assert "no file of labels" in refusal(monkeypatch, tmp_path / "crops" / "a" / "1.jpg", *links)
+    assert "not a file of labels" in refusal(monkeypatch, tmp_path / "crops" / "a" / "1.jpg", *links)
     assert "must be the OUTPUT_DIR of a run" in refusal(monkeypatch, tmp_path / "crops", *links)
     labels.write_text(labels.read_text().replace("/crops/", "/moved/"))
     assert "none of the 8 images exists" in refusal(monkeypatch, labels, *links)
