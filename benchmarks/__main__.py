@@ -1,4 +1,4 @@
-"""Measures reclustering, a training step, the input pipeline, evaluation, and what a whole recipe takes.
+"""Measures reclustering, a training step, the input pipeline, evaluation, and the time of a whole recipe.
 
 fastreid-ice bench recluster
 fastreid-ice bench recluster --images 32621 --dense
@@ -13,34 +13,35 @@ fastreid-ice bench recipe --config-file configs/ice_market.yml --synthetic --ima
 fastreid-ice bench recipe --synthetic --device cuda --steps 100 --profile MODEL.COMPILE True DATALOADER.CACHE ram
 fastreid-ice bench market --weights osnet_x0_25_msmt17.pth --seeds 2
 
-recluster: stages, total and peak memory, beside faiss's exact search alone, a plain matrix product with top-k alone,
-and, with --dense, the dense oracle of the tests; in turns, each in a process of its own. Tells whether the labels are
-those of neighbors searched in float64, and of the oracle.
+recluster: stages, total and peak memory, compared with only faiss's exact search, only a plain matrix product with
+top-k, and, with --dense, the dense oracle of the tests; in turns, each in its own process. Reports whether the labels
+are those of neighbours searched in float64, and of the oracle.
 
-scaling: time and peak memory over the number of images, for each way to search neighbors, with the adjusted Rand index
-to the truth and to the labels of the exact search. Each row is a process of its own and is kept in OUTPUT/rows.jsonl:
-called again, the command measures what is missing. Pictures go to scaling_seconds.png and scaling_memory.png.
+scaling: time and peak memory over the number of images, for each way to search neighbours, with the adjusted Rand index
+to the truth and to the labels of the exact search. Each row is measured in its own process and kept in
+OUTPUT/rows.jsonl: called again, the command measures the missing rows. Charts go to scaling_seconds.png and
+scaling_memory.png.
 
-step: a step of camera-aware ICE beside one in the schedule of the published code, which runs the network five times and
-its losses sample by sample; with mixed precision and torch.compile, and what everything but the networks costs. Images
+step: a step of camera-aware ICE compared with the schedule of the published code, which runs the network five times and
+its losses sample by sample; with mixed precision and torch.compile, and the cost of everything but the networks. Images
 are noise, weights are random.
 
 input: images per second of each stage from the file to the network, of the whole training loader with and without
-workers and cache, and of the network: a training step, and features. Tells whether the loader is ahead of the step, and
-what extraction takes beside the network's own time.
+workers and cache, and of the network: a training step, and features. Reports whether the loader is faster than the
+step, and the time of extraction compared with the network's own.
 
-evaluate: seconds and peak memory of ranking a gallery, with --rerank after re-ranking, beside fast-reid's own in Python
-and, where it is compiled, in Cython; in turns, each in a process of its own. Tells whether the figures are equal. The
+evaluate: seconds and peak memory of ranking a gallery, with --rerank after re-ranking, compared with fast-reid's own in
+Python and, if it is compiled, in Cython; in turns, each in its own process. Reports whether the metrics are equal. The
 second example has the size of MSMT17, where fast-reid's distances and their order alone are 11.5 GB.
 
-recipe: reclustering, training and evaluation of one epoch of the real trainer, in each stage of the recipe, and what
-all of its epochs take at that pace. With --synthetic the images are drawn, as many as Market-1501 has, once, in the
-folder of data sets; without, they are those of the config. Weights are random; steps learn true identities where they
-are known, since such weights find no clusters to speak of.
+recipe: reclustering, training and evaluation of one epoch of the real trainer, in each stage of the recipe, and the
+time of all its epochs at that rate. With --synthetic the images are drawn once, as many as Market-1501 has, in the
+folder of datasets; otherwise they are those of the config. Weights are random; steps learn true identities if they are
+known, since such weights find hardly any clusters.
 
-market: mAP and rank-1 of every method on Market-1501, from the weights of one small network and at one budget that a
-CPU can afford: the table of docs/market1501.md. Each run takes about half an hour of one core. Called again, the
-command takes complete runs as they are and resumes the others.
+market: mAP and rank-1 of every method on Market-1501, from the weights of one small network and with one budget for a
+CPU: the table of docs/market1501.md. Each run takes about half an hour of one core. Called again, the command keeps
+complete runs and resumes the others.
 """
 
 from __future__ import annotations
@@ -59,13 +60,13 @@ from .measuring import check_least
 
 # A benchmark has add_arguments(parser), check(args), which raises argparse.ArgumentError, and run(args).
 BENCHMARKS = {
-    "recluster": (recluster, "one reclustering beside its baselines"),
+    "recluster": (recluster, "one reclustering compared with its baselines"),
     "scaling": (scaling, "growth with the number of images"),
-    "step": (step, "a training step beside the published schedule"),
+    "step": (step, "a training step compared with the published schedule"),
     "input": (input, "images per second from the file to the network"),
-    "evaluate": (evaluate, "one evaluation beside fast-reid's own"),
+    "evaluate": (evaluate, "one evaluation compared with fast-reid's own"),
     "recipe": (recipe, "an epoch, part by part, and the whole recipe"),
-    "market": (market, "every method on Market-1501 at one small budget, for a CPU"),
+    "market": (market, "every method on Market-1501 with one small budget, for a CPU"),
 }
 
 
@@ -76,11 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command = commands.add_parser(name, help=purpose)
         benchmark.add_arguments(command)
         command.add_argument(
-            "--threads", type=int, default=torch.get_num_threads(), help="CPU threads; default: as many as torch takes"
+            "--threads", type=int, default=torch.get_num_threads(), help="CPU threads; default: as many as torch uses"
         )
-        command.add_argument(
-            "--device", choices=("cpu", "cuda"), default="cpu", help="where it is computed; default: cpu"
-        )
+        command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="the device; default: cpu")
     args = parser.parse_args(arguments)
     benchmark, _ = BENCHMARKS[args.command]
     try:

@@ -1,4 +1,4 @@
-"""One evaluation beside fast-reid's own: ranking every query, and with re-ranking."""
+"""One evaluation compared with fast-reid's own: ranking every query, and with re-ranking."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ except ImportError:
 
 K1, K2, LAMBDA = 20, 6, 0.3  # fast-reid's defaults
 MAX_RANK = 50
-SAME = 1e-5  # of figures in [0, 1], which differ by the order of images whose distances round to the same number
-NOISE = 3.0  # makes people hard enough to tell apart that many ranks are wrong
+SAME = 1e-5  # for metrics in [0, 1]; the order of images whose distances round to the same number may differ
+NOISE = 3.0  # makes people so similar that many ranks are wrong
 OURS, PYTHON, CYTHON = "ours", "fast-reid, Python", "fast-reid, Cython"
 
 
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gallery", type=int, default=10_000, help="images; default: 10000; MSMT17 has 82161")
     parser.add_argument("--dim", type=int, default=2048, help="dimensions of a feature; default: 2048, as of ResNet-50")
     parser.add_argument("--repeats", type=int, default=5, help="how often each is measured; default: 5")
-    parser.add_argument("--rerank", action="store_true", help="with re-ranking, for which fast-reid needs N x N")
+    parser.add_argument("--rerank", action="store_true", help="with re-ranking, for which fast-reid needs N x N memory")
 
 
 def check(args: argparse.Namespace) -> None:
@@ -72,7 +72,7 @@ def theirs(
     cameras: np.ndarray,
     rerank: bool,
 ) -> list[float]:
-    """As ReidEvaluator does it; all on the CPU but the search for neighbors, which takes a GPU where there is one."""
+    """As in ReidEvaluator: on the CPU, except the search for neighbours, which uses a GPU if there is one."""
     queries = first_of(queries, features, who)
     distances = build_dist(features[:queries], features[queries:], "cosine")
     if rerank:
@@ -85,7 +85,7 @@ def theirs(
 
 
 def first_of(queries: int, features: Tensor, who: np.ndarray) -> int:
-    """How many of the features are queries; half of those that warm up, as a smaller share may match nobody."""
+    """How many of the features are queries; half of those for warm-up, as a smaller share may have no true match."""
     return queries if len(features) == len(who) else len(features) // 2
 
 
@@ -99,7 +99,7 @@ def figures(cmc: np.ndarray, precisions: np.ndarray, penalties: np.ndarray) -> l
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure the evaluations in turn, each in a process of its own, and print the table."""
+    """Measure the evaluations in turn, each in its own process, and print the table."""
     total = args.queries + args.gallery
     print(f"{args.queries} queries x {args.gallery} gallery images x {args.dim}, median of {args.repeats}")
     print(f"{date.today()}, {machine(args.threads, args.device)}\n", flush=True)
@@ -124,13 +124,13 @@ def run(args: argparse.Namespace) -> None:
     for name in list(runs)[1:]:
         difference = max(abs(a - b) for a, b in zip(found, runs[name][-1].result, strict=True))
         equal = "yes" if difference <= SAME else "NO"
-        print(f"figures equal to those of {name}: {equal} (largest difference {difference:.0e})")
+        print(f"metrics equal to those of {name}: {equal} (largest difference {difference:.0e})")
     if evaluate_cy is None:
         print("fast-reid's compiled ranking is not measured: it is not built here (it needs Cython and a compiler)")
 
 
 def table(runs: dict[str, list[Measurement]]) -> str:
-    """A row per evaluation and stage, in Markdown; ratios are those of the medians."""
+    """A row per evaluation and stage, in Markdown; ratios are between the medians."""
     rows = []
     for name, measurements in runs.items():
         for stage in measurements[-1].seconds:

@@ -1,4 +1,4 @@
-"""The way of an image from its file to the network, stage by stage, beside what the network itself can take."""
+"""The speed of each stage from the image file to the network, compared with the network's own speed."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ STEP = "network, training step"
 EXTRACTION = "features, cache {cache}, {workers} workers"
 FORWARD = "network, features"
 
-# Works on some images, and tells on how many.
+# Processes some images, and returns how many.
 Work = Callable[[], int]
 
 
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def build_config(args: argparse.Namespace) -> CfgNode:
-    """The config file, on the synthetic data and with random weights: neither changes what an image costs."""
+    """The config file, with the synthetic data and random weights: neither changes the cost of an image."""
     cfg = get_cfg()
     add_ice_config(cfg)
     merge_config_file(cfg, shipped_file(args.config_file))
@@ -101,7 +101,7 @@ def build_config(args: argparse.Namespace) -> CfgNode:
     cfg.merge_from_list(["MODEL.BACKBONE.PRETRAIN", False, "DATALOADER.NUM_WORKERS", 0])
     merge_options(cfg, args.opts)
     if "INPUT.SIZE_TEST" not in args.opts:
-        cfg.INPUT.SIZE_TEST = cfg.INPUT.SIZE_TRAIN  # or extraction would take other images, and none from the cache
+        cfg.INPUT.SIZE_TEST = cfg.INPUT.SIZE_TRAIN  # otherwise extraction could not use the cache
     return cfg
 
 
@@ -111,7 +111,7 @@ def first_images(images: TrainingSet, number: int) -> TrainingSet:
 
 
 def stages(cfg: CfgNode, images: TrainingSet) -> Iterator[tuple[str, Work]]:
-    """What is done to an image, in this process; transforms and augmentation make one strong view."""
+    """The stages of loading, in this process; transforms and augmentation make one strong view."""
     paths, size = images.paths, crop_size(cfg, "SIZE_TRAIN")
     pictures = [read_image(path) for path in paths]
     yield "decode", lambda: len([read_image(path) for path in paths])
@@ -149,7 +149,7 @@ def blur(image: Image.Image, low: float, high: float) -> Image.Image:
 
 
 def loaders(cfg: CfgNode, images: TrainingSet, args: argparse.Namespace) -> Iterator[tuple[str, Work]]:
-    """The training loader with all views of the losses, at the start of an epoch; its workers are there already."""
+    """The training loader with all views of the losses, at the start of an epoch; its workers are already running."""
     for workers, cache in itertools.product(dict.fromkeys((0, args.workers)), ("none", "ram")):
         name = LOADER.format(cache=cache, workers=workers)
         loader = build_loader(cfg, cached(images, cfg, cache), workers)
@@ -179,7 +179,7 @@ def draw(loader: PseudoLabelLoader, images: TrainingSet, steps: int) -> int:
 
 
 def networks(cfg: CfgNode, images: TrainingSet, args: argparse.Namespace) -> Iterator[tuple[str, Work]]:
-    """The network on batches that are there already, and features of all images from their files or the cache."""
+    """The network on prepared batches, and features of all images from their files or the cache."""
     model = build_model(cfg)
     yield STEP, training_step(cfg, model, images)
 
@@ -202,7 +202,7 @@ def networks(cfg: CfgNode, images: TrainingSet, args: argparse.Namespace) -> Ite
 
 
 def precision(cfg: CfgNode, device: torch.device) -> torch.autocast:
-    """That of training and extraction, as SOLVER.AMP.ENABLED says."""
+    """The precision of training and extraction, as SOLVER.AMP.ENABLED sets it."""
     lower = mixed_precision(device) if cfg.SOLVER.AMP.ENABLED else None
     return torch.autocast(device.type, lower, enabled=lower is not None)
 
@@ -251,11 +251,11 @@ def table(rates: dict[str, list[float]]) -> str:
 
 
 def conclusions(rates: dict[str, float], workers: int) -> Iterator[str]:
-    """How far the loader is ahead of the network, and what extraction costs beside it."""
+    """The speed of the loader relative to the network, and the cost of extraction relative to the network."""
     for cache in ("none", "ram"):
         ahead = rates[LOADER.format(cache=cache, workers=workers)] / rates[STEP]
         beside = rates[FORWARD] / rates[EXTRACTION.format(cache=cache, workers=workers)]
         yield (
-            f"cache {cache}: the training loader brings {ahead:.1f} times what the training step takes; extraction "
+            f"cache {cache}: the training loader brings {ahead:.1f} times what the training step uses; extraction "
             f"takes {beside:.2f} times the network's own time"
         )

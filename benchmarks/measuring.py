@@ -1,4 +1,4 @@
-"""What the benchmarks share: synthetic people, a fresh process to measure in, and a description of the machine."""
+"""Shared by the benchmarks: synthetic people, a fresh process to measure in, and a description of the machine."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ WARM_UP = 1000  # feature rows that compile the kernels and start the libraries
 
 
 def check_least(args: argparse.Namespace, **least: int) -> None:
-    """Looks whether each number, or each of several, that was given for an option is at least as large as told here.
+    """Checks that the number, or each of the numbers, given for an option is at least that in ``least``.
 
     Raises:
-        argparse.ArgumentError: one is not.
+        argparse.ArgumentError: one is smaller.
     """
     for name, number in least.items():
         given = getattr(args, name)
@@ -41,18 +41,18 @@ def check_least(args: argparse.Namespace, **least: int) -> None:
 def draw_people(
     path: Path, images: int, dim: int, *, per_person: int, strays: float = 0.0, noise: float = 1.0, seed: int = 0
 ) -> np.ndarray:
-    """Save unit rows (images, dim) in float32 as ``path`` (.npy), block by block; returns who they are.
+    """Save unit rows (images, dim) in float32 as ``path`` (.npy), block by block; returns their identities.
 
     A row is its person's centre, an offset of one of six cameras, and noise, up to three times as much in some rows as
-    in others. Noise grows with ``dim`` such that people are about as hard to tell apart in every dimension.
+    in others. Noise grows with ``dim`` such that people are about equally hard to distinguish in every dimension.
 
     Args:
         per_person: images of each person.
         strays: share of images, in [0, 1), that belong to nobody.
-        noise: how strong the noise is, relative to the usual.
+        noise: strength of the noise, relative to the default.
 
     Returns:
-        (images,) int64 identities in random order; every stray has one of its own.
+        (images,) int64 identities in random order; every stray has a separate one.
     """
     rng = np.random.default_rng(seed)
     num_strays = round(images * strays)
@@ -73,7 +73,7 @@ def draw_people(
 
 
 class Clock:
-    """Takes the time of named stages, on a GPU when their kernels are done."""
+    """Measures the time of named stages, on a GPU until their kernels are done."""
 
     def __init__(self, device: str) -> None:
         self.seconds: dict[str, float] = {}
@@ -91,19 +91,19 @@ class Clock:
         return time.perf_counter()
 
 
-# Features, a clock and a device in, what shall be known of the result out.
+# Takes features, a clock and a device, and returns the result to keep.
 Work = Callable[[Tensor, Clock, str], Any]
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One run of a work.
+    """One run of a function to measure.
 
     Attributes:
-        result: what the work returned.
+        result: what the function returned.
         seconds: of the whole, then of each stage.
-        peak: largest resident memory of its process up to now, in MiB.
-        beside: the same without what was resident before the first run, which is the features and the libraries.
+        peak: largest resident memory of its process so far, in MiB.
+        beside: the same minus the memory before the first run, which holds the features and the libraries.
         gpu_peak: largest GPU memory that torch had allocated, in MiB; 0 without a GPU.
     """
 
@@ -119,12 +119,12 @@ class Measurement:
 
 
 class Worker:
-    """A process of its own that holds the features and runs one work on them, as often as asked.
+    """A separate process that holds the features and runs one function on them, as often as asked.
 
-    Memory is only seen in a fresh process: in one that did other things before, the peak is theirs.
+    Peak memory can only be measured in a fresh process: otherwise it may come from earlier work.
 
     Raises:
-        ChildProcessError: the process was killed; and what the work raises.
+        ChildProcessError: the process was killed; and what the function raises.
     """
 
     def __init__(self, work: Work, features: Path, *, threads: int, device: str) -> None:
@@ -139,15 +139,15 @@ class Worker:
         self._pool.shutdown()
 
     def run(self, work: Work | None = None) -> Measurement:
-        """Run the work that this process was started for, or once another."""
+        """Run the function that this process was started for, or another one once."""
         try:
             self._ready.result()
             return self._pool.submit(_measure, work or self._work).result()
         except BrokenProcessPool:
-            raise ChildProcessError("the process was killed, probably for want of memory; try fewer images") from None
+            raise ChildProcessError("the process was killed, probably for lack of memory; try fewer images") from None
 
 
-_features: Tensor  # of this process, as the two below
+_features: Tensor  # of this process, like the two below
 _device: str
 _resident: float
 
@@ -163,7 +163,7 @@ def _prepare(work: Work, path: Path, threads: int, device: str) -> None:
 
 
 def _end_with_parent() -> None:
-    """A pool's process would outlive a command that is killed, with all its memory."""
+    """End with the parent: otherwise a pool's process would outlive a killed command, with all its memory."""
     parent_process().join()
     os._exit(1)
 
@@ -181,7 +181,7 @@ def _measure(work: Work) -> Measurement:
 
 
 def _memory(field: str) -> float:
-    """A line of what Linux knows of this process, in MiB. Unlike getrusage's, its peak leaves out the parent."""
+    """A line of this process's status in /proc, in MiB. Unlike getrusage's, its peak does not include the parent."""
     return _fields("/proc/self/status")[field] / 2**10
 
 
@@ -192,7 +192,7 @@ def _fields(path: str) -> dict[str, int]:
 
 
 def machine(threads: int, device: str) -> str:
-    """What is measured on, and with what, in one line."""
+    """The machine and the versions of the libraries, in one line."""
     cpu: dict[str, str] = {}
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         name, _, value = line.partition(":")

@@ -1,4 +1,4 @@
-"""One epoch of a recipe by the real trainer, part by part, and what the whole recipe takes at that pace."""
+"""One epoch of a recipe by the real trainer, part by part, and the time of the whole recipe at that rate."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ from .measuring import Clock, check_least, machine
 from .recluster import K1
 
 MARKET_IMAGES = 12936  # of Market-1501's training set
-FIRST_STEPS = {"cpu": 2, "cuda": 20}  # not measured: a GPU first uses up what workers prepared while it compiled
+FIRST_STEPS = {"cpu": 2, "cuda": 20}  # not measured: a GPU first uses the batches prepared while it compiled
 PROFILED_STEPS = 3
-SMALL_SET = 1000  # images that start a clusterer's libraries
+SMALL_SET = 1000  # images to warm up a clusterer's libraries
 USER_SCOPE = 7  # at::RecordScope of record_function
 
 
 @dataclass(frozen=True)
 class Part:
-    """What was measured of a recipe.
+    """One measured part of a recipe.
 
     Attributes:
         name: for the table.
         seconds: measured.
-        times: how often what was measured is in the whole stage; not always a whole number.
-        detail: a part of the part before, which counts already.
+        times: how often the whole stage contains the measured part; not always a whole number.
+        detail: whether it is contained in the part before, so that it is not added.
     """
 
     name: str
@@ -84,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="configs/ice_market.yml",
         help="the recipe; default: configs/ice_market.yml",
     )
-    parser.add_argument("--synthetic", action="store_true", help="draw people in place of the config's data sets")
+    parser.add_argument("--synthetic", action="store_true", help="draw people instead of the config's datasets")
     parser.add_argument(
         "--images",
         type=int,
@@ -122,14 +122,14 @@ def run(args: argparse.Namespace) -> None:
     print(f"the whole recipe: {sum(stage.whole for stage in stages) / 60:.1f} minutes, without checkpoints and report")
     if args.synthetic and args.images != MARKET_IMAGES:
         print(
-            f"extrapolated from {args.images} to {MARKET_IMAGES} training crops in proportion, which fits features of "
-            "many images; what does not grow, such as starting the workers, takes less than the table says, and "
-            "searching neighbors and ranking, which grow faster, take more"
+            f"extrapolated from {args.images} to {MARKET_IMAGES} training crops in proportion, which is right for "
+            "extracting many images; fixed costs, such as starting the workers, are less than in the table, and "
+            "searching neighbours and ranking, which grow faster, take more"
         )
 
 
 def log_to_stderr() -> None:
-    """What fast-reid and the plugin log, progress above all, apart from the tables; without the network's layers."""
+    """Send the log of fast-reid and the plugin, mainly progress, to stderr, without the network's layers."""
     logger = logging.getLogger("fastreid")
     logger.setLevel(logging.INFO)
     logger.addHandler(logging.StreamHandler())
@@ -137,7 +137,7 @@ def log_to_stderr() -> None:
 
 
 def build_config(args: argparse.Namespace, folder: str) -> CfgNode:
-    """The recipe as `fastreid-ice train` reads it, with random weights, writing to ``folder``."""
+    """The recipe as `fastreid-ice train` reads it, with random weights; it writes to ``folder``."""
     fixed = ["MODEL.DEVICE", args.device, "MODEL.WEIGHTS", "", "MODEL.BACKBONE.PRETRAIN", "False", "OUTPUT_DIR", folder]
     if args.synthetic:
         fixed += ["DATASETS.NAMES", "('SyntheticMarket',)", "DATASETS.TESTS", "('SyntheticMarket',)"]
@@ -146,7 +146,7 @@ def build_config(args: argparse.Namespace, folder: str) -> CfgNode:
 
 
 def measure(cfg: CfgNode, args: argparse.Namespace) -> Stage:
-    """The second epoch of a stage, as far as ``args.steps``."""
+    """Measure the second epoch of a stage, up to ``args.steps`` steps."""
     os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
     seed_all_rng(cfg.SEED)
     trainer = UnsupervisedTrainer(cfg)
@@ -194,7 +194,7 @@ def measure(cfg: CfgNode, args: argparse.Namespace) -> Stage:
 
 
 def read_images(trainer: UnsupervisedTrainer) -> dict[str, Tensor]:
-    """Read each image once, as the first epoch does for the others: workers start, a cache fills; a batch of them."""
+    """Read each image once, as the first epoch does: workers start, a cache fills. Returns one batch."""
     batches = iter(progress(trainer.feature_loader, "Reading the images"))
     first = next(batches)
     for _ in batches:
@@ -203,14 +203,14 @@ def read_images(trainer: UnsupervisedTrainer) -> dict[str, Tensor]:
 
 
 def settle_statistics(model: MomentumReID, images: Tensor) -> None:
-    """Give all batch norms the statistics of these images, whatever parts they see a batch in.
+    """Give all batch norms the statistics of these images, regardless of the parts in which they see a batch.
 
-    With those that they start with, random weights make all features nearly the same, and neighbors are only told apart
-    by a search in float64, which a training run does not need.
+    With the initial statistics, random weights make all features nearly the same, so that only a search in float64 can
+    distinguish neighbours, which a training run does not need.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     before = [(norm.momentum, getattr(norm, "num_splits", 1)) for norm in norms]
-    model.eval()  # in training the networks may be compiled, for batches of another size
+    model.eval()  # in training mode the networks may be compiled, for batches of another size
     for norm in norms:
         norm.train()
         norm.momentum, norm.num_splits = 1.0, 1
@@ -223,7 +223,7 @@ def settle_statistics(model: MomentumReID, images: Tensor) -> None:
 
 
 def start_clustering(trainer: UnsupervisedTrainer, batch: dict[str, Tensor]) -> None:
-    """Have the libraries of extraction and clustering start and compile, on one batch and on noise."""
+    """Load and compile the libraries of extraction and clustering, on one batch and on noise."""
     cfg, images = trainer.cfg, trainer.data_loader.training_set
     extract_features(trainer.model, [batch], cfg.CLUSTER.FEATURES, amp=cfg.SOLVER.AMP.ENABLED)
     cameras, identities = images.cameras[:SMALL_SET], images.identities[:SMALL_SET]
@@ -231,7 +231,7 @@ def start_clustering(trainer: UnsupervisedTrainer, batch: dict[str, Tensor]) -> 
 
 
 def learn_identities(trainer: UnsupervisedTrainer, batch: dict[str, Tensor]) -> None:
-    """Put true identities in place of the clusters, where they are known: random weights find too many or too few."""
+    """Replace the clusters by true identities, if known: random weights find too many or too few clusters."""
     images = trainer.data_loader.training_set
     if (images.identities < 0).any():
         return
@@ -264,17 +264,17 @@ def evaluations(cfg: CfgNode) -> int:
 def profile(steps: Callable[[], None], device: str) -> str:
     """The three largest costs of ``PROFILED_STEPS`` steps, by operator on their device and by named range.
 
-    The time of an operator is without the operators that it calls. Ranges are those of ``record_function``, by the
-    host's time with all that they call: torch has some around the optimiser and around a loader that is waited for.
+    The time of an operator excludes the operators that it calls. Ranges are those of ``record_function``, in host time
+    including everything that they call: torch has some around the optimiser and around waiting for a loader.
     """
     on_gpu = device == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     clock = Clock(device)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*Profiler clears events")  # those of cycles before, of which there are none
+        warnings.filterwarnings("ignore", ".*Profiler clears events")  # of earlier cycles; there are none
         with torch.profiler.profile(activities=activities) as profiler, clock.stage("steps"):
             steps()
-    # Kernels are events of their own as well, which the operators that launch them count already.
+    # Kernels are also separate events, already counted in the operators that launch them.
     events = [event for event in profiler.key_averages() if event.device_type == DeviceType.CPU]
     microseconds = 1e6 * clock.seconds["steps"]
     operators = {event.key: event.self_device_time_total if on_gpu else event.self_cpu_time_total for event in events}
@@ -290,7 +290,7 @@ def profile(steps: Callable[[], None], device: str) -> str:
 
 
 def table(stages: Sequence[Stage]) -> str:
-    """A row per stage and part, in Markdown; shares are those of the whole recipe."""
+    """A row per stage and part, in Markdown; shares are of the whole recipe."""
     recipe = sum(stage.whole for stage in stages)
     rows = []
     for number, stage in enumerate(stages, 1):

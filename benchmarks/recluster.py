@@ -1,4 +1,4 @@
-"""One reclustering, stage by stage, beside what is known to be fast and what is known to be right."""
+"""One reclustering, stage by stage, compared with fast searches and with an exact oracle."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dense",
         action="store_true",
-        help="with the oracle of the tests (a checkout), which holds several N x N matrices",
+        help="with the oracle of the tests (needs a checkout), which holds several N x N matrices",
     )
 
 
@@ -44,12 +44,12 @@ def check(args: argparse.Namespace) -> None:
     check_least(args, images=K1, dim=1, repeats=1)
     if args.dense and not TESTS.is_dir():
         raise argparse.ArgumentError(
-            None, f"--dense: the oracle is one of the tests, and {TESTS} is not there; use a checkout"
+            None, f"--dense: the oracle belongs to the tests, and {TESTS} does not exist; use a checkout"
         )
 
 
 def recluster(features: Tensor, clock: Clock, device: str, method: str = "exact") -> np.ndarray:
-    """Features to pseudo labels, as at the start of an epoch."""
+    """From features to pseudo labels, as at the start of an epoch."""
     with clock.stage("neighbors"):
         searching = partial(progress, title="Searching neighbors")
         _, ranks = k_nearest(features, K1, device=device, method=method, progress=searching)
@@ -87,18 +87,18 @@ def product_search(features: Tensor, clock: Clock, device: str) -> None:
 
 
 def product_ranks(features: Tensor, device: str) -> Tensor:
-    """Blocks of a matrix product, and the best of each row, in the precision of the features."""
+    """Blocks of a matrix product, and the largest values of each row, in the precision of the features."""
     rows = F.normalize(features.to(device))
     return torch.cat([(block @ rows.T).topk(K1).indices for block in rows.split(1024)]).cpu()
 
 
 def float64_recluster(features: Tensor, clock: Clock, device: str) -> np.ndarray:
-    """The labels that neighbors searched in float64 give."""
+    """The labels from neighbours searched in float64."""
     return labels_of(features, product_ranks(features.double(), device), clock)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure the works in turn, each in a process of its own, and print the table."""
+    """Measure the functions in turn, each in its own process, and print the table."""
     ours = "recluster"
     faiss_name = f"faiss IndexFlatIP on {faiss_device(args.device)}, search alone"
     works: dict[str, Work] = {
@@ -132,7 +132,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def table(runs: dict[str, list[Measurement]], baseline: str) -> str:
-    """A row per work and per stage, in Markdown; ratios are those of the medians."""
+    """A row per function and per stage, in Markdown; ratios are between the medians."""
     reference = statistics.median(run.total for run in runs[baseline])
     rows = []
     for name, measurements in runs.items():

@@ -1,4 +1,4 @@
-"""How time and memory of a reclustering grow with the number of images, for each way to search neighbors."""
+"""How time and memory of a reclustering grow with the number of images, for each way to search neighbours."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ COLUMNS = {
     "ARI to exact": ".4f",
     "measured": "",
 }
-# The columns by name, and under "machine", "device" and "dim" what else was asked for.
+# The columns by name, and the other settings under "machine", "device" and "dim".
 Row = dict[str, Any]
 
 
@@ -58,7 +58,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure the rows that args.output does not hold yet, print each as soon as it is there, and draw them all.
+    """Measure the rows that are missing in args.output, print each as soon as it is measured, and draw all.
 
     Raises:
         SystemExit: some rows failed; the others are kept.
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
                 if row is None:
                     try:
                         row = asked | people.measure(method)
-                    except Exception as error:  # the library's, or that the process was killed
+                    except Exception as error:  # an error of the library, or a killed process
                         print(f"{images:,} images, {method}: {error}", file=sys.stderr, flush=True)
                         failed = True
                         continue
@@ -95,11 +95,11 @@ def run(args: argparse.Namespace) -> None:
     if rows:
         draw(rows, args.output)
     if failed:
-        sys.exit("error: some rows failed; the same command tries them again")
+        sys.exit("error: some rows failed; run the same command to try them again")
 
 
 class People:
-    """So many synthetic images, drawn when the first method asks for them, in a file that goes with the context."""
+    """``images`` synthetic images, drawn for the first method, in a file that is removed with the context."""
 
     def __init__(self, images: int, args: argparse.Namespace) -> None:
         self._images = images
@@ -130,7 +130,7 @@ class People:
             np.save(self._exact_labels, labels)
         elif self._exact_labels.is_file():
             exact = np.load(self._exact_labels)
-            alone = exact.max() + 1 + np.arange(len(exact))  # noise is together with nobody
+            alone = exact.max() + 1 + np.arange(len(exact))  # each noise image is a separate cluster
             to_exact = label_quality(labels, np.where(exact < 0, alone, exact)).adjusted_rand_index
         return {
             **{f"{stage} s": seconds for stage, seconds in measurement.seconds.items()},
@@ -146,12 +146,12 @@ class People:
 
 
 def markdown(cells: Iterable[str]) -> str:
-    """One row, each cell as wide as the name of its column."""
+    """One row, with each cell as wide as the name of its column."""
     return "| " + " | ".join(f"{cell:>{len(name)}}" for cell, name in zip(cells, COLUMNS, strict=True)) + " |"
 
 
 def draw(rows: list[Row], folder: Path) -> None:
-    """Seconds and memory over the number of images, a curve for each method."""
+    """Draw seconds and memory over the number of images, with a curve for each method."""
     seconds: dict[str, list[list[Point]]] = {row["neighbors"]: [[]] for row in rows}
     memory: dict[str, list[list[Point]]] = {row["neighbors"]: [[]] for row in rows}
     for row in rows:

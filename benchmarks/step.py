@@ -1,4 +1,4 @@
-"""One training step of camera-aware ICE, beside the schedule of the published code."""
+"""One training step of camera-aware ICE, compared with the schedule of the published code."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def config(network: str, size: tuple[int, int], device: str) -> CfgNode:
 
 
 def draw_clusters(count: int, dim: int, device: str) -> Clusters:
-    """As many clusters, each with one image under every camera."""
+    """``count`` clusters, each with one image under every camera."""
     labels = torch.arange(count).repeat_interleave(CAMERAS)
     centres = torch.randn(count, dim, generator=torch.Generator().manual_seed(0))
     noise = torch.randn(len(labels), dim, generator=torch.Generator().manual_seed(1))
@@ -113,7 +113,7 @@ class Ours:
         self.storage.step()
 
     def parts(self, clock: Clock) -> None:
-        """What a step does besides networks and optimiser, on the features of a step."""
+        """Everything in a step except networks and optimiser, on the features of a step."""
         online, first, second = self.features
         columns = (self.batch[name].to(online.device) for name in ("targets", "camids", "indices"))
         step = Step(*columns, online.clone().requires_grad_(), first, second)
@@ -135,11 +135,11 @@ class Ours:
 
 
 class Published:
-    """The schedule of the published code, written anew from its description: the same losses, sample by sample.
+    """The schedule of the published code, reimplemented from its description: the same losses, sample by sample.
 
-    Five forward passes, two of which nothing is made of; parameters averaged one by one, in the layout that networks
-    have by default; and every loss read off the device. A backward pass counts as two forward ones, so this runs the
-    network seven times and ours five times.
+    Five forward passes, two of which are not used; parameters averaged one by one, in the default memory layout; and
+    every loss read from the device. A backward pass counts as two forward ones, so this runs the network seven times
+    and ours five times.
     """
 
     def __init__(self, cfg: CfgNode, batch: dict[str, Tensor], clusters: Clusters) -> None:
@@ -229,7 +229,7 @@ def run(args: argparse.Namespace) -> None:
         for precision in args.precision:
             name = {"fp32": "ours", "amp": f"ours, {str(kind).removeprefix('torch.')}"}[precision]
             if precision == "amp" and kind is None:
-                print("This CPU has no bfloat16, which would be slower than float32: left out\n")
+                print("This CPU has no bfloat16, so it would be slower than float32: left out\n")
                 continue
             cfg.MODEL.COMPILE = compiled
             name += ", compiled" if compiled else ""
@@ -258,7 +258,7 @@ def _turns(schedules: dict[str, Ours | Published], repeats: int) -> Iterator[tup
 
 
 def measure(schedule: Ours | Published, device: str) -> dict[str, float]:
-    """Seconds of a step, then of its parts that are neither network nor optimiser."""
+    """Seconds of a step, then of its parts except network and optimiser."""
     clock, steps = Clock(device), STEPS[device]
     with clock.stage("step"):
         for _ in range(steps):
@@ -274,7 +274,7 @@ def _median(runs: list[dict[str, float]], part: str) -> float:
 
 
 def table(seconds: dict[str, list[dict[str, float]]]) -> str:
-    """A row per schedule and part, in Markdown; ratios are those of the medians."""
+    """A row per schedule and part, in Markdown; ratios are between the medians."""
     reference = _median(seconds[PUBLISHED], "step")
     rows = []
     for name, runs in seconds.items():

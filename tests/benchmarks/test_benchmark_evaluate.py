@@ -23,7 +23,7 @@ def test_evaluate_beside_fastreid(options: list[str]) -> None:
     rows = [line.split("|")[1].strip() for line in done.stdout.splitlines() if line.startswith("|")][2:]
     stages = ["- Jaccard graph"] if options else []
     assert rows[: 2 * len(stages) + 2] == ["ours", *stages, "fast-reid, Python", *stages]
-    assert "figures equal to those of fast-reid, Python: yes" in done.stdout
+    assert "metrics equal to those of fast-reid, Python: yes" in done.stdout
 
 
 @pytest.mark.slow
@@ -33,7 +33,7 @@ def test_few_queries_and_a_large_gallery() -> None:
     command = [*FASTREID_ICE, "bench", "evaluate", *sizes]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "figures equal to those of fast-reid, Python: yes" in done.stdout
+    assert "metrics equal to those of fast-reid, Python: yes" in done.stdout
 
 
 def test_the_table_holds_medians_and_ratios() -> None:
