@@ -35,7 +35,7 @@ BUDGET = {
 
 
 class Method(NamedTuple):
-    """A row of the table: a config, and what it needs beside the common budget."""
+    """A row of the table: a config, and its settings in addition to the common budget."""
 
     config: str
     settings: dict[str, object]

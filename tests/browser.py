@@ -1,4 +1,4 @@
-"""A browser whose keys are pressed: Chromium without a window or a network, driven through its debugging pipe."""
+"""A browser that tests can use by keyboard: Chromium without window and network, driven by its debugging pipe."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from typing import Any
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--proxy-server=127.0.0.1:9"]
 CODES = {"Tab": (9, ""), "Enter": (13, "\r"), " ": (32, " "), "ArrowDown": (40, "")}  # key -> its code, its text
-SECONDS = 60  # to wait for a page at most
+SECONDS = 60  # the longest wait for a page
 
 
 class Browser:
-    """One page, open in the block.
+    """One page, open within the block.
 
     Args:
         page: the file.
-        scratch: a folder for what the browser keeps.
+        scratch: a folder for the browser's own files.
     """
 
     def __init__(self, page: Path, scratch: Path) -> None:
         read, self._commands = os.pipe()
         self._answers, write = os.pipe()
-        # Chromium takes 3 and 4, which must not be the ends that are still to be put there.
+        # Chromium uses descriptors 3 and 4, so the ends of the pipes that are moved there must have other numbers.
         ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (read, write)]
         self._process = subprocess.Popen(
             [CHROMIUM, *FLAGS, f"--user-data-dir={scratch}", "--remote-debugging-pipe"],
@@ -73,7 +73,7 @@ class Browser:
             time.sleep(0.05)
 
     def press(self, *keys: str) -> None:
-        """Presses and lets go one key after the other: those of ``CODES``, or letters."""
+        """Presses and releases one key after the other: those of ``CODES``, or letters."""
         for key in keys:
             code, text = CODES.get(key, (ord(key.upper()[0]), key))
             event = {"key": key, "windowsVirtualKeyCode": code, "text": text}
@@ -81,7 +81,7 @@ class Browser:
             self.call("Input.dispatchKeyEvent", type="keyUp", **event)
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """What a command of the DevTools protocol returns."""
+        """The result of a command of the DevTools protocol."""
         self._number += 1
         command = {"id": self._number, "method": method, "params": params, **self._session}
         os.write(self._commands, json.dumps(command).encode() + b"\0")

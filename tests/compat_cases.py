@@ -1,7 +1,7 @@
-"""What each patch of fastreid_ice.compat is for, as a check that passes with the patch and fails without it.
+"""A check for each patch of fastreid_ice.compat that passes with the patch and fails without it.
 
-Run as a script this prints, as JSON, how each case ends with all patches and without its own. Each run is a fork of a
-process that has imported torch but not fastreid, hence as if in a process of its own, at a fraction of the time.
+Run as a script, this prints as JSON how each case ends with all patches and without its own. Each run is a fork of a
+process that has imported torch but not fastreid. This is like a new process, in a fraction of the time.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from torch.utils import tensorboard  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "data" / "golden"
-SECONDS = 20  # for one case; one that waits for ever without its patch says so with `deadline`
+SECONDS = 20  # for one case; cases that wait for ever without their patch use `deadline`
 
 
 class Case(NamedTuple):
@@ -48,7 +48,7 @@ CASES: dict[str, Case] = {}
 
 
 def case(fails_with: str) -> Callable:
-    """Register a check under the name of the patch that it needs; ``fails_with`` matches the error without."""
+    """Register a check under the name of the patch that it needs; ``fails_with`` matches the error without it."""
 
     def register(check: Callable[[Path, pytest.MonkeyPatch], None]) -> Callable:
         CASES[check.__name__] = Case(check, fails_with)
@@ -116,7 +116,7 @@ def dataset_pickle(tmp_path, monkeypatch):
     from fastreid.data import CommDataset
 
     dataset = CommDataset([("a.jpg", "p1", "c1"), ("b.jpg", "p2", "c1")])
-    # What a spawned worker does: unpickle, with nothing imported.
+    # Unpickle with nothing imported, as a spawned worker does.
     unpickle = "import pickle, sys; print(pickle.load(sys.stdin.buffer).num_classes)"
     worker = subprocess.run(
         [sys.executable, "-c", unpickle],
@@ -339,7 +339,7 @@ def amp_trainer(tmp_path, monkeypatch):
     with EventStorage() as storage:
         trainer.run_step()
     assert not model.weight.equal(before)
-    assert model.dtype == (trainer.amp_type or torch.float32)  # bfloat16 where the CPU has it
+    assert model.dtype == (trainer.amp_type or torch.float32)  # bfloat16 if the CPU has it
     assert "total_loss" in storage.latest()
 
 
@@ -481,7 +481,7 @@ def last_metrics(tmp_path, monkeypatch):
 
         lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
         assert [line["score"] for line in lines if "score" in line][-1] == 0.75
-        # Each scalar once for each iteration.
+        # Each scalar once per iteration.
         assert [line["iteration"] for line in lines if "total_loss" in line] == list(range(6))
         board = EventAccumulator(str(folder)).Reload()
         assert board.Scalars("score")[-1].value == 0.75
@@ -525,7 +525,7 @@ def no_compilation(tmp_path, monkeypatch):
 
     from tiny_market import tiny_config
 
-    make = tmp_path / "make"  # as on a machine without Cython
+    make = tmp_path / "make"  # fails as on a machine without Cython
     make.write_text("#!/bin/sh\nexit 1\n")
     make.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
@@ -628,14 +628,14 @@ def rerank_without_gpu(tmp_path, monkeypatch):
 def faiss_pointers(tmp_path, monkeypatch):
     from fastreid.utils.faiss_utils import search_index_pytorch
 
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)  # an index on the CPU takes the same pointers
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)  # an index on the CPU uses the same pointers
     index = faiss.IndexFlatL2(2)
     index.add(np.array([[0, 0], [3, 4]], dtype=np.float32))
     distances, neighbours = search_index_pytorch(index, torch.tensor([[3.0, 4.0]]), 2)
     assert distances.tolist() == [[0, 25]] and neighbours.tolist() == [[1, 0]]
 
 
-# --- what the cases share
+# --- shared by the cases
 
 
 class LossModel(nn.Linear):
@@ -677,8 +677,8 @@ def bare_trainer(max_epoch: int, start_epoch: int = 0) -> Any:
 class process_group:
     """A group of one process.
 
-    Its object is kept: the destructor joins a thread that may itself wait for the interpreter, and neither goes on. The
-    process of a case ends by ``os._exit``, without destructors.
+    Its object is kept: the destructor joins a thread that may itself wait for the interpreter, a deadlock. The process
+    of a case ends by ``os._exit``, without destructors.
     """
 
     kept: ClassVar[list[Any]] = []
@@ -729,7 +729,7 @@ def run(names: list[str], skip: tuple[str, ...]) -> list[str]:
 
 
 def _outcome(name: str, skip: tuple[str, ...]) -> str:
-    # Importing the package would apply all patches: put an empty one in its place.
+    # Importing the package would apply all patches: replace it by an empty one.
     package = sys.modules.setdefault("fastreid_ice", types.ModuleType("fastreid_ice"))
     package.__path__ = [str(ROOT / "fastreid_ice")]
     try:
@@ -738,7 +738,7 @@ def _outcome(name: str, skip: tuple[str, ...]) -> str:
 
             compat.apply(skip)
             CASES[name].check(Path(folder), monkeypatch)
-    except BaseException as error:  # SystemExit is among what patches prevent
+    except BaseException as error:  # some patches prevent a SystemExit
         here = [frame.line for frame in traceback.extract_tb(error.__traceback__) if frame.filename == __file__]
         return f"{type(error).__name__}: {error} in {here[-1]}"
     return "passed"

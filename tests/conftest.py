@@ -16,12 +16,12 @@ from fastreid_ice.data import SyntheticPeople
 from support import small_config
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
-setup_logger()  # the first trainer would, while its test already listens to the log
+setup_logger()  # otherwise the first trainer would, while its test already reads the log
 
 
 @pytest.fixture(autouse=True)
 def log_level() -> Iterator[None]:
-    """Commands that run within a test may quieten fast-reid's log: for that test alone."""
+    """Commands run within a test may raise the level of fast-reid's log; it is restored after the test."""
     logger = logging.getLogger("fastreid")
     level = logger.level
     yield
@@ -38,6 +38,6 @@ def datasets_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def cfg(datasets_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CfgNode:
-    """``small_config``, its data in place, writing below ``tmp_path``."""
+    """``small_config`` with its data; it writes to a folder in ``tmp_path``."""
     monkeypatch.setenv("FASTREID_DATASETS", str(datasets_root))
     return small_config(OUTPUT_DIR=str(tmp_path / "run"))

@@ -1,4 +1,4 @@
-"""The dense counterparts of the sparse graphs: what a small test compares with."""
+"""The dense counterparts of the sparse graphs, for comparison in small tests."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def dense(graph: sparse.csr_array) -> np.ndarray:
 
 
 def sklearn_labels(distances: np.ndarray, eps: float, min_samples: int) -> np.ndarray:
-    """scikit-learn's DBSCAN on the full matrix; it refuses matrices without rows, which have no labels."""
+    """scikit-learn's DBSCAN on the full matrix; matrices without rows, which it refuses, have no labels."""
     if not len(distances):
         return np.empty(0, np.int64)
     return DBSCAN(eps=eps, min_samples=min_samples, metric="precomputed").fit(distances).labels_
 
 
 def jaccard_by_definition(features: np.ndarray, ranks: np.ndarray, k1: int, k2: int) -> np.ndarray:
-    """(N, N) k-reciprocal Jaccard distances in float64, from N x N matrices of what the sets contain."""
+    """(N, N) k-reciprocal Jaccard distances in float64, from N x N matrices of set membership."""
     rows = features / np.linalg.norm(features, axis=1, keepdims=True)
 
     def mutual(k: int) -> np.ndarray:

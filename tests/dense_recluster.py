@@ -1,4 +1,4 @@
-"""The whole reclustering as its formulas read, on N x N matrices: what the sparse one is checked and timed against.
+"""The whole reclustering by its formulas, on N x N matrices, to check and time the sparse one against.
 
 Zhong et al., CVPR 2017, in the form that clustering methods for re-identification share; then scikit-learn's DBSCAN.
 Every stage is a function from dense matrix to dense matrix, in the precision of the features. N = 10,000 takes seconds
@@ -24,13 +24,13 @@ def dense_recluster(
 
 
 def cosine_similarity(features: Tensor) -> Tensor:
-    """(N, N); everyone is infinitely similar to themselves, so that they come first even among copies."""
+    """(N, N); each image is infinitely similar to itself, so that it comes first even among copies."""
     rows = F.normalize(features)
     return (rows @ rows.T).fill_diagonal_(torch.inf)
 
 
 def nearest(similarity: Tensor, k: int) -> Tensor:
-    """(N, k): the whole of every row is ranked, ties by ascending index, and its first k are kept."""
+    """(N, k): every whole row is ranked, ties by ascending index, and its first k are kept."""
     return torch.cat(
         [rows.argsort(dim=1, descending=True, stable=True)[:, :k].clone() for rows in similarity.split(1024)]
     )
@@ -77,7 +77,7 @@ def distances(weighted: Tensor) -> Tensor:
     by_column = weighted.T.contiguous()
     shared = torch.empty_like(weighted)
     for i, row in enumerate(weighted):
-        # Where V_il is 0 so is the minimum.
+        # If V_il is 0, so is the minimum.
         columns = row.nonzero().squeeze(1)
         shared[i] = by_column[columns].minimum(row[columns, None]).sum(0)
     return (1 - shared / (2 - shared)).clamp_(min=0)

@@ -1,4 +1,4 @@
-"""Reference inputs and outputs, as published code computes them."""
+"""Reference inputs, with the outputs of published code."""
 
 from __future__ import annotations
 

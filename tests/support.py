@@ -1,4 +1,4 @@
-"""What several test modules need."""
+"""Shared by several test modules."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def small_config(**changes: Any) -> CfgNode:
 
 
 def two_layers() -> nn.Module:
-    """A backbone of 16 channels that is compiled in seconds, once for all tests that run it in the same way."""
+    """A backbone of 16 channels that compiles in seconds, once for all tests that run it in the same way."""
     return nn.Sequential(nn.Conv2d(3, 16, 3, stride=2), nn.BatchNorm2d(16), nn.ReLU())
 
 

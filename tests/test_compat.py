@@ -1,4 +1,4 @@
-"""Every patch is needed, and does what it says; a host that needs none of the aliases keeps its own."""
+"""Every patch is needed, and does what it says; a host that needs no alias keeps its own modules."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the cases run i
 
 @pytest.fixture(scope="module")
 def outcomes():
-    """{case: [how it ends with all patches, and without its own]}, from a process that sees no GPU."""
+    """{case: [its result with all patches, and without its own]}, from a process that sees no GPU."""
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     script = Path(__file__).with_name("compat_cases.py")
     done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False)
@@ -113,7 +113,7 @@ assert not {name.split(".")[0] for name in sys.modules} & {"torchvision", "yacs"
 
 
 def python(code: str) -> str:
-    """What ``code`` prints in a process of its own."""
+    """What ``code`` prints in a separate process."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -152,7 +152,7 @@ META_ARCH_REGISTRY.get("MomentumReID"), DATASET_REGISTRY.get("UnlabeledFolder")
 
 
 def test_whoever_imports_fastreid_it_is_patched():
-    """Each in a fork of a process that has imported what takes long, but neither of the two."""
+    """Each in a fork of a process that has done the slow imports, but neither of the two."""
     cases = [f"{imports}\n{PATCHED}\n{REGISTERED}" for imports in FROM_OUTSIDE]
     cases += [f"import fastreid_ice.{room}\n{PATCHED}" for room in ROOMS]
     python(f"""
@@ -170,7 +170,7 @@ for case in {cases!r}:
 def test_another_fastreid(monkeypatch):
     monkeypatch.setattr(metadata, "version", lambda name: "1.3.0")
     monkeypatch.setattr(compat, "_applied", set(PATCHES))
-    compat.apply()  # said once, when it was imported
+    compat.apply()  # the warning comes once, at the import
     monkeypatch.setattr(compat, "_applied", set())
     with pytest.warns(UserWarning, match="fastreid 1.3.0 is not tested with fastreid-ice"):
         compat._check_version()

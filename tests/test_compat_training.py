@@ -1,4 +1,4 @@
-"""fast-reid's own trainer, untouched, on the CPU: train, evaluate, checkpoint, resume."""
+"""fast-reid's own trainer on the CPU: train, evaluate, checkpoint, resume."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_default_trainer_from_start_to_resume(config, tmp_path):
         "model_final.pth",
     }
 
-    # Finished: nothing is left to train, and the same weights give the same figures.
+    # Finished: nothing is left to train, and the same weights give the same metrics.
     finished = DefaultTrainer(config)
     finished.resume_or_load(resume=True)
     assert finished.train() == results
@@ -64,7 +64,7 @@ def test_default_trainer_from_start_to_resume(config, tmp_path):
     resumed.train()
     assert max(line["iteration"] for line in metrics(config)) == 5
 
-    # Evaluation alone, of the weights in a file.
+    # Only evaluation, of the weights in a file.
     config.MODEL.WEIGHTS = str(tmp_path / "logs" / "model_best.pth")
     model = DefaultTrainer.build_model(DefaultTrainer.auto_scale_hyperparams(config, 4))
     from fastreid.utils.checkpoint import Checkpointer

@@ -1,4 +1,4 @@
-"""The method that CONTRIBUTING.md adds in one file and one config trains as it stands there."""
+"""The method that CONTRIBUTING.md adds in one file and one config trains as printed there."""
 
 from __future__ import annotations
 

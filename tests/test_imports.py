@@ -31,7 +31,7 @@ ALLOWED = {
         *("losses", "clusterers", "modeling", "data", "reporting"),
     },
     "deploy": {"config", "errors", "modeling", "engine"},
-    # For the classes of others: nothing of ours but tests imports it.
+    # For users' own classes: only tests import it.
     "testing": {"core", "config", "errors", "processes", "losses", "clusterers", "modeling", "data", "engine"},
     "commands": {
         *("core", "config", "errors", "files", "processes", "progress"),
@@ -41,7 +41,7 @@ ALLOWED = {
 
 
 def rooms_imported_by(path: Path) -> set[str]:
-    """Top-level names of this package and of others that the file imports, ours without their own room."""
+    """The rooms of this package and the other top-level packages that the file imports, without its own room."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):

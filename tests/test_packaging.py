@@ -1,4 +1,4 @@
-"""What is installed from a wheel works in any folder: the command, the configs and their weights."""
+"""An installed wheel works in any folder: the command, the configs and their weights."""
 
 from __future__ import annotations
 

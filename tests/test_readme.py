@@ -1,4 +1,4 @@
-"""What README and docs/ show works as it stands there."""
+"""The examples in README and docs/ work as printed there."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ README = "\n".join(path.read_text() for path in [ROOT / "README.md", *sorted((RO
 
 
 def block(language: str, word: str = "") -> str:
-    """The code block of a language that holds a word."""
+    """The code block of a language that contains a word."""
     (found,) = [text for text in re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL) if word in text]
     return found
 

@@ -1,11 +1,11 @@
-"""The recipes of the configs are those of the published code, constant by constant, with the place where each stands.
+"""The recipes of the configs are those of the published code, constant by constant, with the source of each.
 
 ICE: `chenhao2345/ICE` a206eb9. CC (Cluster Contrast): `alibaba/cluster-contrast-reid` 57b62e9. DCMIP:
 `Trangle12/DCMIP` dfe3563, which calls itself unofficial and logs the published figures. U and T are
 examples/unsupervised_train.py and ice/trainers.py of the first; E, C and R are
 examples/cluster_contrast_train_usl.py, clustercontrast/models/cm.py and clustercontrast/trainers.py of the others.
 O2CAP: `Terminator8758/O2CAP` a893b7a, whose constants are the defaults of train.py; those of SHARED are the same there.
-What is known to differ all the same stands in docs/differences.md.
+Known differences are listed in docs/differences.md.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fastreid.config import CfgNode, get_cfg
 from fastreid_ice import add_ice_config
 from fastreid_ice.config import CONFIGS, Run, merge_config_file, value_of
 
-# Config key -> value, and where the published code has it.
+# Config key -> value, and where it is in the published code.
 Recipe = dict[str, tuple[Any, str]]
 
 ERASING: Recipe = {

@@ -1,8 +1,9 @@
-"""The patches of docs/upstream repair fastreid by themselves, and together cover what compat works around.
+"""The patches of docs/upstream repair fastreid each alone, and together cover everything that compat works around.
 
-Run as a script this applies them to copies of the installed fastreid and prints, as JSON, how the tests that they add
-end before, with each patch alone, and with all of them, and how the reproductions in their descriptions end before and
-with all of them. Each run is a fork of a process that has imported torch but neither fastreid nor this package.
+Run as a script, this applies them to copies of the installed fastreid and prints as JSON the results of the tests that
+they add, before, with each patch alone, and with all of them, and the results of the reproductions in their
+descriptions before and with all of them. Each run is a fork of a process that has imported torch but neither fastreid
+nor this package.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def test_reproduction(outcomes, name):
 
 
 def reproduction(name: str) -> tuple[str, str]:
-    """The code in the description of a patch, and the error that it ends in, from the comment of its last line."""
+    """The code in the description of a patch, and the error in which it ends, from the comment in its last line."""
     code = re.search(r"```python\n(.*)\n```", (FOLDER / f"{name}.md").read_text(), re.DOTALL)[1]
     error = code.rpartition("  # ")[2]
     return code, "TimeoutError" if error == "waits for ever" else error
@@ -113,9 +114,9 @@ def reproduction(name: str) -> tuple[str, str]:
 def patched_copy(folder: Path, names: Sequence[str], tests: Sequence[str]) -> Path:
     """A copy of fastreid with the patches ``names`` and, of the patches ``tests``, the tests only."""
     source = find_spec("fastreid").submodule_search_locations[0]
-    # Compiled files of the ranking would be those of the unpatched source.
+    # Compiled files of the ranking would come from the unpatched source.
     shutil.copytree(source, folder / "fastreid", ignore=shutil.ignore_patterns("*.so", "*.c", "build"))
-    # No git repository around the folder shall matter.
+    # A git repository around the folder must not matter.
     environment = {**os.environ, "GIT_CEILING_DIRECTORIES": str(folder.parent)}
     for chosen, options in ((names, []), (tests, ["--include=tests/*"])):
         if chosen:
@@ -125,7 +126,7 @@ def patched_copy(folder: Path, names: Sequence[str], tests: Sequence[str]) -> Pa
 
 
 def in_a_fork(function: Callable[[], Any]) -> Any:
-    """The result of a function that runs in a child without output; what it does to its process ends with it."""
+    """The result of a function that runs in a child without output, so that its changes to the process are lost."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -143,7 +144,7 @@ def in_a_fork(function: Callable[[], Any]) -> Any:
 
 
 def run(folder: Path, names: Sequence[str], *, with_reproductions: bool) -> dict[str, dict[str, Any]]:
-    """How the tests that the patches ``names`` add end in the copy in ``folder``, and their reproductions."""
+    """The results of the tests of the patches ``names`` in the copy in ``folder``, and of their reproductions."""
     os.chdir(folder)
     sys.path[:0] = [str(folder), str(folder / "tests")]
     with contextlib.suppress(ImportError):
@@ -180,13 +181,13 @@ def reproduce(name: str) -> str:
         os.chdir(folder)
         try:
             exec(code, {"__name__": "__main__"})
-        except BaseException as error:  # SystemExit is among what the patches prevent
+        except BaseException as error:  # some patches prevent a SystemExit
             return f"{type(error).__name__}: {error}"
     return ""
 
 
 def run_all() -> dict[str, dict[str, Any]]:
-    # Before the forks, which then need not import them again.
+    # Before the forks, so that these need not import them again.
     import faiss  # noqa: F401
     import sklearn.metrics  # noqa: F401
     import torch.utils.tensorboard  # noqa: F401

@@ -1,4 +1,4 @@
-"""The benchmarks as a user runs them, on sizes whose times mean nothing."""
+"""The benchmarks as a user runs them, on sizes too small for meaningful times."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run(*arguments: str) -> str:
 
 
 def cells(text: str) -> list[list[str]]:
-    """The rows of the table in a text, without its head."""
+    """The rows of the table in a text, without its header."""
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     return rows[2:]
 
@@ -68,7 +68,7 @@ def test_scaling_measures_what_is_missing(
     assert [row[:2] for row in first] == [["700", "exact"]]
     assert float(first[0][11]) > 0.5 and first[0][12] == ""
 
-    # Again, with more to do, in this process: the row that is there stays as it is, and the new ones are beside it.
+    # Again, with more rows, in this process: the existing row is kept, and the new ones are added.
     arguments = ["scaling", "--images", "900", "700", "--neighbors", "cells", "exact", *options, "--threads", "1"]
     monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments])
     benchmark.main()
@@ -145,14 +145,14 @@ def test_bad_input(
 
 
 def test_people_are_drawn_as_asked(tmp_path: Path) -> None:
-    """Across the blocks that they are drawn in: unit rows, nearer to their own person than to others."""
+    """Also across the blocks in which they are drawn: unit rows, nearer to their own person than to others."""
     identities = draw_people(tmp_path / "people.npy", 20_000, 16, per_person=30, strays=0.1)
     features = np.load(tmp_path / "people.npy")
     assert features.shape == (20_000, 16) and features.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=1e-5)
     sizes = np.bincount(identities)
     assert (sizes == 1).sum() == 2000 and (sizes[sizes > 1] == 30).all()
-    assert (np.diff(identities) != 0).mean() > 0.9, "people are mixed"
+    assert (np.diff(identities) != 0).mean() > 0.9, "people are shuffled"
     for block in (slice(0, 16384), slice(16384, None)):
         rows, who = features[block][:1500], identities[block][:1500]
         similarity, same = rows @ rows.T, who[:, None] == who
@@ -164,7 +164,7 @@ def test_people_are_drawn_as_asked(tmp_path: Path) -> None:
 
 
 def allocate(features: torch.Tensor, clock: Clock, device: str) -> tuple[int, int]:
-    """Fills 200 MiB for the whole set and nothing for the few rows of the warm-up; tells its process and threads."""
+    """Fills 200 MiB for the whole set and nothing for the few rows of the warm-up; returns its process and threads."""
     with clock.stage("fill"):
         torch.ones(200 if len(features) > 1000 else 0, 2**18)
     return os.getpid(), torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""The benchmark of evaluation as a user runs it, on a size whose times mean nothing."""
+"""The benchmark of evaluation as a user runs it, on a size too small for meaningful times."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_evaluate_beside_fastreid(options: list[str]) -> None:
 
 @pytest.mark.slow
 def test_few_queries_and_a_large_gallery() -> None:
-    """Among the thousand rows that warm up, hardly any query would have a right image."""
+    """Among the thousand rows of the warm-up, hardly any query would have a true match."""
     sizes = ["--queries", "20", "--gallery", "20000", "--dim", "16", "--repeats", "1", "--threads", "1"]
     command = [*FASTREID_ICE, "bench", "evaluate", *sizes]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

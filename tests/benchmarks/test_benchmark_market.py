@@ -1,4 +1,4 @@
-"""The budget of the Market-1501 table: the same for every method, and what its command refuses."""
+"""The budget of the Market-1501 table is the same for every method; and the input that its command refuses."""
 
 from __future__ import annotations
 

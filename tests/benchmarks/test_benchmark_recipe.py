@@ -1,4 +1,4 @@
-"""The benchmark of a recipe: its arithmetic, and the command on sizes whose times mean nothing."""
+"""The benchmark of a recipe: its arithmetic, and the command on sizes too small for meaningful times."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from support import ROOT, SMALL, small_config
 
 @pytest.fixture
 def own_logging() -> Iterator[None]:
-    """Leaves fast-reid's loggers as they were."""
+    """Restores fast-reid's loggers."""
     loggers = [logging.getLogger(name) for name in ("fastreid", "fastreid.engine.defaults")]
     before = [(logger.level, logger.handlers[:]) for logger in loggers]
     yield
@@ -32,7 +32,7 @@ def own_logging() -> Iterator[None]:
 
 
 def cells(text: str) -> list[list[str]]:
-    """The rows of the tables in a text, without the first head."""
+    """The rows of the tables in a text, without the first header."""
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     return rows[2:]
 
@@ -113,14 +113,14 @@ def test_settled_statistics_tell_images_apart(cfg: CfgNode, encoder: str, bn_spl
     settle_statistics(model, images)
     assert all(module.training for module in model.modules())
     assert similarity() < 0.3
-    assert settings == [norm.extra_repr() for norm in norms], "momentum and parts are what they were"
+    assert settings == [norm.extra_repr() for norm in norms], "momentum and parts are unchanged"
 
 
 @pytest.mark.usefixtures("own_logging")
 def test_a_recipe_of_two_stages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On a drawn set in Market-1501's proportions, and again on the pictures that are there."""
+    """On a drawn set in Market-1501's proportions, and again on the existing pictures."""
     monkeypatch.setenv("FASTREID_DATASETS", str(tmp_path))
     keys = ["INPUT.SIZE_TRAIN", "INPUT.SIZE_TEST", "CLUSTER.K1", "SOLVER.IMS_PER_BATCH"]
     changes = [text for key in keys for text in (key, str(SMALL[key]))]

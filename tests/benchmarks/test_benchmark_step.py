@@ -55,7 +55,7 @@ def test_the_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     assert lines[2][4] == "1.000"
     for _, seconds, fastest, slowest, _ in lines[2:]:
         assert float(fastest) <= float(seconds) <= float(slowest)
-    # Beside other work a median of two says little: our fastest step, and the slowest in the published schedule.
+    # While other work runs, a median of two says little: our fastest step, and the slowest in the published schedule.
     own = lines[3]
     assert float(own[2]) < float(lines[2][3])
     (ratio,) = re.findall(r"^ours: (\d\.\d+) of the published schedule", printed, re.M)

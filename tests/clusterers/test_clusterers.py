@@ -28,7 +28,7 @@ from support import small_config, train
 
 
 def blobs(people: int = 8, images: int = 12, noise: float = 0.05) -> tuple[Tensor, Tensor, Tensor]:
-    """Features, cameras, identities of people that are easy to tell apart."""
+    """Features, cameras, identities of people that are easy to distinguish."""
     generator = torch.Generator().manual_seed(3)
     identities = torch.arange(people).repeat_interleave(images)
     centres = F.normalize(torch.randn(people, 16, generator=generator))
@@ -50,7 +50,7 @@ def test_jaccard_dbscan_is_the_core_chain() -> None:
 
 
 def test_auto_eps_and_camera_norm_are_those_of_core() -> None:
-    """A word in the config each; features shifted by camera are one person's again only where the camera is known."""
+    """Each is set by one config key; features shifted by camera can only be matched again if the camera is known."""
     features, cameras, identities = blobs(noise=0.15)
     shifted = F.normalize(features + 3.0 * F.one_hot(cameras, 16))
     cfg = small_config(**{"CLUSTER.K1": 10, "CLUSTER.AUTO_EPS": True, "CLUSTER.CAMERA_NORM": True, "CLUSTER.EPS": 0.01})
@@ -69,7 +69,7 @@ def test_auto_eps_and_camera_norm_are_those_of_core() -> None:
 
 @pytest.mark.parametrize("name", ["JaccardDBSCAN", "HDBSCAN"])
 def test_camera_aware_distance(name: str) -> None:
-    """A word in the config. A camera that shifts its images hides people from the plain distance alone."""
+    """Set by one config value. If cameras shift their images, it matches people better than the plain distance."""
     features, cameras, identities = blobs(noise=0.15)
     shifted = F.normalize(features + 1.0 * F.one_hot(cameras, 16))
     sizes = {"CLUSTER.CA_JACCARD.K1_INTRA": 3, "CLUSTER.CA_JACCARD.K1_INTER": 7}
@@ -96,7 +96,7 @@ def test_jaccard_dbscan_finds_clear_people() -> None:
 
 @pytest.mark.parametrize("images", [1, 2, 3, 5])
 def test_jaccard_dbscan_lowers_k1_for_few_images(images: int) -> None:
-    """Fewer images than neighbours asked for: labels all the same, noise where there is nothing to compare."""
+    """With fewer images than neighbours there still are labels, noise if there is nothing to compare."""
     features, cameras, identities = (column[:images] for column in blobs())
     clusters = JaccardDBSCAN(eps=0.5)(features, cameras, identities)
     assert clusters.labels.shape == (images,)
@@ -124,7 +124,7 @@ def test_k_means_with_more_clusters_than_images(num_clusters: int, expected: int
 
 @pytest.mark.parametrize("images", [1, 7])
 def test_k_means_of_one_image_and_of_copies(images: int) -> None:
-    """Copies cannot be told apart: one cluster, whatever was asked for."""
+    """Copies cannot be distinguished: they are one cluster, for any number of clusters."""
     clusters = KMeans(num_clusters=3)(torch.eye(4)[:1].repeat(images, 1), column(images), column(images))
     assert clusters.labels.tolist() == [0] * images
 
@@ -175,7 +175,7 @@ def test_ground_truth_numbers_identities() -> None:
 
 @pytest.mark.parametrize("name", ["HDBSCAN", "KMeans", "GroundTruth"])
 def test_an_unreadable_image_is_left_out(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has no features to cluster, and no label even where the truth would have one."""
+    """It has no features to cluster, and gets no label, even if its true identity is known."""
     monkeypatch.setenv("FASTREID_DATASETS", str(tmp_path))
     settings = {"CLUSTER.NAME": name, "CLUSTER.NUM_CLUSTERS": 6, "DATALOADER.UNREADABLE": "skip"}
     cfg = small_config(OUTPUT_DIR=str(tmp_path / "run"), SOLVER__MAX_EPOCH=1, DATASETS__TESTS=(), **settings)

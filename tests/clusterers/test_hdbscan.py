@@ -29,14 +29,14 @@ def on_the_dense_matrix(graph: sparse.csr_array, min_cluster_size: int, min_samp
 
 
 def assert_same_clusters(labels: np.ndarray, expected: np.ndarray) -> None:
-    """Up to the numbers of the clusters; noise is noise."""
+    """Up to the numbers of the clusters; the noise is the same."""
     pairs = set(zip(labels.tolist(), expected.tolist(), strict=True))
     assert len(pairs) == len(set(labels.tolist())) == len(set(expected.tolist()))
     assert all((one == -1) == (other == -1) for one, other in pairs)
 
 
 def people(sizes: list[int]) -> tuple[Tensor, Tensor]:
-    """Features and identities of people far apart."""
+    """Features and identities of well-separated people."""
     generator = torch.Generator().manual_seed(7)
     identities = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
     features = torch.randn(len(sizes), 64, generator=generator)[identities]
@@ -68,7 +68,7 @@ def test_with_more_samples_as_near_to_the_dense_matrix_as_other_orders_of_the_im
 
 @pytest.mark.parametrize("min_samples", [1, 2, 4, 6])
 def test_a_graph_in_pieces(min_samples: int) -> None:
-    """Pieces that nothing links are clusters of their own where large enough, whatever their order."""
+    """Unconnected pieces are separate clusters if they are large enough, in any order."""
     random = np.random.default_rng(2)
     sizes = random.permutation([12, 9, 8, 10, 7, 3, 3, 3, 2, 2, 1, 1, 1, 1, 5, 6])
     blocks = []
@@ -85,7 +85,7 @@ def test_a_graph_in_pieces(min_samples: int) -> None:
 
 
 def test_an_image_with_too_few_neighbors_is_noise() -> None:
-    """Near two of a group, where three are asked for beside itself: only distance 1 has as many, with everyone."""
+    """It has two near neighbours; min_samples 4 needs three besides itself, which only distance 1 gives: all images."""
     distances = np.ones((21, 21))
     distances[:10, :10] = distances[10:20, 10:20] = 0.4
     distances[20, [2, 3]] = distances[[2, 3], 20] = 0.4

@@ -16,7 +16,7 @@ from tiny_market import draw_tiny_market, tiny_config
 
 
 def train_and_save(folder):
-    """Two steps of fast-reid's own trainer; the state before and after, of each process."""
+    """Two steps of fast-reid's own trainer; saves the state of each process before and after."""
     from fastreid.engine import DefaultTrainer
     from fastreid.utils import comm
 
@@ -47,7 +47,7 @@ def test_two_processes_train_the_same_weights(tmp_path, monkeypatch):
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1))
     assert first["ranks"] == (0, 0, 2, 2) and second["ranks"] == (1, 1, 2, 2)
     assert first["backend"] == "gloo"
-    assert first["start_method"] == torch.multiprocessing.get_start_method()  # of the workers of a loader
+    assert first["start_method"] == torch.multiprocessing.get_start_method()  # for the workers of a loader
     assert first["threads"] == max(1, len(os.sched_getaffinity(0)) // 2)
     for name, weight in first["after"].items():
         assert weight.equal(second["after"][name]), name
@@ -72,7 +72,7 @@ def test_impossible_numbers(number, machines, message):
 
 
 def test_processes_that_do_not_know_of_one_another(monkeypatch):
-    """Such as those of srun without torchrun, each of which would train a model of its own."""
+    """Such as those of srun without torchrun, each of which would train a separate model."""
     for name in ("RANK", *TASKS):
         monkeypatch.delenv(name, raising=False)
     assert not is_in_group()

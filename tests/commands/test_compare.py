@@ -50,7 +50,7 @@ def test_a_table_and_a_picture_and_nothing_is_run_twice(
     rows = cells(table)
     assert list(rows) == ["(start)", "plain", "staged"]
     assert [rows[name][0] for name in ("plain", "staged")] == ["1", "1"]
-    assert rows["staged"][3:5] == ["1.000", "6"], "the last stage clusters by the truth"
+    assert rows["staged"][3:5] == ["1.000", "6"], "the last stage uses true identities"
     assert 0 < float(rows["plain"][1]) <= 100 and 0 < float(rows["(start)"][0]) <= 100
     assert rows["plain"] != rows["staged"]
     records = json.loads((output / "results.json").read_text())
@@ -61,7 +61,7 @@ def test_a_table_and_a_picture_and_nothing_is_run_twice(
     assert f"{records[0]['epochs'][0]['mAP']:.1f}" == rows["plain"][1]
     picture = Image.open(output / "curves.png").convert("RGB")
     assert {(0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)} <= {colour for _, colour in picture.getcolors(2**20)}
-    # A second call takes what is there; a run that was interrupted goes on.
+    # A second call keeps complete runs; a run that was interrupted continues.
     seconds = [output / name / "seed0" / "seconds.txt" for name in ("plain", "staged")]
     assert [len(path.read_text().split()) for path in seconds] == [1, 1]
     (output / "staged" / "seed0" / "stage2" / "last_checkpoint").unlink()
@@ -69,7 +69,7 @@ def test_a_table_and_a_picture_and_nothing_is_run_twice(
     assert [len(path.read_text().split()) for path in seconds] == [1, 2]
     repeated = cells((output / "table.txt").read_text())
     assert repeated["plain"] == rows["plain"] and repeated["staged"][:5] == rows["staged"][:5]
-    # Other settings in the same folder would be a mixture.
+    # Other settings in the same folder would mix runs.
     with pytest.raises(InputError, match="plain/seed0 holds a run with another config; choose another --output"):
         compare.compare(compare.by_name(configs), 1, output, [*OPTIONS, "CLUSTER.EPS", "0.5"])
 
@@ -78,7 +78,7 @@ def test_a_table_and_a_picture_and_nothing_is_run_twice(
 def test_a_failed_run_leaves_the_others(
     datasets_root: Path, configs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    """Files that are missing are found when a run starts."""
+    """Missing files are found when a run starts."""
     monkeypatch.setenv("FASTREID_DATASETS", str(datasets_root))
     configs[0].write_text(configs[0].read_text() + "DATASETS: {NAMES: [Market1501]}\n")
     where = OPTIONS.index("DATASETS.NAMES")
@@ -90,7 +90,7 @@ def test_a_failed_run_leaves_the_others(
 
 @pytest.mark.slow
 def test_an_interrupt_is_one_sentence(datasets_root: Path, configs: list[Path], tmp_path: Path) -> None:
-    """Ctrl-C in a terminal, which reaches the run as well; what it has is resumed by the same command."""
+    """Ctrl-C in a terminal, which reaches the run as well; the same command resumes the run."""
     output = tmp_path / "compare"
     command = [*FASTREID_ICE, "compare", "--config-file", str(configs[0]), "--output", str(output)]
     done = subprocess.Popen(
@@ -98,7 +98,7 @@ def test_an_interrupt_is_one_sentence(datasets_root: Path, configs: list[Path], 
         env={**os.environ, "FASTREID_DATASETS": str(datasets_root)},
         stderr=subprocess.PIPE,
         text=True,
-        # Where the tests run in the background of a script, children would inherit that SIGINT is ignored.
+        # If the tests run in the background of a script, children would inherit that SIGINT is ignored.
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         start_new_session=True,
     )

@@ -1,4 +1,4 @@
-"""What a run starts from where its pretrained weights cannot be downloaded: real commands, without a network."""
+"""What a run starts from if its pretrained weights cannot be downloaded: real commands, without a network."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def crops(datasets_root: Path) -> Path:
 
 
 def offline(tmp_path: Path, **changes: str) -> dict[str, str]:
-    """The environment of a process that may not ask the hub, with an empty cache."""
+    """The environment of a process that may not access the hub, with an empty cache."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"} | changes
 
 
 def run(tmp_path: Path, crops: Path, *arguments: str, config: Path = FOLDER, **changes: str):
-    """The command, in a process of its own, since timm's client reads its environment once."""
+    """The command, in a separate process, since timm's client reads its environment once."""
     output = ["DATASETS.ROOT", str(crops), "OUTPUT_DIR", str(tmp_path / "run")]
     command = [sys.executable, str(ROOT / "tools" / "train_net.py"), "--config-file", str(config)]
     flags = [argument for argument in arguments if argument.startswith("--")]
@@ -67,7 +67,7 @@ def test_a_run_without_a_network_says_what_it_starts_from_and_is_resumed(tmp_pat
     assert f"the weights of {NETWORK} cannot be downloaded (https://huggingface.co is not to be asked" in warning
     assert f"WARNING: {warning.partition(']: ')[2]}\n" in (tmp_path / "run" / "log.txt").read_text()
     assert backbone_of(tmp_path) == "build_osnet_backbone"
-    # The same command goes on with the network that the run has.
+    # The same command continues with the network of the run.
     again = run(tmp_path, crops, "--resume", "SOLVER.MAX_EPOCH", "2")
     assert again.returncode == 0, again.stdout + again.stderr
     assert not [line for line in again.stdout.splitlines() if "WARNING" in line]
@@ -77,7 +77,7 @@ def test_a_run_without_a_network_says_what_it_starts_from_and_is_resumed(tmp_pat
 
 @pytest.fixture
 def silent_server() -> Iterator[str]:
-    """A hub that takes every connection and says nothing."""
+    """A hub that accepts every connection and never answers."""
     taken = []
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -108,14 +108,14 @@ def test_a_hub_that_never_answers_is_left(tmp_path: Path, crops: Path, silent_se
 
 
 def setup(*arguments: str) -> tuple[CfgNode, str]:
-    """The config that a run would have, and what its log would say of it."""
+    """The config that a run would have, and the text for its log."""
     parsed = default_argument_parser().parse_args(["--config-file", str(FOLDER), *arguments])
     return train.setup(parsed), parsed.notice
 
 
 @pytest.fixture
 def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """This process may not ask the hub."""
+    """This process may not access the hub."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
 

@@ -1,4 +1,4 @@
-"""Labels handed out as files and links: the command as a user runs it, and that no original is touched."""
+"""Labels as files and links: the command as a user runs it, which changes no original."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LINKS = {
 
 @pytest.fixture
 def labels(tmp_path: Path) -> Path:
-    """A file of labels, and the images that it names."""
+    """A file of labels, with the images that it names."""
     for name in NAMES:
         (tmp_path / "crops" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "crops" / name).write_text(name)
@@ -55,7 +55,7 @@ def refusal(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> str:
 
 
 def snapshot(folder: Path) -> dict[str, tuple]:
-    """What a stranger could see of the files in a folder: kind, links to it, times and content."""
+    """Everything visible of the files in a folder: kind, number of links, times and content."""
     return {
         str(path): (os.lstat(path).st_nlink, os.lstat(path).st_mtime_ns, path.is_symlink() or path.read_bytes())
         for path in sorted(folder.rglob("*"))
@@ -67,7 +67,7 @@ def test_links_by_cluster(labels: Path, tmp_path: Path, monkeypatch, capsys) -> 
     before, folder, output = snapshot(tmp_path), tmp_path / "links", tmp_path / "sorted.csv"
     run(monkeypatch, labels, "--links", folder, "--output", output)
     said = capsys.readouterr().out
-    assert snapshot(tmp_path) == before and not folder.exists(), "a dry run makes nothing"
+    assert snapshot(tmp_path) == before and not folder.exists(), "a dry run creates nothing"
     assert f"Would make {folder}: 3 folders of clusters and one of noise, 8 links" in said
     assert f"Would write {output}: 8 images" in said and "Nothing was created; --write creates it." in said
 
@@ -86,7 +86,7 @@ def test_links_by_cluster(labels: Path, tmp_path: Path, monkeypatch, capsys) -> 
 
 
 def test_a_run_and_images_that_are_gone(labels: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    """Of a run in stages, the last that has clustered; an empty folder may be there."""
+    """For a run with stages, the labels of the last one that has clustered; the folder may exist if it is empty."""
     cfg = small_config(OUTPUT_DIR="elsewhere")
     cfg.STAGES = ({"SOLVER": {"MAX_EPOCH": 1}},) * 3
     output = tmp_path / "run"
@@ -132,7 +132,7 @@ def test_nothing_is_overwritten_or_half_made(labels: Path, tmp_path: Path, monke
         patched.setattr(Path, "symlink_to", full_disk)
         message = refusal(patched, labels, "--links", tmp_path / "links", "--write")
     assert "No space left on device" in message and len(made) == 5
-    assert snapshot(tmp_path) == before and not list(tmp_path.glob(".*")), "the four links are gone as well"
+    assert snapshot(tmp_path) == before and not list(tmp_path.glob(".*")), "the four links are removed as well"
 
 
 def test_bad_input_is_one_sentence(labels: Path, tmp_path: Path, monkeypatch, capsys) -> None:

@@ -1,4 +1,4 @@
-"""The reclustering tool as a user runs it: files in, a CSV file out, and sentences where that cannot be."""
+"""The reclustering tool as a user runs it: files in, a CSV file out, or an error of one sentence."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_labels_and_distances_of_features(tmp_path: Path) -> None:
 
 
 def test_names_and_another_clusterer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """k-means, too, goes by the direction of a row, whatever its length."""
+    """k-means, too, depends only on the direction of a row, not on its length."""
     monkeypatch.chdir(tmp_path)
     rows = blobs(np.float64)
     np.save("scaled.npy", rows)

@@ -1,4 +1,4 @@
-"""torchrun as users run it: two machines without a common disk, and a process that is lost and started again."""
+"""torchrun as users run it: two machines without a common disk, and a process that is lost and restarted."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TINY = {
 
 
 def arguments(*flags: str, config: str = "ice_market.yml", **settings: object) -> list[str]:
-    """Of a run that writes into the folder ``run`` below the current one; further keys as KEY__KEY=value."""
+    """Those of a run that writes to the folder ``run`` in the current one; further keys as KEY__KEY=value."""
     options = TINY | {key.replace("__", "."): value for key, value in settings.items()}
     config = str(ROOT / "configs" / config)
     return [*flags, "--config-file", config, *(str(part) for item in options.items() for part in item)]
@@ -40,7 +40,7 @@ def arguments(*flags: str, config: str = "ice_market.yml", **settings: object) -
 
 @pytest.fixture
 def start(datasets_root: Path, tmp_path: Path) -> Iterator:
-    """Starts commands, each in a folder of its own; those that are left at the end of a test are ended."""
+    """Starts commands, each in its own folder; those still running at the end of a test are ended."""
     started: list[subprocess.Popen] = []
 
     def run(folder: str, command: list[str], **variables: str) -> subprocess.Popen:
@@ -65,7 +65,7 @@ def start(datasets_root: Path, tmp_path: Path) -> Iterator:
 
 
 def weights(folder: Path, rank: int) -> dict[str, torch.Tensor]:
-    """Those that ``Witness`` has seen last in one process."""
+    """The last weights that ``Witness`` has seen in one process."""
     return torch.load(folder / f"rank{rank}.pt", weights_only=True)
 
 
@@ -78,7 +78,7 @@ def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 class TestTwoMachines:
     @pytest.fixture
     def pair(self, start):
-        """Starts the same command on two machines, and gives what each has printed."""
+        """Starts the same command on two machines, and returns the output of each."""
 
         def run(train: list[str]) -> list[tuple[int, str, str]]:
             with socket.socket() as probe:
@@ -94,7 +94,7 @@ class TestTwoMachines:
         return run
 
     def test_without_a_common_disk(self, pair, tmp_path: Path) -> None:
-        """Two stages, of which the second starts from a file of the first machine; then an epoch more of each."""
+        """Two stages, of which the second starts from a file of the first machine; then one more epoch of each."""
         first, second = tmp_path / "machine0", tmp_path / "machine1"
         train = [str(ROOT / "tools" / "train_net.py")]
         settings = {"config": "dcmip_market.yml", "MODEL__START_FROM": "last", "MODEL__WEIGHTS": "weights.pth"}
@@ -123,7 +123,7 @@ class TestTwoMachines:
 
 
 def test_a_lost_process_is_started_again(start, tmp_path: Path) -> None:
-    """By our command, killed in its second epoch; by torchrun, undisturbed. Both end with the same weights."""
+    """By our command and killed in its second epoch, and by torchrun without a kill: both end with the same weights."""
     settings = {"SOLVER__MAX_EPOCH": 3}
     whole = start("whole", [*TORCHRUN, "2", *TRAIN_NET[1:], *arguments(**settings)])
     printed, errors = whole.communicate(timeout=300)
@@ -142,7 +142,7 @@ def test_a_lost_process_is_started_again(start, tmp_path: Path) -> None:
 
 
 def test_a_restart_does_not_go_on_from_another_run(start, tmp_path: Path) -> None:
-    """A run that loses a process before its first checkpoint, in an earlier run's folder, starts from the start."""
+    """A run that loses a process before its first checkpoint, in an earlier run's folder, restarts from epoch 1."""
     earlier = start("run", [*TRAIN_NET, *arguments(SOLVER__MAX_EPOCH=2)])
     assert earlier.wait(timeout=300) == 0
     settings = arguments("--num-gpus", "2", "--max-restarts", "1", SOLVER__MAX_EPOCH=1)

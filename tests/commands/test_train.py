@@ -1,4 +1,4 @@
-"""The command line as a user runs it: what it prints and how it exits, good input and bad."""
+"""The command line as a user runs it: its output and exit code, for good and bad input."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_options_count_in_every_stage(tmp_path: Path) -> None:
     cfg = train.setup(default_argument_parser().parse_args([*config, *options]))
     stages = [stage.cfg for stage in Run(cfg).stages]
     assert [stage.SOLVER.MAX_EPOCH for stage in stages] == [7, 7]
-    assert [len(stage.MODEL.LOSSES.NAME) for stage in stages] == [1, 2], "what is not on the command line stays"
+    assert [len(stage.MODEL.LOSSES.NAME) for stage in stages] == [1, 2], "other keys are unchanged"
     with pytest.raises(InputError, match="--resume: '.*run/stage1' .* holds no checkpoint"):
         train.setup(default_argument_parser().parse_args([*config, "--resume", *options]))
 

@@ -1,4 +1,4 @@
-"""For ``IMPORTS``: a backbone of one layer, and a hook that sees the weights and may kill a process."""
+"""For ``IMPORTS``: a backbone of one layer, and a hook that saves the weights and may kill a process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where config files, their bases and what they import are found, and what is said where they are not."""
+"""Finding config files, their bases and the files that they import, and the errors if they are missing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_shipped_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for path in ("", "configs", "configs/nothing.yml", "other/ice_demo.yml", "/configs/ice_demo.yml"):
         assert shipped_file(path) == path
     (tmp_path / "ice_demo.yml").touch()
-    assert shipped_file("ice_demo.yml") == "ice_demo.yml", "the user's own goes first"
+    assert shipped_file("ice_demo.yml") == "ice_demo.yml", "the user's own has priority"
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yml")), ids=lambda path: path.stem)
@@ -40,7 +40,7 @@ def test_every_config_is_read_as_fast_reid_reads_it(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("[!b]*.yml")), ids=lambda path: path.stem)
 def test_published_recipes_normalise_as_on_their_gpus(path: Path) -> None:
-    """On the published batch; the other configs, on data of one's own or drawn, are nobody's recipe."""
+    """On the published batch; the other configs, for your own or drawn data, have no published recipe."""
     cfg = read(path)
     recipe = (cfg.MODEL.BN_SPLITS, cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE)
     if cfg.CLUSTER.AUTO_EPS or not set(cfg.DATASETS.NAMES) <= {"Market1501", "DukeMTMC", "MSMT17", "VeRi"}:
@@ -67,7 +67,7 @@ def test_bases_and_imports_count_from_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("folder", ["", "configs"])
 def test_a_config_over_the_shipped_one_of_its_name(tmp_path: Path, monkeypatch, folder: str) -> None:
-    """By the name of the file, which is its own, and from the folder in which people run it."""
+    """Named by the file's own name, and from the folder in which users run it."""
     monkeypatch.chdir(tmp_path)
     mine = Path(folder, "ice_demo.yml")
     mine.parent.mkdir(exist_ok=True)
@@ -120,7 +120,7 @@ def test_a_file_that_is_no_config(tmp_path: Path, text: str, error: str) -> None
     ],
 )
 def test_a_file_of_keys_that_do_not_fit(tmp_path: Path, text: str, error: str) -> None:
-    """In one sentence, also where it is the file that a run has left."""
+    """One sentence, also if it is the config file of a run."""
     (tmp_path / "mine.yml").write_text(text)
     with pytest.raises(InputError, match=error) as raised:
         read(tmp_path / "mine.yml")

@@ -1,4 +1,4 @@
-"""The camera-aware Jaccard distance against the authors' dense matrices, and against sets in a loop."""
+"""The camera-aware Jaccard distance against the authors' dense matrices, and against a loop over sets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def numbers(golden) -> dict[str, int]:
 @pytest.mark.parametrize("convert", [np.asarray, torch.tensor])
 @pytest.mark.parametrize("name", FILES)
 def test_equals_the_reference(name, convert):
-    """Where the reference's distance does not depend on how it breaks ties."""
+    """On inputs for which the reference's distance does not depend on how it breaks ties."""
     golden = load_golden(f"cajaccard_{name}")
     features, cameras = convert(golden["features"]), convert(golden["cameras"])
     graph = camera_jaccard_graph(features, cameras, **numbers(golden))
@@ -59,7 +59,7 @@ def test_max_distance_only_drops_entries(max_distance):
 
 
 def by_definition(features, cameras, k1_intra, k1_inter, k2_intra, k2_inter):
-    """(N, N) distances in float64, list by list and set by set; equals by ascending index, the image itself first."""
+    """(N, N) distances in float64, by lists and sets; ties are ordered by index, with the image itself first."""
     everyone = range(len(features))
     rows = features / np.linalg.norm(features, axis=1, keepdims=True)
     similarities = rows @ rows.T

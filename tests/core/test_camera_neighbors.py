@@ -12,7 +12,7 @@ from golden import load_golden
 
 
 def sorted_lists(features: np.ndarray, cameras: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both orders of all images; equals by ascending index, the image itself before its camera."""
+    """Both orders of all images; ties are ordered by index, with the image itself before its camera."""
     rows = features.astype(np.float64)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     similarities = np.round(rows @ rows.T, 12)  # copies of a row are equal
@@ -23,7 +23,7 @@ def sorted_lists(features: np.ndarray, cameras: np.ndarray) -> tuple[np.ndarray,
 
 
 def crowd(sizes, *, copies=0, seed=0):
-    """Features of cameras of these sizes, in random order, some of them copies of one row."""
+    """Features of cameras with these numbers of images, in random order, some of them copies of one row."""
     generator = np.random.default_rng(seed)
     cameras = generator.permutation(np.repeat(np.arange(len(sizes)) * 5 - 3, sizes))
     features = generator.normal(size=(len(cameras), 24)).astype(np.float32) * 3
@@ -71,7 +71,7 @@ def test_lists_equal_the_reference(name):
     golden = load_golden(f"cajaccard_{name}")
     k_intra, k_inter = golden["intra_rank"].shape[1], golden["inter_rank"].shape[1]
     intra, inter = camera_neighbors(golden["features"], golden["cameras"], k_intra, k_inter)
-    # The reference has float32 distances, so that two images may change places: no sets of rows differ by more.
+    # The reference uses float32 distances, so two images may be swapped: no row's set differs by more.
     assert (intra.numpy() == golden["intra_rank"]).mean() > 0.999
     assert (inter.numpy() == golden["inter_rank"]).mean() > 0.999
 

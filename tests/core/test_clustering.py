@@ -38,7 +38,7 @@ def test_equals_the_reference_for_every_eps(name):
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("seed", range(8))
 def test_equals_scikit_learn_on_random_graphs(seed, symmetric, dtype):
-    """Many ties with eps, border points between clusters, points that are not near themselves, one-way neighbours."""
+    """Many ties at eps, border points between clusters, points not near themselves, one-way neighbours."""
     random = np.random.default_rng(seed)
     distances = random.choice([0, 0.2, 0.4, 0.5, 1.0], p=[0.01, 0.02, 0.02, 0.02, 0.93], size=(150, 150)).astype(dtype)
     if symmetric:
@@ -80,7 +80,7 @@ def test_empty_graphs():
 
 
 def test_a_large_graph_at_eps_1_costs_nothing():
-    """Absent pairs are at distance 1, and so near: 10^11 of them here, which nothing may write out."""
+    """Absent pairs are at distance 1, hence near: these are 10^11 here, and must not be stored."""
     num_points = 400_000
     graph = sparse.csr_array((num_points, num_points), dtype=np.float32)
     np.testing.assert_array_equal(dbscan(graph, eps=1, min_samples=num_points), np.zeros(num_points))
@@ -89,7 +89,7 @@ def test_a_large_graph_at_eps_1_costs_nothing():
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_eps_is_compared_in_the_precision_of_the_graph(dtype):
-    """0.55 lies below its float32, and 1 - 1e-9 has none but 1, which makes absent pairs near."""
+    """0.55 is less than its float32 value, and 1 - 1e-9 becomes 1 in float32, which makes absent pairs near."""
     distances = np.ones((4, 4), dtype)
     np.fill_diagonal(distances, 0)
     distances[0, 1] = distances[1, 0] = 0.55

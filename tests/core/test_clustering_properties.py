@@ -1,6 +1,6 @@
-"""The core chain on whatever hypothesis comes up with, against scikit-learn and dense matrices.
+"""The core chain on examples drawn by hypothesis, against scikit-learn and dense matrices.
 
-Small numbers of points, distances and features drawn from few values: copies, ties and empty rows are the rule.
+Few points, with distances and features drawn from few values: copies, ties and empty rows are common.
 The examples are the same in every run.
 """
 
@@ -17,7 +17,7 @@ from fastreid_ice.core import dbscan, jaccard_graph, k_nearest
 
 many = settings(derandomize=True, deadline=None, max_examples=200)
 
-# Decimals that float32 rounds up (0.1, 0.6, 0.55) and down (0.3, 0.7, 0.9), halves that it keeps, neighbouring floats.
+# Decimals that float32 rounds up (0.1, 0.6, 0.55) and down (0.3, 0.7, 0.9), exact halves, neighbouring floats.
 TIES = [0.0, 1e-50, 1e-7, 0.1, 0.25, 0.3, 0.5, 0.55, 0.6, 0.7, 0.9, 1.0]
 TIES += [float(np.nextafter(np.float32(value), np.float32(side))) for value in (0.3, 0.55, 0.6) for side in (0, 1)]
 TIES += [float(np.nextafter(value, side)) for value in (0.3, 0.55, 0.6, 1.0) for side in (0.0, 1.0)]
@@ -25,7 +25,7 @@ TIES += [float(np.nextafter(value, side)) for value in (0.3, 0.55, 0.6, 1.0) for
 
 @st.composite
 def graphs(draw: st.DrawFn) -> tuple[sparse.csr_array, float]:
-    """A graph of up to 24 points and an eps, which is as often as not one of its distances before their rounding.
+    """A graph of up to 24 points and an eps, which is often one of its distances before their rounding.
 
     Symmetric or not, from nearly empty to full, with explicit zeros, gaps in the diagonal and copies of a point.
     """
@@ -81,7 +81,7 @@ def test_dbscan_does_not_depend_on_how_the_graph_is_stored(graph_and_eps, min_sa
 
 @st.composite
 def feature_sets(draw: st.DrawFn, min_rows: int = 1) -> np.ndarray:
-    """Up to 30 rows: of few whole numbers (copies, ties, opposite directions), or around few people, with copies."""
+    """Up to 30 rows: from few whole numbers (copies, ties, opposite directions), or around few people, with copies."""
     num_rows = draw(st.integers(min_rows, 30))
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     if draw(st.booleans()):
@@ -97,7 +97,7 @@ def feature_sets(draw: st.DrawFn, min_rows: int = 1) -> np.ndarray:
 @many
 @given(features=feature_sets(), data=st.data())
 def test_k_nearest_lists_the_most_similar(features, data):
-    """The first ``k`` of everyone, sorted: itself, then by similarity, then by index."""
+    """The first ``k`` of all rows, sorted: the row itself, then by similarity, then by index."""
     k = data.draw(st.integers(1, len(features)), label="k")
     chunk_size = data.draw(st.integers(1, 30), label="chunk_size")
     similarities, indices = (part.numpy() for part in k_nearest(features, k, chunk_size=chunk_size))
@@ -114,7 +114,7 @@ def test_k_nearest_lists_the_most_similar(features, data):
 @many
 @given(features=feature_sets(min_rows=3), data=st.data())
 def test_the_chain_equals_dense_matrices(features, data):
-    """Features to labels. eps lies between two of the distances, so that their rounding does not matter."""
+    """From features to labels. eps lies between two of the distances, so that their rounding does not matter."""
     k1 = data.draw(st.integers(2, len(features)), label="k1")
     k2 = data.draw(st.integers(1, k1), label="k2")
     min_samples = data.draw(st.integers(1, 5), label="min_samples")

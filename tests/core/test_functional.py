@@ -1,4 +1,4 @@
-"""The losses against loops over images, their derivatives, and where they could break."""
+"""The losses against loops over images, their derivatives, and edge cases."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_soft_consistency_is_zero_for_equal_views_and_its_target_is_constant():
 
 
 def example(dtype=torch.float64, device="cpu"):
-    """One call of each loss: a function of the features alone, and all its tensors."""
+    """One call of each loss: a function of only the features, and all its tensors."""
     generator = torch.Generator().manual_seed(2)
 
     def draw(*shape):

@@ -1,4 +1,4 @@
-"""The losses and their gradients against the reference, and where they differ from it against loops."""
+"""The losses and their gradients against the reference, and against loops where they differ from it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Golden:
 
 
 def check(loss_of, features, loss, gradient, *, loss_tolerance, gradient_tolerance):
-    """The value of ``loss_of(features)`` within a relative, its gradient within an absolute tolerance."""
+    """Compares ``loss_of(features)`` within a relative tolerance, its gradient within an absolute one."""
     features = features.clone().requires_grad_()
     value = loss_of(features)
     assert value.dtype == features.dtype
@@ -91,7 +91,7 @@ def test_soft_consistency_loss_equals_the_reference(name, suffix):
 @pytest.mark.parametrize("normalised_by", ["coordinate", "row"])
 @pytest.mark.parametrize("name", ENOUGH_NEGATIVES)
 def test_cross_camera_loss_equals_the_reference(name, normalised_by, suffix):
-    """Where every image has ``num_negatives`` foreign proxies; elsewhere the reference draws positives as negatives."""
+    """If every image has ``num_negatives`` foreign proxies; otherwise the reference uses positives as negatives."""
     golden = Golden(f"ice_losses_{name}", suffix)
     proxies = F.normalize(golden["proxies"], dim=0 if normalised_by == "coordinate" else 1)
     labels, cameras, proxy_labels = golden["labels"], golden["cams"], golden["proxy_labels"]
@@ -141,7 +141,7 @@ def loop_cross_camera(features, labels, cameras, proxies, proxy_labels, temperat
 @pytest.mark.parametrize("other_cameras_only", [False, True])
 @pytest.mark.parametrize("name", ICE_FILES)
 def test_cross_camera_loss_equals_a_loop(name, other_cameras_only):
-    """Includes the files with fewer foreign proxies than ``num_negatives``: all of them count and no positive does."""
+    """Includes the files with fewer foreign proxies than ``num_negatives``: all are negatives, and no positive is."""
     golden = Golden(f"ice_losses_{name}", "_f64")
     arguments = [golden[key] for key in ("labels", "cams", "proxies", "proxy_labels")]
     proxy_cameras = golden["proxy_cams"] if other_cameras_only else None

@@ -147,7 +147,7 @@ def test_zeros_are_stored():
 
 
 def test_a_point_without_mutual_neighbours_is_at_distance_1_from_itself():
-    ranks = np.array([[1, 2], [2, 1], [1, 2], [1, 2]])  # nobody lists 0 or 3, themselves included
+    ranks = np.array([[1, 2], [2, 1], [1, 2], [1, 2]])  # no list has 0 or 3, not even their own
     graph = jaccard_graph(np.eye(4, dtype=np.float32), ranks, k1=2, k2=1)
     assert set(graph.tocoo().row.tolist()) == {1, 2}
 
@@ -216,7 +216,7 @@ print(build(60_000))
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_beside_the_arguments():
-    """Some 3 kilobytes an image; with a bit for every pair of images it would be 7.5."""
+    """About 3 kilobytes per image; one bit for every pair of images would be 7.5."""
     done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True, cwd=ROOT)
     assert 0 < int(done.stdout) < 3 * 60_000
 

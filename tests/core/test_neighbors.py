@@ -67,7 +67,7 @@ def test_scale_of_a_row_does_not_matter():
 
 
 def test_itself_comes_first_among_copies_and_copies_follow_by_index():
-    # 0.5 and 1 are exact in every precision, so all copies are exactly as similar.
+    # 0.5 and 1 are exact in every precision, so all copies have exactly the same similarity.
     features = torch.tensor([[1.0, 0, 0, 0], [0.5, 0.5, 0.5, 0.5]]).repeat(4, 1)
     similarities, indices = k_nearest(features, 6)
     evens, odds = [0, 2, 4, 6], [1, 3, 5, 7]
@@ -133,7 +133,7 @@ def test_bad_input_is_named(features, arguments, message):
 
 
 def people(num_rows, dim, spread, seed=0):
-    """Unit rows around one centre for every ten of them."""
+    """Unit rows, ten around each centre."""
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randn(num_rows // 10, dim, generator=generator)
     return F.normalize(centres.repeat(10, 1) + spread * torch.randn(num_rows, dim, generator=generator))
@@ -142,7 +142,7 @@ def people(num_rows, dim, spread, seed=0):
 def hard_sets():
     random = people(700, 64, spread=3.0)
     near = random[:100].repeat(7, 1)
-    # Copies that differ by less than float32 resolves between unit rows, and by less than bfloat16 does at all.
+    # Copies that differ by less than float32 resolves between unit rows, and than bfloat16 resolves at all.
     generator = torch.Generator().manual_seed(1)
     offset = F.normalize(torch.randn(700, 64, generator=generator))
     return {
@@ -170,7 +170,7 @@ def test_every_precision_gives_the_float64_lists(name, precisions, monkeypatch):
     exact = torch.einsum("nd,nkd->nk", rows, rows[indices])
     torch.testing.assert_close(similarities.double(), exact, rtol=0, atol=1e-6)
     if "copies" in name or name == "one row for all":
-        # The order of what float64 cannot tell apart hangs on the order of summation; the similarities do not.
+        # The order of rows that float64 cannot distinguish depends on the order of summation; the similarities do not.
         theirs = torch.einsum("nd,nkd->nk", rows, rows[expected])
         torch.testing.assert_close(exact, theirs, rtol=0, atol=1e-14)
     else:
@@ -178,7 +178,7 @@ def test_every_precision_gives_the_float64_lists(name, precisions, monkeypatch):
 
 
 def test_copies_are_kept_and_listed_by_index():
-    # More copies than neighbours, everywhere in the set and at odd places of every block.
+    # More copies than neighbours, throughout the set and at odd places of every block.
     copies = people(40, 24, spread=1.0).repeat(60, 1)[:2391]
     _, indices = k_nearest(copies, 30, chunk_size=517)
     for i in (0, 1, 39, 40, 1203, 2390):
@@ -216,7 +216,7 @@ def test_lists_follow_from_the_features_alone(monkeypatch):
 
 
 def test_low_precision_settles_most_rows_by_itself():
-    # Otherwise it would be slower than float32 alone.
+    # Otherwise it would be slower than only float32.
     features = people(4000, 256, spread=1.5)
     rows, scale = neighbors.checked_rows(features, None)
     certain = screening.Screen(torch.bfloat16, rows, scale, 30)(torch.arange(4000))[2]
@@ -229,7 +229,7 @@ def test_a_machine_that_computes_less_precisely_than_assumed_is_found_out():
     screen = screening.Screen(torch.float32, rows, scale, 10)
     queries = torch.arange(500)
     assert screen(queries)[2].all()
-    screen.rounded = screen.rounded.bfloat16()  # as a GPU does that multiplies float32 in a shorter format
+    screen.rounded = screen.rounded.bfloat16()  # like a GPU that multiplies float32 in a shorter format
     assert not screen(queries)[2].any()
 
 
@@ -266,7 +266,7 @@ class TestApproximate:
         overlap = (exact[1][:, :, None] == found[1][:, None]).any(2).float().mean()
         assert overlap > 0.99
         assert found[1][:, 0].tolist() == list(range(5000))
-        # What was found has its exact similarity, in order, no row twice.
+        # The rows found have their exact similarity, are in order, and none occurs twice.
         torch.testing.assert_close((features[found[1]] * features[:, None]).sum(2), found[0], rtol=0, atol=1e-6)
         assert (found[0].diff(dim=1) <= 0).all()
         assert (found[1].sort(1).values.diff(dim=1) > 0).all()
@@ -278,7 +278,7 @@ class TestApproximate:
         torch.testing.assert_close(k_nearest(features, k, method="cells")[1], k_nearest(features, k)[1])
 
     def test_lists_that_come_short_are_searched_exactly(self):
-        # Islands: most cells hold fewer rows than neighbours are asked for.
+        # Islands: most cells hold fewer rows than the number of neighbours.
         features = torch.eye(50).repeat_interleave(4, 0)[:, :50] + 0.01 * torch.rand(200, 50)
         _, indices = k_nearest(features, 150, method="cells")
         assert all(len(set(row)) == 150 for row in indices.tolist())
@@ -290,7 +290,7 @@ class TestApproximate:
         assert (part == exact).float().mean() > 0.98
 
     def test_cameras_do_not_part_people(self):
-        # Offsets as large as the noise: cells of a k-means quantiser would be cameras, not people.
+        # Offsets as large as the noise: the cells of a k-means quantiser would be cameras, not people.
         generator = torch.Generator().manual_seed(5)
         offsets = torch.randn(6, 64, generator=generator)[torch.arange(6000) % 6]
         features = people(6000, 64, spread=0.5) + 0.5 * offsets
@@ -321,7 +321,7 @@ def test_processes_share_what_is_compared_with_the_centres(num_rows, size, monke
 
 
 def in_processes(run, size):
-    """What ``run(rank, gather)`` returns in each of ``size`` threads, which stand for processes."""
+    """What ``run(rank, gather)`` returns in each of ``size`` threads, which represent processes."""
     hands, barrier = [None] * size, threading.Barrier(size)
 
     def gather(rank, part):
@@ -337,7 +337,7 @@ def in_processes(run, size):
 
 @pytest.mark.parametrize("dim", [16, 256])
 def test_cells_do_not_depend_on_the_precision_nor_on_blocks(dim, monkeypatch):
-    # Which precision is the fastest is measured anew in each process, and other work may decide it.
+    # Each process measures which precision is the fastest, and other work may change that.
     features = people(6000, dim, spread=1.0)
     found = []
     for precisions in ((torch.float32,), (torch.bfloat16, torch.float32)):
@@ -350,7 +350,7 @@ def test_cells_do_not_depend_on_the_precision_nor_on_blocks(dim, monkeypatch):
 
 
 def test_a_crowd_does_not_slow_cells_down(monkeypatch):
-    # Equal rows are all in the same cells. Compared with one another, they would cost N x N products.
+    # Equal rows are all in the same cells. Comparing all of them would cost N x N products.
     compared = []
     kernel = approximate._nearest_block
 

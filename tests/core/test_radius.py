@@ -1,4 +1,4 @@
-"""The choice of a radius: against sums over all pairs, on planted people, and where there is nothing to choose."""
+"""The choice of a radius: against sums over all pairs, on planted people, and if there is nothing to choose."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastreid_ice.core import choose_eps, dbscan, jaccard_graph, k_nearest, labe
 
 
 def people(num_people, shots, noise, seed=0):
-    """Unit rows of planted people, and who they are."""
+    """Unit rows of planted people, and their identities."""
     generator = torch.Generator().manual_seed(seed)
     truth = torch.arange(num_people).repeat_interleave(shots)
     centres = torch.randn(num_people, 32, generator=generator)

@@ -1,4 +1,4 @@
-"""Ranking in blocks against a loop over queries, reference figures, and re-ranking with a dense matrix."""
+"""Ranking in blocks against a loop over queries and reference metrics, and re-ranking against a dense matrix."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def assert_equal_figures(found: RankMetrics, expected: tuple) -> None:
 
 
 def people(queries: int = 70, gallery: int = 300, dim: int = 16) -> list[torch.Tensor]:
-    """Features, ids and cameras: 30 persons, of whom some queries have no right image."""
+    """Features, ids and cameras of 30 persons; some queries have no true match."""
     generator = torch.Generator().manual_seed(0)
     total = queries + gallery
     ids = torch.randint(0, 30, (total,), generator=generator)
@@ -75,7 +75,7 @@ def test_reference_figures(name: str) -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_ties_rank_by_index(data: st.DataObject) -> None:
-    """Few distinct distances, zeros of both signs and negative ones among them; few persons and cameras."""
+    """Few distinct distances, including negative ones and zeros of both signs; few persons and cameras."""
     queries, gallery = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 12))
     values = st.sampled_from([-0.5, -0.0, 0.0, 0.25, 1.0, np.inf])
     distances = np.array(

@@ -1,4 +1,4 @@
-"""Augmentations of batches against fast-reid's of single images: the same distributions, parameter by parameter."""
+"""Augmentations of batches against fast-reid's of single images: the same distribution of each parameter."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastreid_ice.data import RandomErasing, RandomFlipCrop, RandomGaussianBlur,
 from support import small_config
 
 HEIGHT, WIDTH, DRAWS = 64, 32, 3000
-LEAST = 1e-3  # p-value below which two samples are told apart
+LEAST = 1e-3  # p-value below which two samples are considered different
 OFF = {f"INPUT.{name}.ENABLED": False for name in ("FLIP", "PADDING", "BLUR", "REA")}
 SIZE = {"INPUT.SIZE_TRAIN": [HEIGHT, WIDTH]}
 
@@ -25,13 +25,13 @@ def seeded(seed: int = 0) -> Generator:
 
 
 def positions() -> Tensor:
-    """(3, H, W) uint8 that tell where each pixel was: row, column, and 255 for all that is no padding."""
+    """(3, H, W) uint8 with the position of each pixel: row, column, and 255 for everything but padding."""
     rows, columns = torch.meshgrid(torch.arange(HEIGHT), torch.arange(WIDTH), indexing="ij")
     return torch.stack([rows, columns, torch.full_like(rows, 255)]).to(torch.uint8)
 
 
 def both(image: Tensor, **changes: object) -> tuple[Tensor, Tensor]:
-    """DRAWS views of an image: ours, and fast-reid's of the same config."""
+    """DRAWS views of an image: ours, and fast-reid's with the same config."""
     cfg = small_config(**{**OFF, **SIZE, **changes})
     ours = build_augmentation(cfg)(image.expand(DRAWS, -1, -1, -1).contiguous(), seeded())
     transform = build_transforms(cfg, is_train=True)
@@ -48,7 +48,7 @@ def same_counts(first: Tensor, second: Tensor) -> float:
 
 
 def flips_and_offsets(views: Tensor) -> dict[str, Tensor]:
-    """What was drawn, from the middle of the views, which padding does not reach."""
+    """The drawn parameters, read from the middle of the views, which padding does not reach."""
     y, x = HEIGHT // 2, WIDTH // 2
     here, right = views[:, 1, y, x], views[:, 1, y, x + 1]
     mirrored = right < here
@@ -62,7 +62,7 @@ def test_flips_and_crops_are_drawn_as_by_fastreid() -> None:
     assert ours["top"].unique().tolist() == ours["left"].unique().tolist() == list(range(-5, 6))
     for name, drawn in ours.items():
         assert same_counts(drawn, theirs[name]) > LEAST, name
-    # Each image has parameters of its own, and one says nothing of the other.
+    # Each image has its own parameters, independent of the others.
     assert abs(torch.corrcoef(torch.stack([drawn.float() for drawn in ours.values()])).triu(1)).max() < 0.06
 
 
@@ -82,7 +82,7 @@ def test_every_crop_is_one_that_fastreid_makes(mode: str) -> None:
 
 
 def rectangles(views: Tensor) -> dict[str, np.ndarray]:
-    """Share of the area, height over width and place of what was erased, where something was."""
+    """Share of the area, height over width and place of the erased rectangles, for views with one."""
     erased = views[:, 0] < 0
     erased = erased[erased.any(2).any(1)]
     rows, columns = erased.any(2).numpy(), erased.any(1).numpy()
@@ -140,7 +140,7 @@ def test_erasing_out_of_range_is_refused(key: str, value: object) -> None:
 
 
 def test_rectangles_that_do_not_fit_are_drawn_again() -> None:
-    """In a flat image most of the high rectangles do not fit, and some images stay whole."""
+    """In a flat image most of the high rectangles do not fit, and in some images nothing is erased."""
     images = torch.zeros(DRAWS, 1, 4, 400)
     erased = RandomErasing(1.0, [1.0])(images, seeded())[:, 0].bool()
     assert not erased.all(1).any(), "no rectangle is as high as the image"
@@ -181,7 +181,7 @@ def test_views_follow_from_the_generator() -> None:
     first, second, third = (augment(images, seeded(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, second) and not torch.equal(first, third)
     assert first.dtype == torch.float32 and torch.equal(images, before)
-    assert torch.equal(torch.get_rng_state(), state), "no other generator is touched"
+    assert torch.equal(torch.get_rng_state(), state), "no other generator is used"
 
 
 def test_nothing_enabled_is_nothing_done() -> None:

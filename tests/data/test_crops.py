@@ -1,4 +1,4 @@
-"""Crops: as fast-reid resizes them, once per image, and from a cache that processes share."""
+"""Crops: resized as in fast-reid, once per image, and from a cache that processes share."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_unreadable_images_are_tried_again(paths: list[str]) -> None:
 
 
 def test_memory_is_taken_as_images_come() -> None:
-    """A gigabyte for nothing: only the pages of the images that are there are resident."""
+    """A gigabyte costs nothing: only the pages of cached images are resident."""
 
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -121,7 +121,7 @@ def test_too_large_a_cache_is_refused() -> None:
 
 
 def test_a_container_has_its_limit(tmp_path: Path) -> None:
-    """Files that the system keeps in memory while it can are no use of it."""
+    """Files that the system caches while it has free memory do not count as used."""
     unlimited = crops.available_memory(tmp_path)
     (tmp_path / "memory.max").write_text("9000\n")
     (tmp_path / "memory.current").write_text("8000\n")

@@ -1,4 +1,4 @@
-"""A folder of one's own: which images are found, their cameras, what is said about them, and training on it."""
+"""Your own folder: the images found, their cameras, the messages about them, and training on it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CAMERA_AGNOSTIC = ("ClusterProxyLoss", "HardInstanceLoss", "SoftConsistencyLoss"
 
 
 def draw(root: Path, *names: str, size: tuple[int, int] = (16, 32)) -> Path:
-    """Images of random pixels, each of its own. Returns ``root``."""
+    """Different images of random pixels. Returns ``root``."""
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def test_links_are_followed_and_no_folder_is_read_twice(tmp_path: Path) -> None:
     outside = draw(tmp_path / "outside", "o.jpg", "sub/p.jpg")
     root = draw(tmp_path / "root", "cam/a.jpg")
     (root / "a link.jpg").symlink_to(root / "cam" / "a.jpg")
-    (root / "again").symlink_to(root / "cam")  # known by its own name, though this one comes first
+    (root / "again").symlink_to(root / "cam")  # images have their real names, although this one sorts first
     (root / "cam" / "up").symlink_to(root)
     (root / "there").symlink_to(outside)
     (outside / "sub" / "back").symlink_to(root / "cam")
@@ -257,7 +257,7 @@ def crops(datasets_root: Path, target: Path) -> Path:
 
 
 def test_training_evaluates_on_query_and_gallery(datasets_root: Path, tmp_path: Path) -> None:
-    """In the layout of this data set the figures are those of the synthetic data set, whose images they are."""
+    """In the layout of this dataset the metrics are those of the synthetic dataset with the same images."""
     root = crops(datasets_root, tmp_path / "crops")
     source = next(datasets_root.rglob("bounding_box_train")).parent
     for part, name in (("query", "query"), ("gallery", "bounding_box_test")):

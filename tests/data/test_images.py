@@ -1,4 +1,4 @@
-"""Images as people have them: every mode and format, turned by EXIF, cut off, gone, under any name."""
+"""Images as users have them: every mode and format, rotated by EXIF, truncated, missing, with any name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fastreid_ice.data import CropCache, Crops, UnlabeledFolder, inspect_images
 from fastreid_ice.data.crops import LabelledCrops
 from fastreid_ice.reporting.sheets import thumbnail
 
-# Four patches, so that a wrong turn, a mirroring or swapped channels show; each of whole JPEG blocks.
+# Four patches of whole JPEG blocks, which show a wrong rotation, a mirroring or swapped channels.
 PATCHES = np.zeros((64, 32, 3), np.uint8)
 PATCHES[:32, :16], PATCHES[:32, 16:], PATCHES[32:, :16], PATCHES[32:, 16:] = (
     (200, 30, 40),
@@ -72,7 +72,7 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str, kind: str) -> None:
 @pytest.mark.parametrize("tag", range(1, 9))
 @pytest.mark.parametrize("kind", ["jpg", "png", "webp"])
 def test_exif_turns_the_image_upright(tmp_path: Path, tag: int, kind: str) -> None:
-    """As fast-reid does. A camera held sideways writes turned pixels and says so in the tag."""
+    """As in fast-reid. A camera held sideways writes rotated pixels and notes that in the tag."""
     stored = {
         1: lambda x: x,
         2: np.fliplr,
@@ -95,7 +95,7 @@ def test_exif_turns_the_image_upright(tmp_path: Path, tag: int, kind: str) -> No
 @pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "bmp", "gif", "tiff"])
 @pytest.mark.filterwarnings("ignore")
 def test_damaged_files_are_named_or_read(tmp_path: Path, kind: str) -> None:
-    """Cut at any length, 0 included, and with bytes overwritten at random: never another error than InputError."""
+    """Truncated at any length, including 0, and with bytes overwritten at random: the only error is InputError."""
     whole = io.BytesIO()
     Image.fromarray(np.random.RandomState(0).randint(0, 256, (48, 20, 3), np.uint8)).save(whole, kind)
     content = whole.getvalue()
@@ -121,7 +121,7 @@ def test_damaged_files_are_named_or_read(tmp_path: Path, kind: str) -> None:
 
 
 def test_an_image_of_too_many_pixels_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pillow refuses it before it fills the memory; it counts as unreadable, and no page shows it."""
+    """Pillow refuses it before it fills the memory; it counts as unreadable, and no report shows it."""
     paths = [str(tmp_path / f"{number}.png") for number in range(3)]
     for path, size in zip(paths, [(32, 64), (8, 8), (8, 9)], strict=True):
         Image.fromarray(PATCHES).resize(size).save(path)
@@ -172,7 +172,7 @@ def test_a_pipe_and_a_link_to_itself_are_unreadable_images(tmp_path: Path, alarm
 
 @pytest.mark.parametrize("name", ["two words.png", "é ü 人 🚶.png", "a'b\"c;$(d) %s {e}.png", "-n", "latin\udce9.png"])
 def test_names(tmp_path: Path, name: str) -> None:
-    """The last one holds a byte that is no UTF-8, as old archives leave it."""
+    """The last one contains a byte that is not UTF-8, as from old archives."""
     path = tmp_path / "a folder, ö" / name
     path.parent.mkdir()
     Image.fromarray(PATCHES).save(path, "png")

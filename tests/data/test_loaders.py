@@ -1,4 +1,4 @@
-"""From a config to batches: order, labels, cameras, and folders that are not as they should be."""
+"""From a config to batches: order, labels, cameras, and folders that are not as expected."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tiny_market import FOLDER, draw_tiny_market
 
 
 def write_market(root: Path, names: dict[str, list[str]]) -> None:
-    """An own Market-1501 folder: part -> file names."""
+    """Writes a Market-1501 folder: part -> file names."""
     for part in ("bounding_box_train", "query", "bounding_box_test"):
         folder = root / "Market-1501-v15.09.15" / part
         folder.mkdir(parents=True)
@@ -99,7 +99,7 @@ def test_reset_changes_labels_and_seed_repeats(cfg: CfgNode) -> None:
 
 
 def batches(loader: PseudoLabelLoader, labels: Tensor, seeds: tuple[int, ...]) -> list[dict[str, Tensor]]:
-    """Three batches of each of several epochs."""
+    """Three batches from each of several epochs."""
     drawn = []
     for seed in seeds:
         loader.reset(labels, seed=seed)
@@ -110,7 +110,7 @@ def batches(loader: PseudoLabelLoader, labels: Tensor, seeds: tuple[int, ...]) -
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_batches_do_not_depend_on_workers_cache_or_earlier_epochs(cfg: CfgNode) -> None:
-    """An image that cannot be read, and gives way to another, among them."""
+    """Including an unreadable image, which is replaced by another."""
     cfg.DATALOADER.CACHE, cfg.DATALOADER.UNREADABLE = "ram", "skip"
     state = torch.get_rng_state()
     images = build_training_set(cfg)
@@ -128,7 +128,7 @@ def test_batches_do_not_depend_on_workers_cache_or_earlier_epochs(cfg: CfgNode) 
             assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
     assert not torch.equal(expected[0]["online"], expected[3]["online"])
     assert all(batch["readable"].all() and 5 not in batch["indices"] for batch in expected)
-    assert torch.equal(torch.get_rng_state(), state), "the generator of the process is left alone"
+    assert torch.equal(torch.get_rng_state(), state), "the generator of the process is not used"
 
 
 def test_an_image_is_decoded_once_for_all_views(cfg: CfgNode, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +143,7 @@ def test_an_image_is_decoded_once_for_all_views(cfg: CfgNode, monkeypatch: pytes
 
 
 def test_processes_draw_views_apart(cfg: CfgNode) -> None:
-    """Each process has other images of the batch, and augments them by numbers of its own."""
+    """Each process has different images of the batch, and augments them with different random numbers."""
     images = build_training_set(cfg)
     drawn = []
 
@@ -201,7 +201,7 @@ def test_extraction_and_training_share_the_cache(cfg: CfgNode) -> None:
 
 
 def error_of(loader: Iterable) -> str:
-    """What it says; the error itself would keep the loader's workers."""
+    """The error's message; the error itself would keep the loader's workers alive."""
     try:
         next(iter(loader))
     except InputError as error:
@@ -253,7 +253,7 @@ def test_strange_file_names_are_named(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 class TestMisplacedDatasets:
-    """Those that are there, but not as fast-reid expects them."""
+    """Datasets that exist, but not where fast-reid expects them."""
 
     def sentence(self, root: Path, name: str = "Market1501") -> str:
         with pytest.raises(InputError) as error:

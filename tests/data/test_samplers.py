@@ -29,7 +29,7 @@ def draw_batches(sampler: IdentitySampler, number: int, batch_size: int) -> np.n
 
 
 def people(num_identities: int, images_each: int = 6, num_cameras: int = 3) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and cameras of a data set in shuffled order, with some noise images."""
+    """Labels and cameras of a dataset in shuffled order, with some noise images."""
     labels = np.random.default_rng(0).permutation(
         np.concatenate([np.repeat(np.arange(num_identities), images_each), np.full(7, -1)])
     )
@@ -54,13 +54,13 @@ def layout_passes(name: str, sampling: str) -> np.ndarray:
 
 
 def mean_draws(passes: np.ndarray, num_images: int) -> tuple[np.ndarray, np.ndarray]:
-    """How often each image comes per pass on average, and the standard error of that."""
+    """How often each image is drawn per pass on average, and the standard error of that."""
     counts = np.stack([np.bincount(one.ravel(), minlength=num_images) for one in passes])
     return counts.mean(0), counts.std(0) / np.sqrt(len(passes))
 
 
 def published_frequency(labels: np.ndarray, cameras: np.ndarray, k: int, i: int, sampling: str) -> float:
-    """Expected draws of image i per pass, by the closed forms of the published samplers (n > 1 but for "spread")."""
+    """Expected draws of image i per pass, in closed form for the published samplers (n > 1 except for "spread")."""
     if labels[i] < 0:
         return 0.0
     mine = labels == labels[i]
@@ -164,7 +164,7 @@ def test_fewer_identities_than_the_batch_holds_recur_evenly(num_identities, grou
     labels, cameras = people(num_identities, images_each=3 * groups)
     sampler = IdentitySampler(labels, cameras, batch_size=2 * groups, num_instances=2, seed=2)
     for batch in draw_batches(sampler, 50, 2 * groups):
-        assert len(set(batch.tolist())) == 2 * groups  # there are enough images for all to differ
+        assert len(set(batch.tolist())) == 2 * groups  # there are enough images that all can differ
         times = Counter(labels[batch].tolist())
         assert len(times) == num_identities
         assert max(times.values()) - min(times.values()) <= 2  # that is one group
@@ -181,7 +181,7 @@ def test_an_anchor_is_followed_by_other_cameras_as_published(name):
         members = cameras[labels == identity]
         other = cameras[mine[:, 1:]] != cameras[mine[:, :1]]
         assert other.all() if len(set(members)) > 1 else not other.any()
-        # By design: the published code repeats images where exactly K - 1 others exist, though they suffice.
+        # By design: the published code repeats images if exactly K - 1 others exist, although these suffice.
         counts = [(members != camera).sum() or len(members) - 1 for camera in members]
         if k - 1 not in counts:
             distinct = np.array([len(set(group)) for group in mine.tolist()])
@@ -189,7 +189,7 @@ def test_an_anchor_is_followed_by_other_cameras_as_published(name):
             theirs = np.repeat([int(number) for number in seen], list(seen.values()))
             spread = np.sqrt(distinct.var() / len(distinct) + theirs.var() / len(theirs))
             assert abs(distinct.mean() - theirs.mean()) <= 5 * spread + 1e-9
-        # The order within the group is random: each place after the anchor shows every image equally often.
+        # The order within the group is random: each place after the anchor has every image equally often.
         places = [np.bincount(mine[:, place], minlength=len(labels)) / len(mine) for place in range(1, k)]
         error = np.sqrt(np.maximum(places[0] * (1 - places[0]), 1e-9) / len(mine))
         assert all(np.all(np.abs(place - places[0]) <= 7 * error + 1e-9) for place in places)
@@ -266,7 +266,7 @@ def test_processes_share_one_stream_disjointly(num_identities, world_size):
 @pytest.mark.parametrize("world_size", [2, 3, 4])
 @pytest.mark.parametrize("num_identities", range(1, 12))
 def test_a_process_holds_its_share_of_the_identity_that_recurs_most(num_identities, world_size):
-    """So each process knows by itself how many images of one identity all of them hold at most."""
+    """So each process knows on its own the largest number of images of one identity in any of them."""
     labels, cameras = people(num_identities)
     shares = []
     for rank in range(world_size):

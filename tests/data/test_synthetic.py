@@ -1,4 +1,4 @@
-"""SyntheticPeople: the same pictures everywhere, in fast-reid's layout, whole or not at all."""
+"""SyntheticPeople: the same pictures everywhere, in fast-reid's layout, complete or not at all."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fastreid_ice.data.synthetic.dataset import FIRST_TEST_PERSON, SyntheticMark
 from fastreid_ice.data.synthetic.people import Looks, Pose, Walker
 
 SMALL = {"train_identities": 2, "test_identities": 1, "cameras": 2, "images_per_camera": 2}
-# Of all files of SMALL, names and bytes. Another value is another drawing: raise synthetic.DRAWING with it.
+# Of names and bytes of all files of SMALL. If it changes, the drawing has changed: raise synthetic.DRAWING too.
 DIGESTS = {
     "mild": "c736e4c9e3165eaa3a6f77207c2bcf0f70d168ce13f0ed7cf636a627d3f7e2ec",
     "strong": "7daf7b8b40a48b59051c36179ffd3d98b9ed1bb06269c6c2472d78f7fa7ef3c9",
@@ -85,7 +85,7 @@ def test_another_seed_has_other_people_and_other_cameras():
 
 
 def nearest_are_of_the_same_camera(data: SyntheticPeople) -> float:
-    """The share of same-camera pictures among the 10 nearest, by pixels: how much cameras dominate."""
+    """The share of same-camera pictures among the 10 nearest in pixels: how much cameras dominate."""
     thumbnails = pixels(data.train).reshape(len(data.train), 16, 8, 8, 8, 3).mean((2, 4)).reshape(len(data.train), -1)
     squares = (thumbnails**2).sum(1)
     distances = squares[:, None] + squares[None] - 2 * thumbnails @ thumbnails.T
@@ -219,7 +219,7 @@ def test_polygon_fills_what_a_loop_over_pixels_fills():
 
 
 def painted(heading: int, colour: tuple, **looks) -> int:
-    """How many fine pixels of a colour show of a person who walks in a direction (degrees; 0 towards the camera)."""
+    """Visible fine pixels of a colour on a person who walks in a direction (degrees; 0 is towards the camera)."""
     plain = {"garment": "shirt", "hair_style": "short", "lower": "trousers", "badge": "none", "bag": "none"}
     fields = vars(looks_of(0, 1)) | plain | looks
     canvas = Canvas()

@@ -1,4 +1,4 @@
-"""Which views are made of batches and which of single images, and what they are."""
+"""Which views are made from batches and which from single images, and their content."""
 
 from __future__ import annotations
 

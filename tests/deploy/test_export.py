@@ -1,4 +1,4 @@
-"""The export as a user runs it: what onnxruntime and fast-reid without this plugin make of the files."""
+"""The export as a user runs it: the files in onnxruntime and in fast-reid without this plugin."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ for key, value in {"TRAIN_IDENTITIES": 4, "TEST_IDENTITIES": 12, "CAMERAS": 3, "
     FEW += [f"DATASETS.SYNTHETIC.{key}", str(value)]
 FILES = ["encoder.onnx", "fastreid.pth", "fastreid.yml"]
 
-# fast-reid with the repairs of compat and nothing else of this plugin, on a folder in the layout of Market-1501.
+# fast-reid with the patches of compat and nothing else of this plugin, on a folder in the layout of Market-1501.
 PLAIN_FAST_REID = """
 import json, sys, types
 plugin = types.ModuleType("fastreid_ice")
@@ -83,7 +83,7 @@ def trained(people: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the command makes of it."""
+    """The files that the command exports it to."""
     folder = tmp_path_factory.mktemp("work") / "exported"
     arguments = ["--config-file", str(DEMO), "--weights", str(trained), "--output", str(folder), *FEW]
     script = [*FASTREID_ICE, "export", *arguments]
@@ -147,7 +147,7 @@ def test_plain_fast_reid_evaluates_to_the_same_figures(
     expected = UnsupervisedTrainer.test(demo_config(), load(trained))
     assert {"mAP", "Rank-1", "mINP"} <= set(figures)
     assert figures == pytest.approx({name: expected[name] for name in figures}, abs=1e-3)
-    assert 20 < figures["mAP"] < 98, "a figure that tells nothing"
+    assert 20 < figures["mAP"] < 98, "a metric that shows nothing"
 
 
 def test_onnx_gives_the_features_of_the_momentum_encoder(exported: Path, trained: Path, crops: torch.Tensor) -> None:
@@ -157,7 +157,9 @@ def test_onnx_gives_the_features_of_the_momentum_encoder(exported: Path, trained
         assert rows.shape == (len(batch), 128) and rows.dtype == np.float32
         np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
         np.testing.assert_allclose(rows, unit_features(model, batch, "momentum"), rtol=0, atol=1e-4)
-        assert np.abs(rows - unit_features(model, batch, "online")).max() > 1e-3, "the encoders are too alike to tell"
+        assert np.abs(rows - unit_features(model, batch, "online")).max() > 1e-3, (
+            "the encoders are too similar for this test"
+        )
 
 
 def test_the_online_encoder_where_the_config_evaluates_it(trained: Path, crops: torch.Tensor, tmp_path: Path) -> None:
@@ -169,7 +171,7 @@ def test_the_online_encoder_where_the_config_evaluates_it(trained: Path, crops: 
 
 @pytest.fixture(scope="module")
 def crops(people: Path) -> torch.Tensor:
-    """The gallery as our loader gives it."""
+    """The gallery from our loader."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FASTREID_DATASETS", str(people))
         loader, num_query = build_test_loader(demo_config(), "SyntheticPeople")
@@ -225,7 +227,7 @@ def test_other_networks(tmp_path: Path, what: str) -> None:
     model = build_model(cfg)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))  # so that no part is what it is in every new network
+            parameter.add_(0.05 * torch.randn_like(parameter))  # so that all parts differ from those of a new network
     assert export_encoder(cfg, model, tmp_path) < 1e-4
     assert not [name for name in torch.load(tmp_path / "fastreid.pth")["model"] if "momentum" in name]
     images = 255 * torch.rand(3, 3, 32, 16)
@@ -288,12 +290,12 @@ class TestBadInput:
             model.momentum["heads"].bottleneck[0].weight[0] = torch.nan
         with pytest.raises(InputError, match="not finite: its checkpoint holds NaN"):
             export_encoder(demo_config(), model, tmp_path)
-        # A network that counts the images of a batch in Python: the graph knows only as many as it was traced with.
+        # A network that counts the images of a batch in Python: the graph is only right for as many as were traced.
         shuffle = {"MODEL.BACKBONE.NAME": "build_shufflenetv2_backbone", "MODEL.BACKBONE.DEPTH": "1.0x"}
         cfg = small_config(**shuffle, **{"MODEL.BACKBONE.FEAT_DIM": 1024})
         with pytest.raises(InputError, match="build_shufflenetv2_backbone has no ONNX graph for batches of any size"):
             export_encoder(cfg, build_model(cfg), tmp_path)
-        # A head that is not what Baseline makes of the config.
+        # A head that differs from the one Baseline builds from the config.
         cfg = demo_config("MODEL.HEADS.WITH_BNNECK", False)
         with pytest.raises(InputError, match="fast-reid's Baseline gives features that differ by"):
             export_encoder(cfg, load(SOURCE), tmp_path)

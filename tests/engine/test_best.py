@@ -1,4 +1,4 @@
-"""Evaluation while a run trains: of one encoder or both, and which weights are kept as the best."""
+"""Evaluation during training: of one encoder or both, and which weights are kept as the best."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Stopped(Exception):
 
 
 class RandomWeights(HookBase):
-    """Chance decides which epoch is the best."""
+    """Makes the best epoch random."""
 
     def __init__(self, cfg: CfgNode) -> None:
         pass
@@ -45,7 +45,7 @@ def build_one_layer(cfg: CfgNode) -> nn.Module:
 
 @pytest.fixture(autouse=True)
 def small(cfg: CfgNode, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs of a second."""
+    """Runs that take a second."""
     monkeypatch.setitem(BACKBONE_REGISTRY._obj_map, "build_one_layer", build_one_layer)
     monkeypatch.setitem(HOOK_REGISTRY._obj_map, "RandomWeights", RandomWeights)
     cfg.merge_from_list(["MODEL.BACKBONE.NAME", "build_one_layer", "MODEL.BACKBONE.FEAT_DIM", 16])
@@ -53,7 +53,7 @@ def small(cfg: CfgNode, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def scalars(cfg: CfgNode) -> list[dict[str, float]]:
-    """What metrics.json says of each evaluation."""
+    """The scalars of each evaluation in metrics.json."""
     lines = [json.loads(line) for line in Path(cfg.OUTPUT_DIR, "metrics.json").read_text().splitlines()]
     metrics = re.compile("iteration|best/epoch|.*(mAP|mINP|Rank-.*|metric)")
     return [{name: line[name] for name in line if metrics.fullmatch(name)} for line in lines if "best/epoch" in line]
@@ -78,7 +78,7 @@ def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 class TestBest:
     @pytest.mark.parametrize("periods", [(3, 2), (2, 1), (5, 3), (1, 0), (0, 2)])
     def test_it_is_the_best_of_all_evaluations(self, cfg: CfgNode, periods: tuple[int, int]) -> None:
-        """Whatever the periods of checkpoints and evaluations."""
+        """For any periods of checkpoints and evaluations."""
         cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD = periods
         cfg.HOOKS = (*cfg.HOOKS, "RandomWeights")
         train(cfg)
@@ -102,7 +102,7 @@ class TestBest:
 
     @pytest.mark.parametrize("stop", ["model_best", "model_0001", "model_0003", "model_final"])
     def test_a_resumed_run_keeps_it(self, cfg: CfgNode, tmp_path: Path, monkeypatch, stop: str) -> None:
-        """Stopped before a checkpoint is saved, once after the first best, with periods that do not agree."""
+        """Stopped before a checkpoint is saved, once after the first best, with different periods."""
         cfg.SOLVER.CHECKPOINT_PERIOD = 2
         cfg.HOOKS = (*cfg.HOOKS, "RandomWeights")
         cfg.OUTPUT_DIR = str(tmp_path / "whole")
@@ -131,7 +131,7 @@ class TestBest:
         assert scalars(cfg) == figures
 
     def test_that_of_an_earlier_run_never_wins(self, cfg: CfgNode) -> None:
-        """Started over in the same folder, and stopped before the first evaluation."""
+        """Started again in the same folder, and stopped before the first evaluation."""
         cfg.SOLVER.MAX_EPOCH = 3
         train(cfg)
         path = Path(cfg.OUTPUT_DIR, "model_best.pth")
@@ -148,7 +148,7 @@ class TestBest:
         assert best(cfg)["metric"] == line["metric"] and best(cfg)["epoch"] == 2
 
     def test_a_kill_before_the_last_evaluation(self, cfg: CfgNode, monkeypatch) -> None:
-        """A run is complete, and a later stage starts from it, once its last epoch has been evaluated."""
+        """A run is complete, so that a later stage can start from it, only when its last epoch has been evaluated."""
         cfg.TEST.EVAL_PERIOD = 0
         with monkeypatch.context() as patched, pytest.raises(Stopped):
             patched.setattr(UnsupervisedTrainer, "test", stop)
@@ -222,7 +222,7 @@ class TestEncoders:
             assert f"<dt>{name} mAP</dt>" in page
 
     def test_the_other_encoder_chooses_nothing(self, cfg: CfgNode) -> None:
-        """Weights and the metrics of the encoder under test are those of a run that evaluates it alone."""
+        """Weights and metrics of the encoder under test are those of a run that evaluates only this one."""
         train(cfg)
         expected, figures = best(cfg), scalars(cfg)
         cfg.TEST.BOTH_ENCODERS = True

@@ -33,7 +33,7 @@ CHANGES = {"removed": (remove_one, 53), "added": (add_one, 55), "another of equa
 
 @pytest.fixture
 def folder(cfg: CfgNode, tmp_path: Path) -> Path:
-    """54 crops on which a run has done the first of two epochs."""
+    """54 crops on which a run has trained the first of two epochs."""
     folder = tmp_path / "crops"
     folder.mkdir()
     for number, path in enumerate(build_training_set(cfg).paths):
@@ -69,7 +69,7 @@ def test_a_changed_folder_ends_a_resume_or_starts_its_labels_anew(cfg: CfgNode, 
     trained = train(cfg, resume=True)
     assert trained.start_epoch == 1
     cfg.merge_from_list(["DATASETS.CHANGED", "error", "SOLVER.MAX_EPOCH", 3])
-    assert len(resumed(cfg, epoch=2).labels) == count, "the changed set is that of the run from now on"
+    assert len(resumed(cfg, epoch=2).labels) == count, "the run continues with the changed set"
 
 
 def test_a_folder_that_moved_is_the_same(cfg: CfgNode, folder: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Files of a run are whole whatever happens while they are written."""
+"""Files of a run are complete, whatever happens while they are written."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Stopped(Exception):
 
 
 class FillDisk(HookBase):
-    """From the second epoch on there is room for lines, but not for weights."""
+    """From the second epoch on there is space for lines, but not for weights."""
 
     def __init__(self, cfg: CfgNode) -> None:
         pass
@@ -48,7 +48,7 @@ class FillDisk(HookBase):
 
 
 class RunsCode:
-    """What a pickle may do to whoever loads it."""
+    """A pickle that runs code when it is loaded."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -69,10 +69,10 @@ def saved_value(folder: Path) -> float:
 
 
 def in_a_child(work: Callable[[], None]) -> int:
-    """Runs ``work`` in a forked process, which ends hard after it; the signal that ended it, or 0."""
+    """Runs ``work`` in a forked process, which then ends by ``os._exit``; the signal that ended it, or 0."""
     child = os.fork()
     if child == 0:
-        torch.set_num_threads(1)  # the other threads were not forked, and would be waited for
+        torch.set_num_threads(1)  # the other threads were not forked, so waiting for them would never end
         try:
             work()
         finally:
@@ -81,7 +81,7 @@ def in_a_child(work: Callable[[], None]) -> int:
 
 
 def save_and_die(folder: Path, step: int) -> None:
-    """Saves 2.0, and is killed for good at the given step of it."""
+    """Saves 2.0, and is killed at the given step of it."""
     steps = iter(range(1, 1000))
 
     def at_each_line(frame, event, argument):
@@ -107,18 +107,20 @@ def test_a_kill_at_each_step_of_saving_leaves_a_good_checkpoint(tmp_path: Path) 
         Checkpointer(model_of(1.0), str(folder)).save("model_0000", epoch=0)
         signalled = in_a_child(lambda folder=folder, step=step: save_and_die(folder, step))
         found.append(saved_value(folder))
-        assert all(read_checkpoint(str(path)) for path in folder.glob("*.pth")), "under its name a file is whole"
+        assert all(read_checkpoint(str(path)) for path in folder.glob("*.pth")), (
+            "a file with its final name is complete"
+        )
         Checkpointer(model_of(0.0), str(folder)).tidy(resumed=True)
         assert not list(folder.glob(f"*{PART}"))
         if not signalled:
             break
     assert step > 20 and found[0] == 1.0 and found[-1] == 2.0
-    assert found == sorted(found), "from one moment on it is the new one"
+    assert found == sorted(found), "from some step on it is the new one"
 
 
 @contextmanager
 def room_for(size: int) -> Iterator[None]:
-    """No file may grow beyond ``size`` bytes, which fails as a full disk does: with an OSError in the middle."""
+    """No file may grow beyond ``size`` bytes; this fails like a full disk, with an OSError in the middle."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
@@ -130,7 +132,7 @@ def room_for(size: int) -> Iterator[None]:
 @pytest.mark.parametrize("room", [0, 100, 100_000, 360_000])
 @pytest.mark.parametrize("folder", ["run", "mit Leerzeichen é"])
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, room: int, folder: str) -> None:
-    """The file is 361 kB long; what is written of it makes room again."""
+    """The file is 361 kB long; its incomplete part is removed again."""
     output = tmp_path / folder
     output.mkdir()
     Checkpointer(model_of(1.0), str(output)).save("model_0000")
@@ -156,7 +158,7 @@ def test_an_interrupt_while_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_best_weights_are_no_place_to_go_on_from(tmp_path: Path) -> None:
-    """They are saved first; killed right after, the epoch is trained again, and leaves its own checkpoint."""
+    """They are saved first. After a kill at that point the epoch is trained again, and saves its own checkpoint."""
     checkpointer = Checkpointer(model_of(1.0), str(tmp_path))
     checkpointer.save("model_best", epoch=0)
     assert not checkpointer.has_checkpoint()
@@ -165,7 +167,7 @@ def test_the_best_weights_are_no_place_to_go_on_from(tmp_path: Path) -> None:
 
 
 def test_files_of_the_user_stay(cfg: CfgNode) -> None:
-    """Whatever they are called; a download that is under way, say."""
+    """With any name, for instance an unfinished download."""
     own = (
         Path(cfg.OUTPUT_DIR, "film.part"),
         Path(cfg.OUTPUT_DIR, "labels.csv.part"),
@@ -188,7 +190,7 @@ def test_broken_weights_are_not_saved(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_fills_up_ends_the_run_with_a_sentence(cfg: CfgNode, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once there is room again, the run goes on from its last checkpoint."""
+    """When there is space again, the run continues from its last checkpoint."""
     monkeypatch.setitem(HOOK_REGISTRY._obj_map, "FillDisk", FillDisk)
     hooks = cfg.HOOKS
     cfg.HOOKS = ("FillDisk", *hooks)
@@ -202,19 +204,19 @@ def test_a_disk_that_fills_up_ends_the_run_with_a_sentence(cfg: CfgNode, monkeyp
 
 
 class TestLoading:
-    """Never runs code that a file holds, wherever a file of weights is named."""
+    """Never runs code in a file, for every key that names a file of weights."""
 
     @pytest.fixture
     def trap(self, tmp_path: Path) -> Path:
         path = tmp_path / "trap.pth"
         torch.save({"model": model_of(1.0).state_dict(), "epoch": 0, "optimizer": RunsCode(tmp_path / "ran")}, path)
         torch.load(path, weights_only=False)
-        (tmp_path / "ran").unlink()  # so it does what it is meant to
+        (tmp_path / "ran").unlink()  # so the file does run code
         return path
 
     @pytest.mark.parametrize("key", ["MODEL.WEIGHTS", "MODEL.BACKBONE.PRETRAIN_PATH", "last_checkpoint"])
     def test_runs_no_code(self, cfg: CfgNode, trap: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
-        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # what torch < 2.6 does where nothing is said
+        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # the default of torch < 2.6
         if key == "last_checkpoint":
             Path(cfg.OUTPUT_DIR).mkdir()
             shutil.copy(trap, cfg.OUTPUT_DIR)
@@ -226,7 +228,7 @@ class TestLoading:
         assert not Path(trap.parent, "ran").exists()
 
     def test_reads_what_fast_reid_saves(self, tmp_path: Path) -> None:
-        """Optimiser and schedules of every kind beside the weights."""
+        """Optimiser and schedules of every kind, in addition to the weights."""
         model = model_of(3.0)
         optimizer = torch.optim.Adam(model.parameters())
         model(torch.ones(1, 300)).sum().backward()
@@ -304,5 +306,7 @@ class TestScalars:
         with monkeypatch.context() as patched, pytest.raises(Stopped):
             patched.setattr(UnsupervisedTrainer, "before_epoch", stop)
             train(cfg)
-        assert not Path(cfg.OUTPUT_DIR, "last_checkpoint").exists(), "--resume would go on from the other run's weights"
+        assert not Path(cfg.OUTPUT_DIR, "last_checkpoint").exists(), (
+            "--resume would continue from the other run's weights"
+        )
         assert Path(cfg.OUTPUT_DIR, "metrics.json").read_text() == "" != before

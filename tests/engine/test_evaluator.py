@@ -1,4 +1,4 @@
-"""BlockedReidEvaluator beside fast-reid's own evaluator, on the same predictions."""
+"""BlockedReidEvaluator against fast-reid's own evaluator, on the same predictions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SETTINGS = {
 
 
 def fed(kind: type[ReidEvaluator], cfg: CfgNode) -> ReidEvaluator:
-    """An evaluator that has seen 800 images of 40 persons in batches; features are of any length."""
+    """An evaluator that has processed 800 images of 40 persons in batches; features have any length."""
     evaluator = kind(cfg, NUM_QUERY)
     generator = torch.Generator().manual_seed(0)
     people = torch.randint(0, 40, (800,), generator=generator)
@@ -61,7 +61,7 @@ def test_the_figures_are_those_of_fastreid(name: str) -> None:
 
 
 def test_camera_aware_reranking() -> None:
-    """That of core on all predictions at once; with its own sizes."""
+    """Equals that of core on all predictions at once; with its own neighbourhood sizes."""
     cfg = small_config(
         TEST__RERANK__ENABLED=True, TEST__RERANK__DISTANCE="ca_jaccard", TEST__RERANK__CA_JACCARD__K1_INTER=9
     )

@@ -33,7 +33,7 @@ def work_with_a_lost_peer(how: str, store: dist.Store) -> None:
 
 
 class AbortsWhenDestroyed:
-    """As a process group may whose peer has gone."""
+    """As a process group may abort if its peer is gone."""
 
     def __del__(self) -> None:
         os.abort()
@@ -117,7 +117,7 @@ def workers(run: subprocess.Popen) -> list[int]:
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_process_ends_the_command_and_resume_goes_on(datasets_root: Path, tmp_path: Path, rank: int) -> None:
-    """Killed when an epoch has its features and clusters them, after the first checkpoint."""
+    """Killed while an epoch clusters its features, after the first checkpoint."""
     log = tmp_path / "run" / "log.txt"
     run = start_training(datasets_root, tmp_path / "run")
     try:
@@ -148,7 +148,7 @@ def test_a_killed_process_ends_the_command_and_resume_goes_on(datasets_root: Pat
 
 
 def test_a_failed_process_ends_the_command(datasets_root: Path, tmp_path: Path) -> None:
-    """The first process cannot write its config, where there is a folder; the second waits for it."""
+    """The first process cannot write its config, since a folder has its name; the second waits for it."""
     (tmp_path / "run" / "config.yaml").mkdir(parents=True)
     run = start_training(datasets_root, tmp_path / "run")
     try:

@@ -1,4 +1,4 @@
-"""Features of a data set against one forward pass of each image."""
+"""Features of a dataset against one forward pass of each image."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_features_are_those_of_each_image(
     features, readable = extract_features(model, build_feature_loader(cfg, images), encoder, flip=flip)
     assert model.training and readable.all() and features.dtype == torch.float32
     torch.testing.assert_close(features, one_by_one(cfg, model, images, encoder, flip), atol=1e-5, rtol=1e-4)
-    features.mul_(2)  # no inference tensors, which nothing could be done with in place
+    features.mul_(2)  # not inference tensors, which cannot be changed in place
 
 
 def test_unreadable_images_have_empty_rows(cfg: CfgNode, images: TrainingSet, model: nn.Module, tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_unreadable_images_have_empty_rows(cfg: CfgNode, images: TrainingSet, mo
 
 
 def test_workers_and_cache_change_nothing(cfg: CfgNode, model: nn.Module) -> None:
-    """Twice from the same loader, whose workers stay."""
+    """Twice from the same loader, whose workers keep running."""
     plain = build_feature_loader(cfg, build_training_set(cfg))
     cfg.DATALOADER.NUM_WORKERS, cfg.DATALOADER.CACHE = 2, "ram"
     images = build_training_set(cfg)

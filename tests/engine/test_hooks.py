@@ -1,4 +1,4 @@
-"""ReclusterHook in epochs that go wrong: real runs on clusterings that are injected."""
+"""ReclusterHook in bad epochs: real runs with injected clusterings."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CASES: dict[str, Callable[[], Tensor]] = {
 
 @pytest.fixture
 def inject(cfg: CfgNode):
-    """Makes the clusterings of a run those given, one an epoch, the last of them for all further epochs."""
+    """Replaces the clusterings of a run by those given, one per epoch, and the last for all further epochs."""
 
     def register(*labelings: Tensor, base: type[Clusterer] = JaccardDBSCAN) -> None:
         class Injected(base):
@@ -101,7 +101,7 @@ def test_patience_ends_the_run_and_names_the_key(cfg: CfgNode, inject) -> None:
     cfg.SOLVER.MAX_EPOCH = 9
     with pytest.raises(InputError, match=r"3 epochs in a row .*every image is noise.* raise CLUSTER.EPS"):
         train(cfg)
-    assert (Path(cfg.OUTPUT_DIR) / "model_0002.pth").is_file(), "what was learnt is kept"
+    assert (Path(cfg.OUTPUT_DIR) / "model_0002.pth").is_file(), "the weights are kept"
     assert not (Path(cfg.OUTPUT_DIR) / "model_0003.pth").exists()
     # The count survives an interruption: the next epoch is the third bad one, not the first.
     with pytest.raises(InputError, match="3 epochs in a row"):
@@ -148,7 +148,7 @@ def test_cameras_of_every_kind(cameras: list[int], tmp_path: Path, monkeypatch, 
 
 
 def test_unreadable_images_are_counted_or_named(tmp_path: Path, monkeypatch, datasets_root: Path, caplog) -> None:
-    """By config, an image that is no image ends the run with its name, or is left out and counted."""
+    """Depending on the config, a file that is not an image ends the run with its name, or is left out and counted."""
     monkeypatch.setenv("FASTREID_DATASETS", str(tmp_path))
     cfg = small_config(OUTPUT_DIR=str(tmp_path / "run"), **{"SOLVER.MAX_EPOCH": 1, "DATASETS.TESTS": ()})
     broken = build_training_set(cfg).paths[5]
@@ -175,7 +175,7 @@ def test_unreadable_images_are_counted_or_named(tmp_path: Path, monkeypatch, dat
 def test_memories_start_from_the_encoder_they_belong_to(
     cfg: CfgNode, inject, caplog, encoder: str, loss: str, extracted: list[str]
 ) -> None:
-    """A bank holds momentum features even where the online ones are clustered; no encoder runs that nobody needs."""
+    """A bank holds momentum features even if the online ones are clustered; only encoders that are needed run."""
 
     class Witness(HookBase):
         def __init__(self, cfg: CfgNode) -> None:

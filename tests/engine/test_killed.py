@@ -24,12 +24,12 @@ KILLS = 20
 
 @BACKBONE_REGISTRY.register()
 def build_tiny_backbone(cfg: CfgNode) -> nn.Module:
-    """One layer: most of a life is then our code and fast-reid's, and a life is short."""
+    """One layer: most of the time is then our code and fast-reid's, and a process needs little time."""
     return nn.Sequential(nn.Conv2d(3, 16, 7, 4), nn.BatchNorm2d(16), nn.ReLU())
 
 
 def live(cfg: CfgNode) -> None:
-    """The life of a process: it trains from the last checkpoint, if there is one, to the end."""
+    """One process: it trains from the last checkpoint, if there is one, to the end."""
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115, as long as the process
     torch.set_num_threads(1)
     train(cfg, resume=True)
@@ -37,7 +37,7 @@ def live(cfg: CfgNode) -> None:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, datasets_root: Path):
-    """Starts processes that have imported everything, and nothing else: forks of one that did only that."""
+    """Starts processes that have only imported everything: forks of one that did nothing else."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("FASTREID_DATASETS", str(datasets_root))
@@ -47,7 +47,7 @@ def server(monkeypatch: pytest.MonkeyPatch, datasets_root: Path):
 
 
 def result(cfg: CfgNode) -> tuple[dict[str, Tensor], dict[str, Tensor], list[tuple]]:
-    """The last and the best weights, and what metrics.json says of each step that has no memory of the steps before."""
+    """The last and the best weights, and the scalars in metrics.json that do not depend on the steps before."""
     folder = Path(cfg.OUTPUT_DIR)
     last, best = (torch.load(folder / f"model_{name}.pth", weights_only=True)["model"] for name in ("final", "best"))
     lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
@@ -64,7 +64,7 @@ def assert_equal(found: tuple, expected: tuple) -> None:
 
 @pytest.mark.slow
 def test_twenty_kills(cfg: CfgNode, tmp_path: Path, server) -> None:
-    """Each life gets a random share of the time that a whole run takes; runs that end before are started anew."""
+    """Each process gets a random share of the time of a whole run; runs that end earlier are started again."""
     cfg.merge_from_list(["MODEL.BACKBONE.NAME", "build_tiny_backbone", "MODEL.BACKBONE.FEAT_DIM", 16])
     cfg.SOLVER.MAX_EPOCH = 3
     cfg.OUTPUT_DIR = str(tmp_path / "whole")

@@ -1,4 +1,4 @@
-"""What a person reads in the log of a run."""
+"""The log of a run, as users read it."""
 
 from __future__ import annotations
 
@@ -58,5 +58,5 @@ def test_names_of_any_bytes_and_the_seed_that_is_set(datasets_root: Path, cfg: C
     assert b"Logging error" not in done.stderr and b"Traceback" not in done.stderr
     log = Path(tmp_path, "run", "log.txt").read_text()
     for text in (done.stdout.decode(), log):
-        assert r"caf\udce9 00.jpg" in text, "the names are there, in a form that any terminal shows"
+        assert r"caf\udce9 00.jpg" in text, "the names are there, in a form that any terminal can show"
         assert "generated random seed" not in text

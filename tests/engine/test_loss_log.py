@@ -1,4 +1,4 @@
-"""A step in which the host does not wait for the device, and losses that are known all the same."""
+"""A step in which the host does not wait for the device, and losses that are logged nevertheless."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ METHODS = {
         "MODEL.LOSSES.MULTI_INSTANCE.POSITIVE": "batch",
     },
 }
-# update_each has as many turns as the largest cluster of the batch has members, a number on the device.
+# update_each has as many turns as the largest cluster of the batch has members, which is a number on the device.
 WAITING = {"Cluster Contrast": ["_local_scalar_dense"]}
 
 
 class Waits(TorchDispatchMode):
-    """Collects the operations for which the host would wait for a GPU: those that read values, and copies to it."""
+    """Collects the operations for which the host would wait for a GPU: reading values, and copies to the GPU."""
 
     OPERATIONS = (
         "_local_scalar_dense",
@@ -72,7 +72,7 @@ class Waits(TorchDispatchMode):
 
 
 class Steps:
-    """A trainer that has clustered and holds two batches: what a step does besides loading."""
+    """A trainer that has clustered and has two batches, for a step without loading."""
 
     def __init__(self, cfg: CfgNode, storage: EventStorage) -> None:
         Path(cfg.OUTPUT_DIR).mkdir()
@@ -172,7 +172,7 @@ def test_what_is_not_finite_is_named() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_losses_of_a_gpu_are_stored_when_they_have_arrived() -> None:
-    """Nothing while it is busy, everything when waited for."""
+    """Nothing while the GPU is busy, everything after waiting for it."""
     log = LossLog()
     with EventStorage() as storage:
         torch.cuda._sleep(2_000_000_000)
@@ -187,7 +187,7 @@ def test_losses_of_a_gpu_are_stored_when_they_have_arrived() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_run_on_a_gpu_ends_before_the_next_checkpoint(cfg: CfgNode, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step or so after the loss was lost, and it names the right one."""
+    """About one step after the loss became NaN or infinite, and the message names the right step."""
     forward, calls = HardInstanceLoss.forward, []
 
     def broken(self: HardInstanceLoss, step: Step) -> Tensor:

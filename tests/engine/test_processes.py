@@ -1,4 +1,4 @@
-"""Two real processes over gloo: they agree on everything they must, and share what they should."""
+"""Two real processes over gloo: they agree where they must, and share the work where they should."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 
 
 class Witness(HookBase):
-    """Writes down, in each process, what the processes must agree on, and the next batches."""
+    """Records, in each process, what the processes must agree on, and the next batches."""
 
     def __init__(self, cfg: CfgNode) -> None:
         self.file = Path(cfg.OUTPUT_DIR) / f"rank{comm.get_rank()}.pt"
@@ -47,7 +47,7 @@ class Witness(HookBase):
 
 
 class Recorded(JaccardDBSCAN):
-    """Writes down, in each process, what it was asked and what it answered last."""
+    """Records, in each process, its last input and output."""
 
     def __call__(self, features: Tensor, cameras: Tensor, identities: Tensor) -> Clusters:
         clusters = super().__call__(features, cameras, identities)
@@ -63,7 +63,7 @@ def run_training(cfg: CfgNode) -> None:
 
 
 def test_training_in_two_processes(cfg: CfgNode) -> None:
-    """All losses at once; the bank draws at random three of the four images that a batch has of a cluster."""
+    """All losses at once; the bank draws at random three of the four images of a cluster in a batch."""
     cfg.HOOKS = ("Witness", "ReclusterHook", "MomentumHook")
     cfg.CLUSTER.FEATURES = "online"
     cfg.CLUSTER.NAME = "Recorded"
@@ -102,7 +102,7 @@ def run_with_and_without_compiling(cfg: CfgNode) -> None:
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_training_compiled_in_two_processes(cfg: CfgNode) -> None:
-    """Two steps, with the weights that they lead to without compiling, up to 1e-5."""
+    """Two steps, with the same weights as without compiling, up to 1e-5."""
     cfg.HOOKS = ("Witness", "ReclusterHook", "MomentumHook")
     cfg.CLUSTER.NAME = "GroundTruth"
     cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.FEAT_DIM = "build_two_layers", 16
@@ -119,11 +119,11 @@ def test_training_compiled_in_two_processes(cfg: CfgNode) -> None:
         assert torch.equal(value, weights(True, 1)[name]), name
         torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
     moved = found["backbone.0.weight"] - found["momentum.backbone.0.weight"]
-    assert moved.abs().max() > 1e-3, "by far more than that"
+    assert moved.abs().max() > 1e-3, "the steps change them by much more"
 
 
 def run_extraction(cfg: CfgNode, folder: Path, number: int) -> None:
-    """Of the first images, of which the fourth is gone."""
+    """Of the first images; the fourth is missing."""
     torch.manual_seed(0)
     images = build_training_set(cfg)
     images.paths[3:4] = ["gone.jpg"]
@@ -135,7 +135,7 @@ def run_extraction(cfg: CfgNode, folder: Path, number: int) -> None:
 
 @pytest.mark.parametrize(("number", "everything"), [(53, False), (53, True), (1, True)])
 def test_features_are_gathered_in_order(cfg: CfgNode, tmp_path: Path, number: int, everything: bool) -> None:
-    """Of an odd number, and where a process has none; from files, and by workers from a cache, in lower precision."""
+    """For an odd number, and if a process has none; from files, and by workers from a cache, in lower precision."""
     cfg.DATALOADER.UNREADABLE = "skip"
     run_extraction(cfg, tmp_path, number)
     alone, usable = torch.load(tmp_path / "0.pt")

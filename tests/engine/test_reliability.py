@@ -1,4 +1,4 @@
-"""What goes wrong around a run: it ends with a sentence, keeps what it has, and can be resumed."""
+"""Failures around a run: it ends with one sentence, keeps its files, and can be resumed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from support import ROOT, SMALL, train
 
 
 def start(datasets_root: Path, output: Path, *arguments: str, **settings: object) -> subprocess.Popen:
-    """The command line in a process group of its own, as a terminal would start it."""
+    """The command line in its own process group, as a terminal would start it."""
     options = SMALL | {"OUTPUT_DIR": output, "DATASETS.TESTS": "()"} | settings
     return subprocess.Popen(
         [
@@ -42,7 +42,7 @@ def start(datasets_root: Path, output: Path, *arguments: str, **settings: object
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        # Where the tests run in the background of a script, children would inherit that SIGINT is ignored.
+        # If the tests run in the background of a script, children would inherit that SIGINT is ignored.
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         start_new_session=True,
     )
@@ -57,7 +57,7 @@ def wait_for(path: Path, run: subprocess.Popen) -> None:
 
 @pytest.fixture
 def runs() -> Iterator[list[subprocess.Popen]]:
-    """Processes that a test has started and that end with it."""
+    """Processes that a test has started; they end with it."""
     started: list[subprocess.Popen] = []
     yield started
     for run in started:
@@ -70,7 +70,7 @@ def runs() -> Iterator[list[subprocess.Popen]]:
 def test_interrupt_refuse_a_second_run_and_resume(
     datasets_root: Path, tmp_path: Path, runs: list[subprocess.Popen]
 ) -> None:
-    """Loaders with processes of their own; Ctrl-C reaches them all."""
+    """With loader workers; Ctrl-C reaches all processes."""
     output = tmp_path / "run"
     settings = {"SOLVER.MAX_EPOCH": 6, "DATALOADER.NUM_WORKERS": 2}
     run = start(datasets_root, output, **settings)
@@ -109,7 +109,7 @@ def test_interrupt_refuse_a_second_run_and_resume(
 def test_an_interrupt_of_the_first_of_several_processes(
     datasets_root: Path, tmp_path: Path, runs: list[subprocess.Popen]
 ) -> None:
-    """kill -INT of the command alone: the processes that it started end too."""
+    """kill -INT of only the command: the processes that it started end too."""
     run = start(datasets_root, tmp_path / "run", "--num-gpus", "2", **{"SOLVER.MAX_EPOCH": 500})
     runs.append(run)
     wait_for(tmp_path / "run" / "last_checkpoint", run)
@@ -117,7 +117,7 @@ def test_an_interrupt_of_the_first_of_several_processes(
     _, errors = run.communicate(timeout=120)
     assert run.returncode == 130 and errors.splitlines()[-1].startswith("interrupted; the same command with --resume")
     with owned_folder(str(tmp_path / "run")):
-        pass  # nobody holds it any more
+        pass  # the lock is free again
     assert (tmp_path / "run" / "report.html").is_file()
 
 
@@ -125,7 +125,7 @@ def test_an_interrupt_of_the_first_of_several_processes(
 def test_several_processes_that_stop_leave_a_report(
     datasets_root: Path, tmp_path: Path, runs: list[subprocess.Popen]
 ) -> None:
-    """All raise the error at once, and the first to go has the others terminated, maybe while one writes the report."""
+    """All raise the error at once; when the first ends, the others are terminated, maybe while writing the report."""
     run = start(
         *(datasets_root, tmp_path / "run", "--num-gpus", "2"),
         **{"SOLVER.MAX_EPOCH": 500, "CLUSTER.EPS": 1e-6, "CLUSTER.PATIENCE": 2},
@@ -138,7 +138,7 @@ def test_several_processes_that_stop_leave_a_report(
 
 
 def test_a_folder_is_free_when_its_process_is_dead(tmp_path: Path) -> None:
-    """Even where a fork of it is not, as the workers of its loaders are for seconds."""
+    """Even if a fork of it is still alive, as loader workers are for seconds."""
     folder = str(tmp_path / "run")
     ready, tell = os.pipe()
     holder = os.fork()
@@ -179,7 +179,7 @@ def test_a_file_in_place_of_the_folder(tmp_path: Path) -> None:
 
 
 def test_the_command_refuses_a_folder_that_nobody_can_write(datasets_root: Path, monkeypatch) -> None:
-    """Not even root, before anything else is done."""
+    """A folder that not even root can write to, before anything else is done."""
     if not Path("/proc/self").is_dir():
         pytest.skip("/proc is the one folder that root cannot write to on any machine, and there is none here")
     monkeypatch.setenv("FASTREID_DATASETS", str(datasets_root))
@@ -191,7 +191,7 @@ def test_the_command_refuses_a_folder_that_nobody_can_write(datasets_root: Path,
 
 
 def test_a_folder_without_permission(tmp_path: Path) -> None:
-    """For root, who may write anywhere, as another user."""
+    """As another user if the tests run as root, who may write anywhere."""
     folder = tmp_path / "run"
     folder.mkdir(mode=0o555)
     uid = os.geteuid()
@@ -212,7 +212,7 @@ def test_a_folder_without_permission(tmp_path: Path) -> None:
 class TestLossThatIsNotFinite:
     @pytest.fixture
     def broken_at(self, cfg: CfgNode, monkeypatch: pytest.MonkeyPatch):
-        """Makes one of the losses worthless from a step on."""
+        """Makes one of the losses NaN or infinite from a step on."""
         cls = LOSS_REGISTRY.get("HardInstanceLoss")
         forward = cls.forward
         steps = []
@@ -258,7 +258,7 @@ def train_and_keep(cfg: CfgNode, trainers: list[UnsupervisedTrainer]) -> None:
 
 
 class RemoveImages(HookBase):
-    """Removes images when an epoch has its labels, and remembers the labels of the next one."""
+    """Removes images when an epoch has its labels, and records the labels of the next epoch."""
 
     def __init__(self, cfg: CfgNode) -> None:
         self.paths = build_training_set(cfg).paths[::5]
@@ -270,7 +270,7 @@ class RemoveImages(HookBase):
 
 @pytest.mark.parametrize("unreadable", ["error", "skip"])
 def test_images_removed_while_training(cfg: CfgNode, tmp_path: Path, monkeypatch, caplog, unreadable: str) -> None:
-    """In folders and, below, under names of every kind."""
+    """In folders and files with names of every kind."""
     monkeypatch.setenv("FASTREID_DATASETS", str(tmp_path / "data sets, ä"))
     monkeypatch.setitem(HOOK_REGISTRY._obj_map, "RemoveImages", RemoveImages)
     cfg.merge_from_list(

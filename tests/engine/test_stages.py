@@ -1,4 +1,4 @@
-"""Stages: what each is trained with, what is handed on, and that an interruption in any of them changes nothing."""
+"""Stages: their configs, the weights passed on, and that an interruption in any of them changes nothing."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class TestConfigs:
         before = cfg.clone()
         cfg.freeze()
         first, second = stage_configs(cfg)
-        assert cfg == before, "the config itself stays"
+        assert cfg == before, "the config itself is unchanged"
         assert first.MODEL.LOSSES.NAME == ("DiscrepantProxyLoss",) and first.SOLVER.MAX_EPOCH == 2
         assert second.MODEL.LOSSES.NAME == ("DiscrepantProxyLoss", "MultiInstanceLoss") and second.SOLVER.MAX_EPOCH == 3
         assert first.SOLVER.BASE_LR == second.SOLVER.BASE_LR == cfg.SOLVER.BASE_LR
@@ -90,7 +90,7 @@ class TestConfigs:
         assert first.STAGES == second.STAGES == ()
 
     def test_from_a_file_and_back(self, cfg: CfgNode, tmp_path: Path) -> None:
-        """In the notation of the config files, tuples as strings included."""
+        """In the notation of the config files, including tuples as strings."""
         (tmp_path / "stages.yml").write_text(
             """STAGES:
             - MODEL: {LOSSES: {NAME: [DiscrepantProxyLoss]}}
@@ -116,7 +116,7 @@ class TestConfigs:
         cfg.SOLVER.MAX_EPOCH = 7
         cfg.STAGES = without_keys(cfg.STAGES, ["SOLVER.MAX_EPOCH", "CLUSTER.EPS", "SOLVER.MAX_EPOCH.X"])
         assert [stage.SOLVER.MAX_EPOCH for stage in stage_configs(cfg)] == [7, 7]
-        assert TWO_STAGES[0]["SOLVER"] == {"MAX_EPOCH": 2}, "the argument stays"
+        assert TWO_STAGES[0]["SOLVER"] == {"MAX_EPOCH": 2}, "the argument is unchanged"
 
     @pytest.mark.parametrize(
         ("overlay", "message"),
@@ -180,7 +180,7 @@ def test_the_encoder_under_test_starts_both_encoders(cfg: CfgNode, encoder: str)
     for name, value in start.state_dict().items():
         assert torch.equal(value, best[prefix + name.removeprefix("momentum.")]), name
     assert len(start.state_dict()) == 2 * len(names)
-    # The figures say the same: what stage 2 evaluates before its first epoch is the best epoch of stage 1.
+    # The metrics show the same: the evaluation before the first epoch of stage 2 is that of the best epoch of stage 1.
     assert scalars(folders[1], "start/mAP") == [pytest.approx(max(scalars(folders[0], "mAP")))]
     size = (folders[1] / "start.pth").stat().st_size
     assert size < 1.5 * sum(best[name].numel() * best[name].element_size() for name in names) + 2**20
@@ -194,7 +194,7 @@ def test_metrics_log_and_closing_table_name_the_stage(cfg: CfgNode, caplog: pyte
     folders = [Path(stage.OUTPUT_DIR) for stage in stage_configs(cfg)]
     assert scalars(folders[0], "stage") == [1, 1] and scalars(folders[1], "stage") == [2, 2, 2]
     rates = [[rate / cfg.SOLVER.BASE_LR for rate in scalars(folder, "lr")] for folder in folders]
-    assert rates == [pytest.approx([1, 0.1]), pytest.approx([1, 0.1, 0.1])], "each stage has a schedule of its own"
+    assert rates == [pytest.approx([1, 0.1]), pytest.approx([1, 0.1, 0.1])], "each stage has its own schedule"
     assert results["mAP"] == pytest.approx(scalars(folders[1], "mAP")[-1])
     assert {"loss_discrepant_proxy", "loss_multi_instance"} <= set((folders[1] / "metrics.json").read_text().split('"'))
     assert "loss_multi_instance" not in (folders[0] / "metrics.json").read_text()
@@ -210,7 +210,7 @@ def test_metrics_log_and_closing_table_name_the_stage(cfg: CfgNode, caplog: pyte
 
 
 def test_resume_in_any_stage_equals_the_uninterrupted_run(cfg: CfgNode, tmp_path: Path, monkeypatch) -> None:
-    """Interrupted in stage 1, at the very start of stage 2, and within it; a finished run stays as it is."""
+    """Interrupted in stage 1, at the very start of stage 2, and within it; a finished run does not change."""
     cfg.STAGES = TWO_STAGES
     cfg.OUTPUT_DIR = str(tmp_path / "whole")
     train_stages(cfg)
@@ -231,7 +231,7 @@ def test_resume_in_any_stage_equals_the_uninterrupted_run(cfg: CfgNode, tmp_path
 
 
 def test_checkpoints_of_an_earlier_run_are_not_resumed(cfg: CfgNode, monkeypatch) -> None:
-    """A run that starts over in the same folder, and is interrupted before its second stage has a checkpoint."""
+    """A run that starts again in the same folder, and is interrupted before its second stage has a checkpoint."""
     cfg.STAGES = TWO_STAGES
     train_stages(cfg)
     assert "stage 2" in Path(cfg.OUTPUT_DIR, "report.html").read_text()
@@ -247,7 +247,7 @@ def test_checkpoints_of_an_earlier_run_are_not_resumed(cfg: CfgNode, monkeypatch
 
 
 class CountWhatIsLeft(HookBase):
-    """How many image caches, and workers of loaders, there are when a stage starts."""
+    """Counts the image caches and loader workers that exist when a stage starts."""
 
     counts: ClassVar[list[tuple[int, int]]] = []
 
@@ -265,7 +265,7 @@ def test_a_stage_leaves_no_cache_and_no_worker_to_the_next(cfg: CfgNode, monkeyp
     cfg.HOOKS = ("CountWhatIsLeft", *cfg.HOOKS)
     cfg.STAGES = TWO_STAGES
     gc.collect()
-    gc.disable()  # nothing may be left to its mood
+    gc.disable()  # the result must not depend on when it runs
     try:
         train_stages(cfg)
     finally:
@@ -285,7 +285,7 @@ def test_without_evaluation_the_last_weights_are_handed_on(cfg: CfgNode) -> None
 
 
 def test_one_overlay_counts(cfg: CfgNode) -> None:
-    """In the run's own folder, as without stages."""
+    """A single stage writes to the run's own folder, as without stages."""
     cfg.STAGES = ({"MODEL": {"LOSSES": {"NAME": ["DiscrepantProxyLoss"]}}, "SOLVER": {"MAX_EPOCH": 1}},)
     folder = Path(cfg.OUTPUT_DIR)
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""Whole runs on real files: what they leave, that they repeat, that they resume."""
+"""Whole runs on real files: their output, and that they can be repeated and resumed."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_the_chosen_radius_is_logged_and_charted(cfg: CfgNode) -> None:
 
 
 def test_the_last_evaluation_stands_in_the_row_of_the_last_epoch(cfg: CfgNode) -> None:
-    """Also where the period does not divide the epochs, and fast-reid evaluates once more after the last iteration."""
+    """Also if the period does not divide the epochs, and fast-reid evaluates once more after the last iteration."""
     cfg.SOLVER.MAX_EPOCH = 3
     cfg.TEST.EVAL_PERIOD = 2
     train(cfg)
@@ -93,7 +93,7 @@ def test_equal_seeds_give_equal_runs(cfg: CfgNode, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_resume_equals_the_uninterrupted_run(cfg: CfgNode, tmp_path: Path, num_workers: int) -> None:
-    """Interrupted after every epoch in turn: weights, optimiser, labels and losses go on as if nothing was."""
+    """Interrupted after every epoch in turn: weights, optimiser, labels and losses continue as without interruption."""
     cfg.DATALOADER.NUM_WORKERS = num_workers
     cfg.SOLVER.MAX_EPOCH = 3
     cfg.SOLVER.STEPS = [1, 2]
@@ -209,7 +209,7 @@ def test_nothing_of_the_small_config_is_forgotten() -> None:
 
 
 class TestBatchesAndImages:
-    """54 images, four of a pseudo identity in a batch."""
+    """54 images, with four of each pseudo identity in a batch."""
 
     def test_a_batch_that_no_clusters_fill_is_refused(self, cfg: CfgNode) -> None:
         cfg.SOLVER.IMS_PER_BATCH = 220

@@ -1,8 +1,8 @@
-"""DCMIP's losses with their memories: against stored runs of published code, and against loops where ours differ.
+"""DCMIP's losses with their memories: against stored runs of published code, or against loops where ours differ.
 
-The reference moves its memories in the backward pass and fills the instance bank with what the loss reads, the online
-features. Ours move in ``after_step``, and the bank holds the momentum encoder's features, as the paper's overview draws
-it. Fed the same features, both hold the same.
+The reference updates its memories in the backward pass, and fills the instance bank with the online features that the
+loss reads. Ours are updated in ``after_step``, and the bank holds the momentum encoder's features, as the paper's
+overview shows it. With the same features, both hold the same.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PRECISIONS = pytest.mark.parametrize("suffix", ["", "_f64"])
 
 
 def load(name: str, suffix: str) -> dict[str, Tensor]:
-    """The arrays of a file in the precision of ``suffix``, expected ones without it."""
+    """The arrays of a file in the precision of ``suffix``, which is removed from the names of expected values."""
     dtype = torch.float64 if suffix else torch.float32
     arrays = {key: torch.as_tensor(value) for key, value in load_golden(f"dcmip_memory_{name}").items()}
     arrays |= {key.removesuffix("_f64"): value for key, value in arrays.items() if suffix and key.endswith("_f64")}
@@ -51,19 +51,19 @@ def make_step(labels: Tensor, online: Tensor, momentum: Tensor | None = None) ->
 
 
 def start(loss: MultiInstanceLoss, members: Tensor) -> None:
-    """Begins an epoch with clusters of these (C, K, D) momentum features; those that were clustered are others."""
+    """Begins an epoch with clusters of these (C, K, D) momentum features; the clustered features are different."""
     labels = torch.arange(len(members)).repeat_interleave(members.shape[1])
     features = F.normalize(torch.randn_like(members.flatten(0, 1)))
     loss.begin_epoch(Clusters(labels, features, torch.zeros_like(labels), members.flatten(0, 1)))
 
 
 def by_slot(bank: Tensor) -> Tensor:
-    """A bank, (C, K, D), with the instances of each cluster in an order of their own; the loss does not look at it."""
+    """A bank, (C, K, D), with the instances of each cluster sorted; the loss does not depend on their order."""
     return torch.stack([rows[rows[:, 0].argsort()] for rows in bank])
 
 
 def check(value: Tensor, features: Tensor, loss: Tensor, gradient: Tensor, exact: bool) -> None:
-    """The loss and its gradient with respect to ``features`` within the tolerance of the precision."""
+    """Compares the loss and its gradient with respect to ``features`` within the tolerance of the precision."""
     (found,) = torch.autograd.grad(value, features)
     assert value.item() == pytest.approx(loss.item(), rel=1e-9 if exact else 1e-5, abs=1e-9 if exact else 1e-6)
     limit = 1e-9 if exact else 1e-4 * gradient.abs().max().item() + 1e-6
@@ -74,7 +74,7 @@ def check(value: Tensor, features: Tensor, loss: Tensor, gradient: Tensor, exact
 @pytest.mark.parametrize("name", MEMORIES)
 @pytest.mark.parametrize("variant", list(VARIANTS))
 def test_discrepant_proxies_follow_the_reference(name: str, variant: str, suffix: str) -> None:
-    """Loss, gradient and memory of every pass, each from the memory that the passes before have left."""
+    """Loss, gradient and memory of every pass, each starting from the memory after the passes before."""
     golden = load(name, suffix)
     memory, options = VARIANTS[variant]
     term = DiscrepantProxyLoss(temperature=golden["temp"].item(), momentum=golden["momentum"].item(), **options)
@@ -94,9 +94,9 @@ def test_discrepant_proxies_follow_the_reference(name: str, variant: str, suffix
 @PRECISIONS
 @pytest.mark.parametrize("name", MEMORIES)
 def test_multi_instance_follows_the_reference(name: str, suffix: str) -> None:
-    """The instance part and the sum of both, where the bank gets the rows that the reference has picked.
+    """The instance part and the sum of both, if the bank gets the rows that the reference has drawn.
 
-    A batch of exactly K rows a cluster leaves nothing to chance but the slot of each.
+    With exactly K rows per cluster in a batch, only the slot of each is random.
     """
     golden = load(name, suffix)
     num_clusters, num_instances = int(golden["num_clusters"]), int(golden["num_instances"])
@@ -108,7 +108,7 @@ def test_multi_instance_follows_the_reference(name: str, suffix: str) -> None:
     bank = golden["init_instance"].unflatten(0, (num_instances, num_clusters)).transpose(0, 1)
     start(instances, bank)
     torch.testing.assert_close(by_slot(instances.bank), by_slot(bank), rtol=0, atol=1e-6)
-    instances.remember("bank", bank.clone())  # the very rows, unit to float32 only
+    instances.remember("bank", bank.clone())  # exactly these rows, which have unit length only in float32
     for t, (online, labels) in enumerate(zip(golden["inputs"], golden["targets"], strict=True)):
         step = make_step(labels, online.clone().requires_grad_())
         for term, loss in (
@@ -150,7 +150,7 @@ def test_memories_start_like_the_reference(name: str, dtype: torch.dtype) -> Non
     start(instances, momentum[golden["picked_index"]])
     torch.testing.assert_close(by_slot(instances.bank), by_slot(expected), rtol=0, atol=1e-6)
 
-    # The reference draws with repetition from clusters of any size; by default ours repeats only where it must.
+    # The reference draws with repetition from clusters of any size; by default ours repeats only if necessary.
     instances.begin_epoch(clusters)
     for k, rows in enumerate(instances.bank):
         members = F.normalize(momentum[labels == k])
@@ -185,7 +185,7 @@ def loop_loss(online: Tensor, momentum: Tensor, bank: Tensor, labels: Tensor, po
 @pytest.mark.parametrize("positive", ["bank", "batch"])
 @pytest.mark.parametrize("store", ["momentum", "online"])
 def test_bank_holds_the_features_of_the_last_batch(positive: str, store: str) -> None:
-    """Three steps beside a loop: online features are queries, those of `store` replace the cluster's rows."""
+    """Three steps against a loop: online features are queries, those of `store` replace the cluster's rows."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
@@ -214,7 +214,7 @@ def test_bank_starts_from_the_clustered_features_where_those_are_the_momentum_on
 
 
 def test_bank_may_start_with_repetition_from_clusters_of_any_size() -> None:
-    """As the published code draws: K independent members, so that a member is missing with probability (1 - 1/n)^K."""
+    """As in the published code: K independent draws, so that a member is missing with probability (1 - 1/n)^K."""
     features, labels = F.normalize(torch.randn(4000, 16)), torch.arange(4000) // 4
     term = MultiInstanceLoss(num_instances=4, repetition="always")
     term.begin_epoch(Clusters(labels, features, torch.zeros_like(labels)))
@@ -248,7 +248,7 @@ BATCHES = {
 @pytest.mark.parametrize("index", range(3))
 @pytest.mark.parametrize("case", list(BATCHES))
 def test_edges(case: str, index: int) -> None:
-    """A finite loss and gradient, unit rows, moved memories of the batch's clusters, the others' as they were."""
+    """A finite loss and gradient, unit rows, updated memories of the batch's clusters, and unchanged others."""
     labels, batch = map(torch.tensor, BATCHES[case])
     generator = torch.Generator().manual_seed(0)
     features, momentum = F.normalize(torch.randn(2, 12, 6, generator=generator), dim=2)
@@ -260,7 +260,7 @@ def test_edges(case: str, index: int) -> None:
     loss.backward()
     assert loss.isfinite() and step.online.grad.isfinite().all()
     if case == "one cluster":
-        assert loss == 0 and not step.online.grad.any(), "nothing to tell apart"
+        assert loss == 0 and not step.online.grad.any(), "nothing to distinguish"
     ((_, buffer),) = term.named_buffers()
     before = buffer.clone()
     term.after_step(step)
@@ -273,7 +273,7 @@ def test_edges(case: str, index: int) -> None:
 
 
 def test_replacement_takes_every_member_or_as_many_as_fit() -> None:
-    """Of three rows all are kept and one repeated, of four each once, of six four different ones."""
+    """Of three rows all are kept and one is repeated, of four each is kept once, of six four different ones."""
     term = MultiInstanceLoss(num_instances=4)
     start(term, F.normalize(torch.randn(3, 4, 8), dim=2))
     labels = torch.tensor([0] * 3 + [1] * 4 + [2] * 6)[torch.randperm(13)]
@@ -286,7 +286,7 @@ def test_replacement_takes_every_member_or_as_many_as_fit() -> None:
 
 @pytest.mark.parametrize("index", range(3))
 def test_half_precision_features(index: int) -> None:
-    """As mixed precision gives them: memories stay float32."""
+    """As in mixed precision: memories stay float32."""
     labels = torch.arange(12) % 3
     term = terms()[index]
     features = F.normalize(torch.randn(12, 6))
@@ -302,7 +302,7 @@ def test_half_precision_features(index: int) -> None:
 
 
 def test_a_further_update_design_is_a_function_and_a_word(tmp_path: Path) -> None:
-    """In a file of one's own, which a config imports."""
+    """In your own file, which a config imports."""
     (tmp_path / "last_update.py").write_text(
         """
 import torch.nn.functional as F

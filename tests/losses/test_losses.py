@@ -1,4 +1,4 @@
-"""Loss terms: what they add to the pure functions, namely memory, weights, config keys, and the registry."""
+"""Loss terms: their additions to the pure functions, namely memory, weights, config keys, and the registry."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def make_step(**changes: Tensor) -> Step:
 
 @pytest.mark.parametrize("name", ["base", "singlecam", "onecamera", "hyper", "unitnorm"])
 def test_total_equals_published_step(name: str) -> None:
-    """The four terms together, with the published code's choices: one step of it, loss and gradient."""
+    """The four terms together, with the published code's settings: loss and gradient of one of its steps."""
     golden = {key: torch.as_tensor(value) for key, value in load_golden(f"ice_losses_{name}").items()}
     terms = [
         ClusterProxyLoss(temperature=float(golden["tau_c"]), label_smoothing=float(golden["label_smoothing"])),
@@ -129,7 +129,7 @@ def test_unknown_key_of_a_loss_is_named() -> None:
 
 @pytest.mark.parametrize("error", [TypeError, ValueError])
 def test_an_error_in_a_loss_of_ones_own_stays_as_it_is(monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
-    """With its traceback; what the config gives it that it does not take is still a sentence."""
+    """With its traceback; a config key that the loss does not accept still gives one sentence."""
 
     class Faulty(LossTerm):
         views = frozenset({"online"})

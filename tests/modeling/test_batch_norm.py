@@ -25,7 +25,7 @@ STEPS = 2
 
 
 def four_gpu_config(bn_splits: int = 4) -> CfgNode:
-    """The losses that keep no memory, on 16 images."""
+    """The losses without a memory, on 16 images."""
     return small_config(
         MODEL__BN_SPLITS=bn_splits,
         MODEL__LOSSES__NAME=("HardInstanceLoss", "SoftConsistencyLoss"),
@@ -35,7 +35,7 @@ def four_gpu_config(bn_splits: int = 4) -> CfgNode:
 
 
 def train_steps() -> dict[str, object]:
-    """Steps of this process on its share of the same batches, in float64; what they lead to."""
+    """Steps of this process on its share of the same batches, in float64; returns their results."""
     torch.manual_seed(0)
     model = build_model(four_gpu_config()).double().train()
     wrapped = DistributedDataParallel(model, broadcast_buffers=False) if comm.get_world_size() > 1 else model
@@ -67,7 +67,7 @@ def save_steps(folder: Path) -> None:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """As in every process started here: how many add up changes the last digit, and a step makes that 1e-9."""
+    """As in every process started here: their number changes the last digit of sums, which a step makes 1e-9."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -117,7 +117,7 @@ def test_the_memory_format_is_kept() -> None:
 
 
 def models() -> tuple[nn.Module, nn.Module]:
-    """With 4 parts and without, of the same weights."""
+    """With 4 parts and without, with the same weights."""
     split, plain = build_model(four_gpu_config()).train(), build_model(four_gpu_config(bn_splits=1)).train()
     plain.load_state_dict(split.state_dict())
     return split, plain
@@ -141,7 +141,7 @@ def shuffled_keys(model: nn.Module, images: Tensor, seed: int) -> Tensor:
 
 
 def test_momentum_batches_are_shuffled_over_the_parts() -> None:
-    """Whose statistics a key gets depends on the draw, and not on which identities are beside it in the batch."""
+    """Which images share statistics with a key depends on the draw, not on its neighbours in the batch."""
     split, plain = models()
     images = 255 * torch.rand(16, 3, 32, 16)
     assert torch.equal(shuffled_keys(plain, images, 0), shuffled_keys(plain, images, 1))

@@ -79,7 +79,7 @@ def test_one_step_on_any_backbone(backbone: str) -> None:
 
 @pytest.mark.parametrize("names", [*combinations(LOSSES, 2), tuple(LOSSES)], ids="+".join)
 def test_any_subset_of_the_losses_trains(names: tuple[str, ...]) -> None:
-    """A step, and the losses of a next one on what the step has left in weights and memories."""
+    """A step, and the losses of the next one with the updated weights and memories."""
     torch.manual_seed(0)
     cfg = small_config(**{"MODEL.LOSSES.NAME": names, "MODEL.LOSSES.MULTI_INSTANCE.NUM_INSTANCES": 3})
     model = build_model(cfg).train()
@@ -115,7 +115,7 @@ def test_only_the_views_that_are_asked_for_are_computed() -> None:
 
 
 def test_the_online_view_changes_nothing_but_the_momentum_statistics() -> None:
-    """The third pass of the published ICE: its output is thrown away."""
+    """The third pass of the published ICE: its output is not used."""
     torch.manual_seed(0)
     two = build_model(small_config(**{"MODEL.MOMENTUM.ONLINE_VIEW": False})).train()
     three = build_model(small_config(**{"MODEL.MOMENTUM.ONLINE_VIEW": True})).train()
@@ -130,7 +130,7 @@ def test_the_online_view_changes_nothing_but_the_momentum_statistics() -> None:
         for model in (two, three)
         for name in ["backbone.conv1.bn.num_batches_tracked"]
     }
-    assert counts == {1, 2}, "two or three momentum passes beside one online pass"
+    assert counts == {1, 2}, "two or three momentum passes and one online pass"
 
 
 def test_momentum_statistics_are_its_own_and_it_has_no_gradient() -> None:

@@ -29,7 +29,7 @@ RESNET = {
 
 
 def model_and_batch(**settings: object) -> tuple[MomentumReID, dict[str, Tensor]]:
-    """A model in training mode, its memories filled, always with the same weights; and 8 images."""
+    """A model in training mode with filled memories, always with the same weights; and 8 images."""
     cfg = small_config(**settings)
     torch.manual_seed(0)
     model = build_model(cfg).train()
@@ -54,7 +54,7 @@ def losses_and_gradients(model: MomentumReID, batch: dict[str, Tensor]) -> tuple
 
 class TestBfloat16:
     def test_close_to_float32(self) -> None:
-        """Each loss within 2 %, and the gradient in the same direction; a bfloat16 has 8 bits."""
+        """Each loss within 2 %, and the gradient in the same direction; bfloat16 has 8 bits of precision."""
         model, batch = model_and_batch(**RESNET)
         other = copy.deepcopy(model)
         expected, gradient = losses_and_gradients(model, batch)
@@ -82,7 +82,7 @@ class TestBfloat16:
 
 class TestAMPTrainer:
     def test_gives_no_warnings(self, caplog: pytest.LogCaptureFixture) -> None:
-        """Nor does it name what torch deprecates; on this CPU in bfloat16 where there is such a thing."""
+        """And calls nothing that torch deprecates; on this CPU in bfloat16 if it has it."""
         model, batch = model_and_batch()
         before = copy.deepcopy(model.backbone.state_dict())
         optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
@@ -98,7 +98,7 @@ class TestAMPTrainer:
 
     @pytest.mark.parametrize(("scale", "steps"), [(2.0**16, True), (2.0**127, False)], ids=["fits", "overflows"])
     def test_gradients_are_scaled_for_float16(self, scale: float, steps: bool) -> None:
-        """By a power of two, which is exact: the step is the same, or none where gradients overflow."""
+        """By a power of two, which is exact: the step is the same, or skipped if gradients overflow."""
         model, batch = model_and_batch()
         before, after = copy.deepcopy(model.backbone.state_dict()), []
         for scaler in (None, torch.amp.GradScaler("cpu", init_scale=scale)):
@@ -129,7 +129,7 @@ class TestAMPTrainer:
 
 class TestLayout:
     def test_channels_are_innermost(self) -> None:
-        """In weights of both encoders, and all through the network."""
+        """In weights of both encoders, and throughout the network."""
         model, batch = model_and_batch(**RESNET)
         outputs = []
         for module in model.modules():
@@ -159,7 +159,7 @@ class TestCompile:
     def test_changes_neither_results_nor_names(
         self, precision: torch.dtype, bn_splits: int, rtol: float, atol: float
     ) -> None:
-        """On two layers, against float32 without: a step, then evaluation, for which nothing is compiled."""
+        """On two layers, against float32 without compilation: a step, then evaluation, which is not compiled."""
         torch._dynamo.reset()
         plain = small_model(compiled=False, bn_splits=bn_splits)
         compiled = small_model(compiled=True, bn_splits=bn_splits)

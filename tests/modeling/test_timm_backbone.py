@@ -1,4 +1,4 @@
-"""Models of timm as backbones: what they give, the weights they start from, and that all of training works on them."""
+"""timm models as backbones: their output, the weights they start from, and that all of training works with them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FAMILIES = {
     "mambaout_femto": (288, 2, 1),  # channels last
     TOKENS: (64, 1, 1),  # class token
     "test_vit3": (96, 1, 1),  # attention
-    "levit_128s": (384, 1, 1),  # keeps what it computes of its parameters in evaluation mode
+    "levit_128s": (384, 1, 1),  # caches values computed from its parameters in evaluation mode
 }
 
 
@@ -47,7 +47,7 @@ def pretrained(path: Path, name: str = CONV, **changes: Any) -> CfgNode:
 
 
 def timm_model(name: str, **arguments: Any) -> nn.Module:
-    """timm's own, with statistics and affine parameters that no new model has."""
+    """timm's own model, with statistics and affine parameters unlike those of a new model."""
     torch.manual_seed(0)
     model = timm.create_model(name, **arguments).eval()
     with torch.no_grad():
@@ -68,7 +68,7 @@ def batch(number: int = 8) -> dict[str, Tensor]:
 
 
 def train_step(model: MomentumReID) -> dict[str, Tensor]:
-    """A step of SGD; its losses."""
+    """One step of SGD; returns its losses."""
     dim = model.eval()(images(number=1)).shape[1]
     model.train()
     ids = torch.arange(24)
@@ -83,7 +83,7 @@ def train_step(model: MomentumReID) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("name", list(FAMILIES))
 def test_every_family_trains(name: str) -> None:
-    """With FEAT_DIM found, and a gradient for every parameter that asks for one, as several processes want."""
+    """FEAT_DIM is found, and every parameter that requires a gradient gets one, as several processes need."""
     torch.manual_seed(0)
     model = build_model(config(name))
     with torch.no_grad():
@@ -118,7 +118,7 @@ def test_last_stride() -> None:
 
 
 def test_a_vision_transformer_on_a_tall_grid(tmp_path: Path) -> None:
-    """The position embedding of square images is fitted to 256 x 128, as timm fits it."""
+    """The position embedding of square images is resized to 256 x 128, as in timm."""
     square = timm_model(TOKENS)
     torch.save(square.state_dict(), tmp_path / "square.pth")
     cfg = pretrained(tmp_path / "square.pth", TOKENS, INPUT__SIZE_TRAIN=[256, 128], INPUT__SIZE_TEST=[256, 128])
@@ -133,7 +133,7 @@ def test_a_vision_transformer_on_a_tall_grid(tmp_path: Path) -> None:
 @pytest.mark.parametrize("classes", [1000, 7, 0])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_weights_of_a_file(tmp_path: Path, name: str, classes: int, suffix: str) -> None:
-    """With whatever classifier, or none."""
+    """With any classifier, or none."""
     size = {"img_size": (64, 32)} if name == TOKENS else {"output_stride": 16}
     original, path = timm_model(name, num_classes=classes, **size), tmp_path / f"weights{suffix}"
     if suffix == ".pth":
@@ -213,7 +213,7 @@ class TestBadInput:
 
 class TestBatchNormSplits:
     def test_parts_are_normalised_apart_and_activated(self) -> None:
-        """timm's batch norm holds the activation; a part is what it gives for the part alone."""
+        """timm's batch norm includes the activation; the output of a part is that for only this part."""
         whole = build_timm_backbone(config("test_efficientnet")).train()
         split, parts = copy.deepcopy(whole), copy.deepcopy(whole)
         split_batch_norms(split, 2)
@@ -235,7 +235,7 @@ class TestBatchNormSplits:
 
 @pytest.mark.parametrize("name", [CONV, "test_efficientnet", TOKENS])
 def test_export(tmp_path: Path, name: str) -> None:
-    """To ONNX alone; what an earlier export of another network left for fast-reid goes."""
+    """Only to ONNX; the files for fast-reid of an earlier export of another network are removed."""
     for left in ("fastreid.pth", "fastreid.yml"):
         (tmp_path / left).touch()
     pytest.importorskip("onnxruntime")

@@ -1,4 +1,4 @@
-"""Files of weights as people have them: broken, of another kind, or made to run code. Each gives its reason."""
+"""Files of weights as users have them: broken, of another kind, or made to run code. Each error gives the reason."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from support import small_config, train
 
 
 class RunsCode:
-    """What a pickle may do to whoever loads it."""
+    """A pickle that runs code when it is loaded."""
 
     def __reduce__(self) -> tuple:
         return os.mkdir, ("ran",)
@@ -46,7 +46,7 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.fixture(params=list(FILES))
 def bad_file(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, str]:
-    """A file of weights, and what is said of it."""
+    """A file of weights, and the error for it."""
     monkeypatch.chdir(tmp_path)
     write, reason = FILES[request.param]
     write(tmp_path / "bad.pth")
@@ -96,7 +96,7 @@ def test_a_checkpoint_of_something_else(tmp_path: Path, content: dict) -> None:
 
 
 def test_the_best_weights_of_a_run_that_is_resumed(cfg: CfgNode, tmp_path: Path, monkeypatch) -> None:
-    """The checkpoint knows how good they are, so that a resume does not open them, whatever lies there."""
+    """The checkpoint has their metric, so a resume does not open the file, whatever it contains."""
     monkeypatch.chdir(tmp_path)
     cfg.SOLVER.MAX_EPOCH = 1
     train(cfg)

@@ -1,4 +1,4 @@
-"""Curves land where their values say, and words say where they land."""
+"""Curves are drawn where their values are, and the words describe them correctly."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TEXTS = {"title": "", "x_label": "", "y_label": ""}
 
 
 def curve_pixels(path: Path, curve: int) -> np.ndarray:
-    """(x, y) of what has the colour of the first (blue) or second (orange) curve beside the names on the right."""
+    """(x, y) of the pixels with the colour of the first (blue) or second (orange) curve, left of the names."""
     picture = np.asarray(Image.open(path).convert("RGB")).astype(int)
     grid = (picture == 0xDD).all(2)
     right = np.flatnonzero(grid[grid.sum(1).argmax()]).max()
@@ -46,7 +46,7 @@ def test_equal_factors_are_equal_steps_on_logarithmic_axes(tmp_path: Path) -> No
         draw_curves({"corners": [corners], "point": [[point]]}, tmp_path / "log.png", log=True, **TEXTS)
         places.append(curve_pixels(tmp_path / "log.png", 1).mean(0))
     first, middle, last = places
-    # A tenth of the way in x is half of its decades, and 10 is two of four decades above 0.1.
+    # A tenth of the range in x is half of its decades, and 10 is two of four decades above 0.1.
     np.testing.assert_allclose(middle, (first + last) / 2, atol=1)
     assert last[0] - first[0] > 500 and first[1] - last[1] > 300
 
@@ -103,7 +103,7 @@ def test_bars_in_words_and_tips() -> None:
 
 
 def test_charts_of_one_page_share_no_id() -> None:
-    """Else one would be clipped to the area of another."""
+    """Otherwise one would be clipped to the area of another."""
     charts = [line_chart({"a": [(1, 1.0), (2, 2.0)]}, title=title) for title in ("One", "Two")]
     charts.append(bar_chart([("2", 1)], title="Bars", unit="images", things="clusters"))
     ids = [element.get("id") for chart in charts for element in ElementTree.fromstring(chart.svg).iter()]

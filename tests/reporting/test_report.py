@@ -1,4 +1,4 @@
-"""The report of a run: what it holds, and how it looks and works in a real browser."""
+"""The report of a run: its content, and how it looks and works in a real browser."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromi
 EVIL = '"><img src=x onerror=window.injected=1>.jpg'  # would leave an attribute
 SECTIONS = ["Largest clusters", "Random clusters", "Most cross-camera clusters", "Most doubtful clusters", "Noise"]
 
-# What a visitor would see, written into the page: pictures, then for each query the tiles and rows that are left.
+# Writes into the page what a visitor would see: pictures, then for each query the remaining tiles and rows.
 PROBE = """<script>addEventListener("load", async () => {
   const wait = () => new Promise((done) => setTimeout(done, 300));
   const visible = (selector) => [...document.querySelectorAll(selector)].filter((item) => item.offsetParent);
@@ -66,7 +66,7 @@ CAPTIONS = """[...document.querySelectorAll(".chart")].map((chart) => [
 
 
 def visit(page: Path, tmp_path: Path, queries: list[dict[str, str]], *, width: int = 1280) -> dict:
-    """Opens a copy of the page in a browser that has no network, and returns what PROBE saw."""
+    """Opens a copy of the page in a browser without a network, and returns the result of PROBE."""
     copy = tmp_path / "visited.html"
     copy.write_text(page.read_text(encoding="utf-8") + PROBE.replace("QUERIES", json.dumps(queries)), encoding="utf-8")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--enable-logging=stderr"]
@@ -109,7 +109,7 @@ def clustering_of(paths: list[Path], labels: list[int], cameras: list[str] | Non
 
 @pytest.fixture
 def crops(tmp_path: Path) -> list[Path]:
-    """Twelve pictures of different shapes, with names that are not plain."""
+    """Twelve pictures of different shapes, with unusual names."""
     names = [
         "plain.jpg",
         "with space.png",
@@ -150,7 +150,7 @@ class TestRun:
         assert not list(Path(cfg.OUTPUT_DIR).glob(".*")), "nothing half written is left"
 
     def test_a_run_that_an_error_ends_has_its_page(self, cfg: CfgNode, monkeypatch) -> None:
-        """Where it completed an epoch; the error is told as it is."""
+        """If it completed an epoch; the error itself is unchanged."""
         cls = LOSS_REGISTRY.get("HardInstanceLoss")
         forward, steps = cls.forward, []
 
@@ -169,7 +169,7 @@ class TestRun:
         assert "<small>epoch 1</small>" in page.read_text() and "Largest clusters" in page.read_text()
 
     def test_what_ended_processes_have_left_is_reported(self, cfg: CfgNode, crops: list[Path]) -> None:
-        """Unless it is nothing, or another run writes there by now."""
+        """Unless there is nothing, or another run is already writing there."""
         folder = Path(cfg.OUTPUT_DIR)
         write_left_report(Run(cfg))
         assert not folder.exists()
@@ -244,7 +244,7 @@ class TestInTheBrowser:
         assert seen["charts"] == 0 and seen["answers"][0]["answer"] == "0 of 0 images"
 
     def test_all_by_keyboard(self, cfg: CfgNode, crops: list[Path], tmp_path: Path) -> None:
-        """Tab reaches everything that can be used, one sees where it is, and Enter and letters use it."""
+        """Tab reaches every control, the focus is visible, and Enter and letters use it."""
         cameras = ["1", "2", "2"] * 4
         page = write_left(cfg, clustering_of(crops, [0] * 5 + [1] * 4 + [-1] * 3, cameras))
         form = ["name", "cluster", "camera", "Clear"]
@@ -281,7 +281,7 @@ class TestInTheBrowser:
             browser.wait_for(f"{ANSWER} === '1 of 12 images'")
 
     def test_says_in_words_what_charts_show(self, cfg: CfgNode, crops: list[Path], tmp_path: Path) -> None:
-        """Each drawing is an image whose name is its title, and its words stand below."""
+        """Each drawing is an image whose name is its title, with the words below it."""
         page = write_left(cfg, clustering_of(crops, [0] * 4 + [1] * 4 + [2] * 3 + [-1]))
         with Browser(page, tmp_path / "browser") as browser:
             found = browser.ask(CAPTIONS)
@@ -301,7 +301,7 @@ class TestInTheBrowser:
 
 @pytest.mark.slow
 def test_size_at_50000_images(cfg: CfgNode, datasets_root: Path, tmp_path: Path) -> None:
-    """Names without anything in common, which compress least, onto real pictures."""
+    """Names with nothing in common, which compress least, of real pictures."""
     rng = np.random.default_rng(0)
     pictures = sorted(datasets_root.rglob("*.jpg"))[:40]
     (tmp_path / "crops").mkdir()
@@ -383,7 +383,7 @@ def test_bad_input_is_one_sentence(cfg: CfgNode, tmp_path: Path, monkeypatch) ->
 
 
 def test_scalars_cut_off_by_a_kill(cfg: CfgNode, monkeypatch, capsys) -> None:
-    """At any byte: the last line counts as not written. Anywhere else a line that is not whole is an error."""
+    """At any byte: the last line is ignored. Anywhere else an incomplete line is an error."""
     folder = make_run(cfg, None)
     path = folder / "metrics.json"
     whole = path.read_bytes()
@@ -416,7 +416,7 @@ def test_labels_survive_a_file(tmp_path: Path) -> None:
 
 
 def test_labels_saved_by_a_spreadsheet(tmp_path: Path) -> None:
-    """With a mark of the byte order at the front, carriage returns, and blank lines at the end."""
+    """With a byte order mark at the front, carriage returns, and blank lines at the end."""
     text = "path,camera,label,distance_to_centroid\na.jpg,,3,0.1\nb.jpg,1,-1,\n"
     path = tmp_path / "labels.csv"
     path.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode() + b"\r\n,,,\r\n")
@@ -426,7 +426,7 @@ def test_labels_saved_by_a_spreadsheet(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [3_000_000_000, 10**15])
 def test_a_page_of_labels_with_large_numbers(cfg: CfgNode, crops: list[Path], number: int) -> None:
-    """It costs what there are images, not what the largest number would: 22 GiB, or more than any machine has."""
+    """Memory depends on the number of images, not on the largest label: 22 GiB, or more than any machine has."""
     labels = np.array([0, 0, 0, 1, 1, 1, 2, 2, 2, 2, -1, -1])
     pages = []
     for step in (1, number):
