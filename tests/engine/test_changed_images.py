@@ -60,7 +60,7 @@ def test_a_changed_folder_ends_a_resume_or_starts_its_labels_anew(cfg: CfgNode, 
     assert len(resumed(cfg).labels) == 54
     work, count = CHANGES[change]
     work(folder)
-    sentence = rf"--resume: .*/run' was trained on 54 images, .* the {count} of now; .*DATASETS.CHANGED relabel"
+    sentence = rf"--resume: .*/run' was trained on 54 images, .* the present {count}; .*DATASETS.CHANGED relabel"
     with pytest.raises(InputError, match=sentence) as error:
         train(cfg, resume=True)
     assert "\n" not in str(error.value)

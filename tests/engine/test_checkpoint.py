@@ -184,7 +184,7 @@ def test_files_of_the_user_stay(cfg: CfgNode) -> None:
 
 def test_broken_weights_are_not_saved(tmp_path: Path) -> None:
     Checkpointer(model_of(1.0), str(tmp_path)).save("model_0000")
-    with pytest.raises(InputError, match=r"weight \(and 0 more\) is not finite .* stays: .*model_0000.pth"):
+    with pytest.raises(InputError, match=r"weight \(and 0 more\) is no longer finite.* is kept: .*model_0000.pth"):
         Checkpointer(model_of(float("nan")), str(tmp_path)).save("model_0001")
     assert [path.name for path in tmp_path.glob("*.pth")] == ["model_0000.pth"] and saved_value(tmp_path) == 1.0
 

@@ -233,7 +233,7 @@ class TestLossThatIsNotFinite:
         broken_at(3, value)
         cfg.TEST.EVAL_PERIOD = 0
         trainers = []
-        sentence = rf"loss_hard_instance is {value} at iteration 3 \(epoch 2\): .* stays: .*/run/model_0000.pth"
+        sentence = rf"loss_hard_instance is {value} at iteration 3 \(epoch 2\): .* is kept: .*/run/model_0000.pth"
         with pytest.raises(InputError, match=sentence):
             train_and_keep(cfg, trainers)
         (trainer,) = trainers
