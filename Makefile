@@ -28,7 +28,7 @@ lint: $(INSTALLED)  ## check style and types
 docs: $(DOCS_INSTALLED)  ## build the site into site/: runs the notebook, checks the links
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-bench: $(INSTALLED)  ## time one reclustering of a data set of Market-1501's size
+bench: $(INSTALLED)  ## time one reclustering of a dataset of Market-1501's size
 	$(BIN)/fastreid-ice bench recluster
 
 clean:  ## remove the environment, the site and the caches

@@ -1,4 +1,4 @@
-"""What `make docs` does beside MkDocs: runs the notebook, and refuses pages that load from other hosts."""
+"""Hooks for MkDocs in `make docs`: run the notebook, and refuse pages that load from other hosts."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # in the kernel; tq
 LOADED = re.compile(
     r"""<(?:script|img|iframe|source|video|audio)\b[^>]*\bsrc=["']?(?:https?:)?//[^"'> ]*"""
     r"""|<link\b(?=[^>]*\brel=["']?(?:stylesheet|preload|icon))[^>]*\bhref=["']?(?:https?:)?//[^"'> ]*"""
-    r"""|<\w+ class="mermaid">"""  # the theme fetches what draws it
+    r"""|<\w+ class="mermaid">"""  # the theme loads a script to draw it
 )
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the page of the notebook, run in a folder of its own: its text, its code and what the code gives."""
+    """Runs the notebook in a temporary folder and adds its page: text, code and output."""
     notebook = files.get_file_from_path(NOTEBOOK)
     cells = nbformat.read(notebook.abs_src_path, as_version=4)
     with tempfile.TemporaryDirectory() as folder:

@@ -61,8 +61,8 @@ def explaining_writes(path: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(
-            f"cannot write {path}: {error.strerror or error}; what was saved before stays, and once this is mended "
-            "the same command with --resume goes on from the last checkpoint"
+            f"cannot write {path}: {error.strerror or error}; earlier files are kept, and when this is fixed "
+            "the same command with --resume continues from the last checkpoint"
         ) from error
 
 

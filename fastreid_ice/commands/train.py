@@ -63,8 +63,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
 def way_on(args: argparse.Namespace, cfg: CfgNode) -> str:
     """How to continue a run that was interrupted."""
     if not args.eval_only and Run(cfg).stages[0].last_checkpoint:
-        return "the same command with --resume goes on from the last checkpoint"
-    return "nothing was saved that it could go on from: start it again"
+        return "the same command with --resume continues from the last checkpoint"
+    return "nothing was saved to continue from; start it again"
 
 
 def run_process(args: argparse.Namespace, cfg: CfgNode) -> dict | None:
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace, cfg: CfgNode, restarts: int = 0) -> dict | Non
         logging.getLogger("fastreid.start").warning(args.notice)
     if restarts:
         from_where = "the last checkpoint" if args.resume else "the start, since there is no checkpoint yet"
-        logger.warning("Restart %d after a process was lost; the run goes on from %s", restarts, from_where)
+        logger.warning("Restart %d after a process was lost; the run continues from %s", restarts, from_where)
     seed_all_rng(cfg.SEED)
     in_each(lambda: import_files(cfg.IMPORTS))
     # Training with labels, as for the weights of a source domain, is fast-reid's own.
@@ -109,7 +109,7 @@ def work(args: argparse.Namespace, store: dist.Store | None = None) -> None:
     """Runs in a single process, or in one of several that meet in ``store``.
 
     Raises:
-        KeyboardInterrupt: its message says how to go on.
+        KeyboardInterrupt: its message says how to continue.
     """
     cfg = of_first(lambda: setup(args), store)
     backend = "gloo" if cfg.MODEL.DEVICE == "cpu" or not dist.is_nccl_available() else "nccl"

@@ -133,7 +133,7 @@ def test_a_lost_process_is_started_again(start, tmp_path: Path) -> None:
     printed, errors = killed.communicate(timeout=300)
     assert killed.returncode == 0, printed + errors
     log = (tmp_path / "killed" / "run" / "log.txt").read_text()
-    assert "Restart 1 after a process was lost; the run goes on from the last checkpoint" in log
+    assert "Restart 1 after a process was lost; the run continues from the last checkpoint" in log
     assert "Starting training from epoch 2" in log
     for folder in ("whole", "killed"):
         assert_equal(weights(tmp_path / folder, 0), weights(tmp_path / "whole", 1))
@@ -150,4 +150,4 @@ def test_a_restart_does_not_go_on_from_another_run(start, tmp_path: Path) -> Non
     printed, errors = restarted.communicate(timeout=300)
     assert restarted.returncode == 0, printed + errors
     log = (tmp_path / "run" / "run" / "log.txt").read_text()
-    assert "Restart 1 after a process was lost; the run goes on from the start, since there is no checkpoint" in log
+    assert "Restart 1 after a process was lost; the run continues from the start, since there is no checkpoint" in log

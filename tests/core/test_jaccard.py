@@ -197,7 +197,7 @@ from pathlib import Path
 import numpy as np
 from fastreid_ice.core import jaccard_graph
 
-def peak():  # of this process alone: getrusage starts from its parent's
+def peak():  # of only this process: getrusage starts from its parent's
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 
 def build(num_rows):

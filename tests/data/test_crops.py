@@ -103,7 +103,7 @@ def test_memory_is_taken_as_images_come() -> None:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     if not Path("/proc/self/statm").exists():
-        pytest.skip("the system does not tell")
+        pytest.skip("the system does not report it")
     if crops.available_memory() < 2e9:
         pytest.skip("less than 2 GB are free")
     before = resident()

@@ -137,7 +137,10 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, room: int, folde
     output.mkdir()
     Checkpointer(model_of(1.0), str(output)).save("model_0000")
     files = sorted(output.iterdir())
-    with room_for(room), pytest.raises(InputError, match=r"cannot write .*model_0001.pth: .*--resume goes on") as error:
+    with (
+        room_for(room),
+        pytest.raises(InputError, match=r"cannot write .*model_0001.pth: .*--resume continues") as error,
+    ):
         Checkpointer(model_of(2.0), str(output)).save("model_0001")
     assert isinstance(error.value.__cause__, OSError) and error.value.__cause__.errno == errno.EFBIG
     assert "\n" not in str(error.value)
@@ -194,7 +197,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_a_sentence(cfg: CfgNode, monkeyp
     monkeypatch.setitem(HOOK_REGISTRY._obj_map, "FillDisk", FillDisk)
     hooks = cfg.HOOKS
     cfg.HOOKS = ("FillDisk", *hooks)
-    sentence = "cannot write .*/run/model_.*pth: File too large; .*--resume goes on"
+    sentence = "cannot write .*/run/model_.*pth: File too large; .*--resume continues"
     with room_for(resource.getrlimit(resource.RLIMIT_FSIZE)[0]), pytest.raises(InputError, match=sentence):
         train(cfg)
     cfg.HOOKS = hooks

@@ -131,7 +131,7 @@ def test_a_killed_process_ends_the_command_and_resume_goes_on(datasets_root: Pat
     assert run.returncode == 1
     assert errors.splitlines()[-1] == (
         f"error: the process with rank {rank} of 2 was killed by SIGKILL, as the system does when memory runs out; "
-        "the same command with --resume goes on from the last checkpoint"
+        "the same command with --resume continues from the last checkpoint"
     )
     assert "Traceback" not in errors
     assert (tmp_path / "run" / "report.html").is_file()
@@ -159,7 +159,7 @@ def test_a_failed_process_ends_the_command(datasets_root: Path, tmp_path: Path) 
     assert "Traceback" in errors
     last = errors.splitlines()[-1]
     assert last.startswith("error: the process with rank 0 of 2 failed: IsADirectoryError: ")
-    assert last.endswith("; nothing was saved that it could go on from: start it again")
+    assert last.endswith("; nothing was saved to continue from; start it again")
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def test_interrupt_refuse_a_second_run_and_resume(
     os.killpg(run.pid, signal.SIGINT)
     _, errors = run.communicate(timeout=300)
     assert run.returncode == 130
-    assert errors.splitlines()[-1] == "interrupted; the same command with --resume goes on from the last checkpoint"
+    assert errors.splitlines()[-1] == "interrupted; the same command with --resume continues from the last checkpoint"
     assert "Traceback" not in errors
     assert not list(output.glob(f"*{PART}")) and not (output / "model_final.pth").exists()
     assert (output / "report.html").is_file()

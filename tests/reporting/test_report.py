@@ -260,10 +260,10 @@ class TestInTheBrowser:
                     reached.append(browser.ask(FOCUSED))
                 return reached
 
-            assert tab(14) == ["All figures by epoch", *form, *sheets]
+            assert tab(14) == ["All values by epoch", *form, *sheets]
             browser.ask("document.querySelector('summary').focus()")
             browser.press("Enter")
-            assert browser.ask("document.querySelector('details').open") and tab() == ["All figures by epoch"]
+            assert browser.ask("document.querySelector('details').open") and tab() == ["All values by epoch"]
 
             tab(2)
             browser.press(*"noise")
