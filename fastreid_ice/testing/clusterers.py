@@ -1,4 +1,4 @@
-"""Checks of clusterers: a :class:`~fastreid_ice.clusterers.Clusterer` of one's own, on people drawn here."""
+"""Checks of clusterers: a ``Clusterer`` of one's own, on people drawn here."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ People = tuple[Tensor, Tensor, Tensor]  # features, cameras, identities
 
 
 def check_clusterer(*clusterers: Callable[..., Clusterer], cfg: CfgNode | None = None, processes: int = 2) -> None:
-    """Checks that clusterers keep the protocol of :class:`~fastreid_ice.clusterers.Clusterer`.
+    """Checks that clusterers keep the protocol of ``Clusterer``.
 
     - Labels are (N,) int64, -1 for noise and else 0, 1, ... without gaps, of float32 and float64 features alike.
     - Equal seeds give equal labels, whatever the object has clustered before.

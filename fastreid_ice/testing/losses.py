@@ -1,4 +1,4 @@
-"""Checks of losses: a :class:`~fastreid_ice.losses.LossTerm` of one's own, on clusters and batches drawn here."""
+"""Checks of losses: a ``LossTerm`` of one's own, on clusters and batches drawn here."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from .steps import (
 
 
 def check_loss(*losses: Factory, processes: int = 2, exact_gradient: bool = True) -> None:
-    """Checks that losses keep the protocol of :class:`~fastreid_ice.losses.LossTerm`.
+    """Checks that losses keep the protocol of ``LossTerm``.
 
     - The loss is a finite scalar in the precision of the features, its gradient is that of finite differences, and
       float32 agrees with float64. ``scale`` multiplies it.

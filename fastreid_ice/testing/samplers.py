@@ -21,7 +21,7 @@ EACH = 4  # of each identity
 
 
 def check_sampler(*samplers: Factory) -> None:
-    """Checks that samplers can stand in for :class:`~fastreid_ice.data.IdentitySampler`.
+    """Checks that samplers can stand in for ``IdentitySampler``.
 
     - They are called as it is: ``(labels, cameras, *, batch_size, num_instances, seed, rank, world_size)``.
     - An iterator gives positions of images, Python integers, without end.
