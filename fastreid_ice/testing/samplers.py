@@ -20,7 +20,7 @@ IMAGES = 16  # in the batch of all processes
 EACH = 4  # of each identity
 
 
-def check_sampler(*samplers: Factory) -> None:
+def check_sampler(*samplers: Factory, by_camera: bool = False) -> None:
     """Checks that samplers can stand in for ``IdentitySampler``.
 
     - They are called as it is: ``(labels, cameras, *, batch_size, num_instances, seed, rank, world_size)``.
@@ -34,25 +34,26 @@ def check_sampler(*samplers: Factory) -> None:
 
     Args:
         samplers: classes, or ``functools.partial(cls, key=value)`` for keywords other than the default.
+        by_camera: the images of a label in one camera count as an identity, as for the sampling "camera".
 
     Raises:
         AssertionError: the first check that fails.
     """
     for make in samplers:
-        run_checks(make, _checks(make))
+        run_checks(make, _checks(make, by_camera))
 
 
-def _checks(make: Factory) -> Iterator[Check]:
+def _checks(make: Factory, by_camera: bool) -> Iterator[Check]:
     yield "stream without end", partial(_check_stream, make)
-    yield "batches of P x K", partial(_check_batches, make)
-    yield "every identity comes", partial(_check_identities, make)
+    yield "batches of P x K", partial(_check_batches, make, by_camera)
+    yield "every identity comes", partial(_check_identities, make, by_camera)
     yield "equal seeds, equal streams", partial(_check_seeds, make)
     yield "no other generator", partial(_check_generators, make)
     yield "inputs unchanged", partial(_check_inputs, make)
     for world_size in (2, 4):
-        yield f"batches shared by {world_size} processes", partial(_check_processes, make, world_size)
+        yield f"batches shared by {world_size} processes", partial(_check_processes, make, by_camera, world_size)
     for name, columns in _degenerate().items():
-        yield f"degenerate sets, {name}", partial(_check_degenerate, make, *columns)
+        yield f"degenerate sets, {name}", partial(_check_degenerate, make, by_camera, *columns)
 
 
 def _people(number: int = 11) -> tuple[np.ndarray, np.ndarray]:
@@ -99,9 +100,15 @@ def _draw(
     return np.array(images).reshape(batches, batch_size)
 
 
-def _groups(labels: np.ndarray, batches: np.ndarray) -> np.ndarray:
+def _identities(labels: np.ndarray, cameras: np.ndarray, by_camera: bool) -> np.ndarray:
+    """(N,) what a batch holds K images of: a label, or a label in one camera; -1 for noise."""
+    pairs = labels * (cameras.max() + 2) + cameras + 1
+    return np.where(labels < 0, -1, pairs) if by_camera else labels
+
+
+def _groups(identities: np.ndarray, batches: np.ndarray) -> np.ndarray:
     """(batches, P) the identities of each batch, of which each has K images in a row."""
-    drawn = labels[batches].reshape(len(batches), -1, EACH)
+    drawn = identities[batches].reshape(len(batches), -1, EACH)
     require((drawn >= 0).all(), "it draws images without a label, which are noise")
     require((drawn == drawn[:, :, :1]).all(), f"{EACH} images in a row (num_instances) are not of one identity")
     return drawn[:, :, 0]
@@ -114,18 +121,18 @@ def _check_stream(make: Factory) -> None:
     require(np.array_equal(found, tensors), "tensors of labels and cameras give another stream than arrays")
 
 
-def _check_batches(make: Factory) -> None:
+def _check_batches(make: Factory, by_camera: bool) -> None:
     labels, cameras = _people()
-    for identities in _groups(labels, _draw(make, labels, cameras)):
-        require(len(set(identities)) == len(identities), f"a batch holds an identity twice: {identities.tolist()}")
+    for held in _groups(_identities(labels, cameras, by_camera), _draw(make, labels, cameras)):
+        require(len(set(held)) == len(held), f"a batch holds an identity twice: {held.tolist()}")
 
 
-def _check_identities(make: Factory) -> None:
+def _check_identities(make: Factory, by_camera: bool) -> None:
     labels, cameras = _people()
-    missing = set(labels[labels >= 0]) - set(_groups(labels, _draw(make, labels, cameras, batches=100)).flat)
-    require(
-        not missing, f"in 100 batches of {IMAGES // EACH} of 11 identities it never draws {sorted(map(int, missing))}"
-    )
+    identities = _identities(labels, cameras, by_camera)
+    drawn = _groups(identities, _draw(make, labels, cameras, batches=100))
+    missing = set(identities[identities >= 0]) - set(drawn.flat)
+    require(not missing, f"in 100 batches of {IMAGES // EACH} identities it never draws {sorted(map(int, missing))}")
 
 
 def _check_seeds(make: Factory) -> None:
@@ -161,20 +168,22 @@ def _check_inputs(make: Factory) -> None:
         require(np.array_equal(old, new), f"it changes the {name}")
 
 
-def _check_processes(make: Factory, world_size: int) -> None:
+def _check_processes(make: Factory, by_camera: bool, world_size: int) -> None:
     labels, cameras = _people()
+    identities = _identities(labels, cameras, by_camera)
     whole = _draw(make, labels, cameras)
     shares = [_draw(make, labels, cameras, rank=rank, world_size=world_size) for rank in range(world_size)]
     for step, batch in enumerate(whole):
         held = [share[step] for share in shares]
-        identities = [set(_groups(labels, part[None])[0].tolist()) for part in held]
-        distinct = sum(map(len, identities)) == len(set.union(*identities))
-        require(distinct, f"two processes hold the same identity in batch {step}: {identities}")
+        groups = [set(_groups(identities, part[None])[0].tolist()) for part in held]
+        distinct = sum(map(len, groups)) == len(set.union(*groups))
+        require(distinct, f"two processes hold the same identity in batch {step}: {groups}")
         same = sorted(np.concatenate(held)) == sorted(batch)
         require(same, f"the processes together do not hold batch {step} of one process")
 
 
-def _check_degenerate(make: Factory, labels: np.ndarray, cameras: np.ndarray) -> None:
-    _groups(labels, _draw(make, labels, cameras, batches=10))
+def _check_degenerate(make: Factory, by_camera: bool, labels: np.ndarray, cameras: np.ndarray) -> None:
+    identities = _identities(labels, cameras, by_camera)
+    _groups(identities, _draw(make, labels, cameras, batches=10))
     for rank in range(2):
-        _groups(labels, _draw(make, labels, cameras, batches=10, rank=rank, world_size=2))
+        _groups(identities, _draw(make, labels, cameras, batches=10, rank=rank, world_size=2))

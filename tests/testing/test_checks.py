@@ -20,7 +20,13 @@ import wrong
 from fastreid_ice import InputError
 from fastreid_ice.clusterers import CLUSTERER_REGISTRY, JaccardDBSCAN
 from fastreid_ice.data.samplers import SAMPLINGS, IdentitySampler
-from fastreid_ice.losses import LOSS_REGISTRY, CrossCameraLoss, DiscrepantProxyLoss, MultiInstanceLoss
+from fastreid_ice.losses import (
+    LOSS_REGISTRY,
+    CrossCameraLoss,
+    DiscrepantProxyLoss,
+    MultiInstanceLoss,
+    OfflineOnlineProxyLoss,
+)
 from fastreid_ice.testing import check_clusterer, check_loss, check_sampler
 from fastreid_ice.testing.checks import name_of
 from support import ROOT
@@ -32,11 +38,13 @@ LOSSES = [
     partial(DiscrepantProxyLoss, updates=("hardest", "mean", "each"), margins=(0.2, 0.0, 0.1)),
     partial(MultiInstanceLoss, positive="batch", num_instances=2),
     partial(MultiInstanceLoss, repetition="always"),
+    partial(OfflineOnlineProxyLoss, parts=("online",)),
 ]
 CLUSTERERS = [
     *CLUSTERER_REGISTRY._obj_map.values(),
     partial(JaccardDBSCAN, eps=0.5, k1=10, neighbors="cells"),
     partial(JaccardDBSCAN, eps=0.5, auto_eps=True, camera_norm=True),
+    partial(JaccardDBSCAN, eps=0.5, camera_sizes={"k1_intra": 5, "k1_inter": 20, "k2_intra": 2, "k2_inter": 4}),
 ]
 
 WRONG_LOSSES = {
@@ -120,7 +128,16 @@ def test_our_clusterers(clusterer: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_our_sampler(sampling: str) -> None:
-    check_sampler(partial(IdentitySampler, sampling=sampling))
+    check_sampler(partial(IdentitySampler, sampling=sampling), by_camera=sampling == "camera")
+
+
+@pytest.mark.parametrize(
+    ("sampling", "by_camera", "sentence"),
+    [("camera", False, "a batch holds an identity twice"), ("spread", True, ".* are not of one identity")],
+)
+def test_what_counts_as_an_identity_matters(sampling: str, by_camera: bool, sentence: str) -> None:
+    with pytest.raises(AssertionError, match=f"sampling='{sampling}'.* fails 'batches of P x K': {sentence}"):
+        check_sampler(partial(IdentitySampler, sampling=sampling), by_camera=by_camera)
 
 
 def test_right_classes() -> None:
