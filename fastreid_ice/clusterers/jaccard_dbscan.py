@@ -64,6 +64,7 @@ class JaccardClusterer(Clusterer):
         self.device = torch.device(device)
         self.camera_sizes = camera_sizes
         self.shared = camera_sizes is None
+        self.needs_cameras = camera_sizes is not None
 
     @staticmethod
     def graph_keywords(cfg: CfgNode) -> dict:

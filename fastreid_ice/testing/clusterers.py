@@ -28,7 +28,8 @@ def check_clusterer(*clusterers: Callable[..., Clusterer], cfg: CfgNode | None =
     - It leaves its inputs as they are, and does not look at the identities, as ``GroundTruth`` alone may.
     - Another order and precision of the features give the same clusters of people who are easy to tell apart, unless
       the class declares that ``order_matters``.
-    - It takes a single image, fewer images than neighbours or clusters asked for, copies, and cameras not known.
+    - It takes a single image, fewer images than neighbours or clusters asked for, copies, and cameras not
+      known unless it declares that it ``needs_cameras``.
     - Each of several processes has the labels of one.
 
     Args:
@@ -61,7 +62,7 @@ def _checks(make: Factory) -> Iterator[Check]:
     yield "identities unread", partial(_check_identities, make)
     yield "order of the images", partial(_check_order, make)
     yield "float32 agrees with float64", partial(_check_precision, make)
-    for name, people in _degenerate().items():
+    for name, people in _degenerate(make).items():
         yield f"degenerate sets, {name}", partial(_labels, make, people)
 
 
@@ -74,7 +75,7 @@ def people_apart(people: int = 8, images: int = 40) -> People:
     return features, torch.arange(len(identities)) % 3, identities
 
 
-def _degenerate() -> dict[str, People]:
+def _degenerate(make: Factory) -> dict[str, People]:
     features, cameras, identities = people_apart()
     cases: dict[str, People] = {
         f"{images} image(s)": (features[:images], cameras[:images], identities[:images]) for images in (1, 2, 3, 5)
@@ -82,7 +83,8 @@ def _degenerate() -> dict[str, People]:
     for copies in (7, 40):
         rows = torch.zeros(copies, dtype=torch.int64)
         cases[f"{copies} copies of an image"] = features[rows], cameras[:copies], identities[rows]
-    cases["cameras that are not known"] = features, torch.full_like(cameras, -1), identities
+    if not make().needs_cameras:
+        cases["cameras that are not known"] = features, torch.full_like(cameras, -1), identities
     cases["one image of each person"] = features[::40], cameras[::40], identities[::40]
     return cases
 
@@ -168,7 +170,7 @@ def _same_clusters(one: Tensor, other: Tensor) -> bool:
 
 def _cluster(make: Factory) -> dict[str, Tensor]:
     found = {}
-    for name, people in {"people apart": people_apart(), **_degenerate()}.items():
+    for name, people in {"people apart": people_apart(), **_degenerate(make)}.items():
         seed_all_rng(5)
         found[f"the labels of {name}"] = make()(*people).labels
     return found
