@@ -36,7 +36,7 @@ from torch.utils import tensorboard  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "data" / "golden"
-SECONDS = 20  # for one case; cases that wait for ever without their patch use `deadline`
+SECONDS = 60  # for one case, on a busy machine; cases that wait for ever without their patch use `deadline`
 
 
 class Case(NamedTuple):
