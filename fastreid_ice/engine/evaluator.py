@@ -144,25 +144,25 @@ class BlockedReidEvaluator(ReidEvaluator):
 
     def _distances(self, features: Tensor, cameras: Tensor) -> Iterator[Tensor]:
         """(Q, G) in blocks of queries, re-ranked if ``TEST.RERANK`` is enabled."""
-        rerank: CfgNode = self.cfg.TEST.RERANK
-        sizes = {"K1": rerank.K1, "K2": rerank.K2} if rerank.DISTANCE == "jaccard" else rerank.CA_JACCARD
         queries, gallery = self._halves(features)
+        ranking = partial(progress, title="Ranking queries")
+        blocks = distance_blocks(queries, gallery, metric=self.cfg.TEST.METRIC, device=self._device, progress=ranking)
+        rerank: CfgNode = self.cfg.TEST.RERANK
+        if not rerank.ENABLED:
+            return blocks
+        sizes = {"K1": rerank.K1, "K2": rerank.K2} if rerank.DISTANCE == "jaccard" else rerank.CA_JACCARD
         try:
-            if rerank.ENABLED and rerank.DISTANCE == "ca_jaccard":
-                return camera_reranked_blocks(
-                    queries,
-                    gallery,
-                    *self._halves(cameras),
-                    **{name.lower(): size for name, size in sizes.items()},
-                    distance_weight=rerank.LAMBDA,
-                    device=self._device,
-                    progress=partial(progress, title="Searching neighbors"),
-                )
-            ranking = partial(progress, title="Ranking queries")
-            blocks = distance_blocks(
-                queries, gallery, metric=self.cfg.TEST.METRIC, device=self._device, progress=ranking
+            if rerank.DISTANCE == "jaccard":
+                return self._rerank(blocks, features)
+            return camera_reranked_blocks(
+                queries,
+                gallery,
+                *self._halves(cameras),
+                **{name.lower(): size for name, size in sizes.items()},
+                distance_weight=rerank.LAMBDA,
+                device=self._device,
+                progress=partial(progress, title="Searching neighbors"),
             )
-            return self._rerank(blocks, features) if rerank.ENABLED else blocks
         except ValueError as error:
             numbers = ", ".join(f"{name} {size}" for name, size in sizes.items())
             raise InputError(
