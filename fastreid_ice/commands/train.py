@@ -34,7 +34,7 @@ from fastreid.utils import comm
 from fastreid.utils.env import seed_all_rng
 
 from ..config import Run, import_files, shipped_file
-from ..engine import Checkpointer, Processes, UnsupervisedTrainer, build_config, train_stages
+from ..engine import Checkpointer, UnsupervisedTrainer, build_config, train_stages
 from ..engine.log import filtering, log_any_name
 from ..engine.stages import is_of_this_run
 from ..errors import InputError
@@ -50,12 +50,13 @@ logger = logging.getLogger(f"fastreid.{__name__}")
 def setup(args: argparse.Namespace) -> CfgNode:
     """The whole config, checked before anything is written; the first warning for the log goes to ``args.notice``."""
     args.config_file = shipped_file(args.config_file)  # fast-reid logs it
-    processes = Processes(
-        total=int(os.environ.get("WORLD_SIZE", args.num_gpus * args.num_machines)),
-        local=int(os.environ.get("LOCAL_WORLD_SIZE", args.num_gpus)),
-    )
     cfg, args.notice = build_config(
-        args.config_file, args.opts, resume=args.resume, eval_only=args.eval_only, processes=processes
+        args.config_file,
+        args.opts,
+        resume=args.resume,
+        eval_only=args.eval_only,
+        num_processes=int(os.environ.get("WORLD_SIZE", args.num_gpus * args.num_machines)),
+        num_local_processes=int(os.environ.get("LOCAL_WORLD_SIZE", args.num_gpus)),
     )
     return cfg
 

@@ -5,7 +5,7 @@ from .checks import check_config
 from .evaluator import BlockedReidEvaluator
 from .features import extract_features
 from .hooks import HOOK_REGISTRY, MomentumHook, ReclusterHook
-from .setup import Processes, build_config, build_own_config
+from .setup import build_config, build_own_config
 from .stages import train_stages
 from .trainer import UnsupervisedTrainer
 
@@ -14,7 +14,6 @@ __all__ = [
     "BlockedReidEvaluator",
     "Checkpointer",
     "MomentumHook",
-    "Processes",
     "ReclusterHook",
     "UnsupervisedTrainer",
     "build_config",

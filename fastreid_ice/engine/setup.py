@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from fastreid.config import CfgNode, get_cfg
@@ -15,14 +14,6 @@ from ..errors import InputError
 from ..modeling import trains_without_labels
 from .checks import check_config
 from .fallback import fall_back
-
-
-@dataclass(frozen=True)
-class Processes:
-    """How many processes train, on all machines together and on this one."""
-
-    total: int = 1
-    local: int = 1
 
 
 def read_config(path: str, options: Sequence[str] = ()) -> CfgNode:
@@ -43,7 +34,8 @@ def build_config(
     *,
     resume: bool = False,
     eval_only: bool = False,
-    processes: Processes = Processes(),  # noqa: B008, it is frozen
+    num_processes: int = 1,
+    num_local_processes: int = 1,
 ) -> tuple[CfgNode, str]:
     """The whole config of a run, checked and frozen.
 
@@ -52,7 +44,7 @@ def build_config(
         options: keys and values that override those of the file.
         resume: the run continues from its last checkpoint.
         eval_only: ``MODEL.WEIGHTS`` are evaluated and not trained.
-        processes: how many train.
+        num_processes, num_local_processes: how many train, on all machines together and on this one.
 
     Returns:
         The config, and a text for the log if other weights than those of the config are used.
@@ -74,10 +66,10 @@ def build_config(
         raise InputError(
             f"--resume: {str(first.folder)!r} (OUTPUT_DIR) holds no checkpoint; train without --resume first"
         )
-    check_config(cfg, num_processes=processes.total)
-    if cfg.MODEL.DEVICE.startswith("cuda") and processes.local > torch.cuda.device_count():
+    check_config(cfg, num_processes=num_processes)
+    if cfg.MODEL.DEVICE.startswith("cuda") and num_local_processes > torch.cuda.device_count():
         raise InputError(
-            f"{processes.local} processes need a GPU each; torch sees {torch.cuda.device_count()} GPU(s) here"
+            f"{num_local_processes} processes need a GPU each; torch sees {torch.cuda.device_count()} GPU(s) here"
         )
     notice = ""
     if cfg.MODEL.FALLBACK.CONFIG and not any(key.startswith("MODEL.BACKBONE.") for key in options[::2]):
