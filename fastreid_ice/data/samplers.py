@@ -76,7 +76,8 @@ class IdentitySampler(Sampler[int]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        identity, camera = np.asarray(labels), np.asarray(cameras)
+        # Copies: when a tensor is sent to a loader's workers it moves to shared memory, away from its NumPy views.
+        identity, camera = np.asarray(labels).copy(), np.asarray(cameras).copy()
         if identity.ndim != 1 or identity.shape != camera.shape:
             raise ValueError(
                 f"labels and cameras must be vectors of one length, got shapes {identity.shape} and {camera.shape}"
@@ -98,7 +99,6 @@ class IdentitySampler(Sampler[int]):
             )
 
         if sampling == "camera":
-            identity = identity.copy()
             pairs = np.stack([identity, camera], 1)[clustered]
             identity[clustered] = np.unique(pairs, axis=0, return_inverse=True)[1].ravel()
         by_identity = clustered[np.argsort(identity[clustered], kind="stable")]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from fastreid_ice.data.samplers import SAMPLINGS, IdentitySampler
 
@@ -228,6 +229,17 @@ def test_recurring_identity_shows_all_its_images_before_any_twice():
     sampler = IdentitySampler(labels, cameras, batch_size=8, num_instances=2, sampling="random")
     for batch in draw_batches(sampler, 20, 8):
         assert set(Counter(batch.tolist()).values()) == {1, 2}
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_the_stream_does_not_depend_on_what_becomes_of_the_tensors(sampling):
+    """A loader that starts its workers by "spawn" or "forkserver" moves them, and their former memory is reused."""
+    labels, cameras = map(torch.from_numpy, people(6))
+    sampler = IdentitySampler(labels, cameras, batch_size=12, num_instances=4, sampling=sampling, seed=3)
+    stream = list(islice(sampler, 60))
+    labels.fill_(-1)
+    cameras.fill_(0)
+    assert list(islice(sampler, 60)) == stream
 
 
 def test_single_images_camera_gaps_and_one_camera():
