@@ -1,13 +1,13 @@
-"""Whether a loss, a clusterer or a sampler of one's own keeps what training asks of it, as ``check_estimator`` does.
+"""Checks for losses, clusterers and samplers of your own, like scikit-learn's ``check_estimator``.
 
     from fastreid_ice.testing import check_loss
 
     def test_margin_loss():
         check_loss(MarginLoss)
 
-Each function raises an AssertionError of one sentence that names the class, the check and what was found. They need no
-data, no GPU and no pytest. Checks in two processes start these over gloo on the CPU: the class stands at the top level
-of a module, and a script that is not run by pytest calls the check under ``if __name__ == "__main__":``.
+A failed check raises an AssertionError. Its one sentence names the class, the check and what is wrong. The checks need
+no data, no GPU and no pytest. Some of them start two processes, over gloo on the CPU. For these, define the class at
+the top level of a module; a script that pytest does not run calls the check under ``if __name__ == "__main__":``.
 """
 
 from .clusterers import check_clusterer

@@ -1,4 +1,4 @@
-"""What the checks of all kinds share: how a failure is told, and random numbers that do not reach the caller."""
+"""Shared by all checks: how a failure is reported, and how the caller's random generators are preserved."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-Check = tuple[str, Callable[[], None]]  # its name, and what raises ``Failed`` or any error of the class
+Check = tuple[str, Callable[[], None]]  # name, and a function that raises ``Failed`` or an error of the class
 
 
 class Failed(Exception):
-    """What a check has found, as the end of a sentence."""
+    """A check failed. The message completes the sentence "MyLoss fails 'name': ..."."""
 
 
 def require(holds: Any, found: str) -> None:
@@ -28,10 +28,10 @@ def require(holds: Any, found: str) -> None:
 
 
 def run_checks(subject: Callable[..., Any], checks: Iterable[Check]) -> None:
-    """Runs the checks in order; the generators of Python, NumPy and torch are then as they were.
+    """Runs the checks in order and restores the generators of Python, NumPy and torch.
 
     Raises:
-        AssertionError: the first that fails, or that the class ends by an error of its own, which is the cause.
+        AssertionError: a check failed, or the class raised an error, which is then the cause.
     """
     with preserved_generators():
         for name, check in checks:
@@ -44,12 +44,12 @@ def run_checks(subject: Callable[..., Any], checks: Iterable[Check]) -> None:
 
 
 def raised(error: Exception) -> str:
-    """An error as the end of a sentence, in one line."""
+    """The error in one line, to complete a sentence."""
     return f"raised {type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def name_of(subject: Callable[..., Any]) -> str:
-    """A class by its name, also where its ``from_config`` is called; a ``functools.partial`` with its keywords, too."""
+    """The name of a class or of the class of a ``from_config``; for a ``functools.partial`` with its keywords."""
     if isinstance(subject, partial):
         keywords = ", ".join(f"{key}={value!r}" for key, value in subject.keywords.items())
         return name_of(subject.func) + (f"({keywords})" if keywords else "")
@@ -59,7 +59,7 @@ def name_of(subject: Callable[..., Any]) -> str:
 
 @contextmanager
 def preserved_generators() -> Iterator[None]:
-    """What runs within may seed and draw: the global generators of the CPU are then as they were."""
+    """Restores the global generators of the CPU at the end, so that code within may seed them and draw."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield

@@ -1,4 +1,4 @@
-"""Checks of losses: a ``LossTerm`` of one's own, on clusters and batches drawn here."""
+"""Checks of a ``LossTerm`` on random clusters and batches."""
 
 from __future__ import annotations
 
@@ -39,27 +39,27 @@ from .steps import (
 
 
 def check_loss(*losses: Factory, processes: int = 2, exact_gradient: bool = True) -> None:
-    """Checks that losses keep the protocol of ``LossTerm``.
+    """Checks that losses follow the protocol of ``LossTerm``.
 
-    - The loss is a finite scalar in the precision of the features, its gradient is that of finite differences, and
-      float32 agrees with float64. ``scale`` multiplies it.
-    - It reads the views that it declares and no others, and what it declares of cameras and momentum features holds.
-    - It leaves clusters and step as they are.
-    - What it remembers lies in buffers outside of checkpoints, which only ``begin_epoch`` and ``after_step`` write, and
-      which hold on to no step's graph.
-    - A run that is resumed at an epoch has the memory of one that was not interrupted.
+    - The loss is a finite scalar in the precision of the features. Its gradient equals finite differences, and float32
+      agrees with float64. ``scale`` multiplies it.
+    - It reads exactly the views that it declares. What it declares about cameras and momentum features is true.
+    - Clusters and step stay unchanged.
+    - Its memory is in buffers that are not saved in checkpoints. Only ``begin_epoch`` and ``after_step`` write to them,
+      and they keep no autograd graph.
+    - A run resumed between two epochs has the memory of a run that was not interrupted.
     - Loss and gradient are finite with one identity, camera or image in the batch, and with clusters of one image.
-    - Processes that share a batch have the loss, gradient and memory of one process with the whole batch.
+    - Several processes that share a batch get the loss, gradient and memory of one process with the whole batch.
 
     Args:
-        losses: classes, or ``functools.partial(cls, key=value)`` for keywords other than the default.
-        processes: how many are compared with one; 1 leaves that out. They start once for all losses, which takes
-            seconds.
-        exact_gradient: compare with finite differences; False for a loss that stops a gradient by design.
+        losses: classes, or ``functools.partial(cls, key=value)`` to set keywords.
+        processes: how many processes are compared with one; 1 skips this check. They start once for all losses, which
+            takes seconds.
+        exact_gradient: compare the gradient with finite differences; False for a loss that stops gradients by design.
 
     Raises:
-        AssertionError: the first check that fails.
-        InputError: a loss that cannot be sent to another process, such as one that is defined within a function.
+        AssertionError: a check failed.
+        InputError: a loss cannot be sent to another process, for example a class defined in a function.
     """
     for make in losses:
         run_checks(make, _checks(make, exact_gradient))
@@ -72,13 +72,13 @@ def _checks(make: Factory, exact_gradient: bool) -> Iterator[Check]:
     yield "a scalar with a gradient", partial(_check_scalar, make)
     yield "inputs unchanged", partial(_check_inputs, make)
     yield "memory in buffers", partial(_check_buffers, make)
-    yield "memory moves in after_step alone", partial(_check_moves, make)
+    yield "memory changes only in after_step", partial(_check_moves, make)
     yield "views declared are views read", partial(_check_views, make)
     if exact_gradient:
-        yield "gradient of finite differences", partial(_check_gradient, make)
+        yield "gradient equals finite differences", partial(_check_gradient, make)
     yield "float32 agrees with float64", partial(_check_precision, make)
     yield "scale multiplies", partial(_check_scale, make)
-    yield "an epoch begins anew", partial(_check_begins_anew, make)
+    yield "each epoch starts fresh", partial(_check_begins_fresh, make)
     yield "resume", partial(_check_resume, make)
     for name, case in degenerate(unknown_cameras=not make_term(make).needs_cameras).items():
         yield f"degenerate batches, {name}", partial(_check_degenerate, make, *case)
@@ -89,14 +89,14 @@ def _check_declarations(make: Factory) -> None:
     views = getattr(term, "views", None)
     require(isinstance(views, frozenset), f"views is {views!r}, not a frozenset of names")
     unknown = sorted(views - set(VIEWS))
-    require(not unknown, f"views holds {', '.join(map(repr, unknown))}, which is none of {', '.join(VIEWS)}")
-    require("online" in views, "views lacks 'online', which alone carries a gradient")
+    require(not unknown, f"views contains {', '.join(map(repr, unknown))}; choose from {', '.join(VIEWS)}")
+    require("online" in views, "views lacks 'online', the only view with a gradient")
     node = getattr(term, "node", None)
-    require(isinstance(node, str) and node and node == node.upper(), f"node is {node!r}, not a name in capitals")
+    require(isinstance(node, str) and node and node == node.upper(), f"node is {node!r}, not an upper-case name")
 
 
 def _check_momentum_features(make: Factory) -> None:
-    """Those of all images may be there or not: for another loss, or since they are what was clustered."""
+    """Clusters may hold momentum features that the loss does not need: another loss does, or they were clustered."""
     clusters, _ = usual()
     present = clusters_of(clusters.labels, clusters.cameras, seed=9).features
     found = []
@@ -107,10 +107,10 @@ def _check_momentum_features(make: Factory) -> None:
         except Exception as error:
             if momentum_features is present:
                 raise
-            raise Failed(f"where clusters hold no momentum_features, begin_epoch {raised(error)}") from error
+            raise Failed(f"without momentum_features in the clusters, begin_epoch {raised(error)}") from error
         found.append(memory(term))
     change = None if term.needs_momentum_features else first_change(*found)
-    require(change is None, f"{change} depends on momentum_features; declare needs_momentum_features = True")
+    require(change is None, f"{change} depends on momentum_features; set needs_momentum_features = True")
 
 
 def _check_scalar(make: Factory) -> None:
@@ -120,7 +120,7 @@ def _check_scalar(make: Factory) -> None:
         require(loss.dtype == dtype, f"features of {dtype} give a loss of {loss.dtype}")
         require(loss.isfinite(), f"the loss is {loss.item()}")
         require(gradient.isfinite().all(), "the gradient is not finite")
-        require(gradient.any(), "the gradient by the online features is zero")
+        require(gradient.any(), "the gradient with respect to the online features is zero")
 
 
 def _check_gradient(make: Factory) -> None:
@@ -131,7 +131,7 @@ def _check_gradient(make: Factory) -> None:
         return loss_of(term, replace(step, online=online))
 
     same = torch.autograd.gradcheck(loss, (step.online,), raise_exception=False)
-    require(same, "the gradient is another; if it is stopped by design, pass exact_gradient=False")
+    require(same, "the gradient differs from finite differences; if it is stopped by design, pass exact_gradient=False")
 
 
 def _check_precision(make: Factory) -> None:
@@ -150,7 +150,7 @@ def _check_scale(make: Factory) -> None:
     try:
         inspect.signature(make).bind(scale=1.0)
     except TypeError as error:
-        raise Failed(f"__init__ takes no scale alone ({error})") from error
+        raise Failed(f"it cannot be built from a scale alone ({error})") from error
     clusters, step = usual()
     term = begun(make, clusters)
     losses = loss_of(begun(make, clusters, scale=3 * term.scale), step), 3 * loss_of(term, step)
@@ -159,7 +159,7 @@ def _check_scale(make: Factory) -> None:
 
 @dataclass(frozen=True)
 class _WatchedStep(Step):
-    """Knows which of its attributes were read."""
+    """Records which of its attributes are read."""
 
     def __getattribute__(self, name: str) -> Any:
         attributes = object.__getattribute__(self, "__dict__")
@@ -181,13 +181,13 @@ def _check_views(make: Factory) -> None:
         except Exception as error:
             if None not in values.values():
                 raise
-            raise Failed(f"without {', '.join(undeclared)}, which it does not declare, it {raised(error)}") from error
+            raise Failed(f"without {', '.join(undeclared)}, not declared in views, it {raised(error)}") from error
         names_read |= watched.names_read
         outcomes.append({"the loss": loss} | memory(term))
     name = first_change(*outcomes)
-    require(name is None, f"{name} depends on what it does not declare, {' or '.join(undeclared)}")
+    require(name is None, f"{name} depends on {' or '.join(undeclared)}, not declared in views")
     unread = sorted(term.views - names_read)
-    require(not unread, f"it declares {', '.join(unread)}, computed for it at every step, and does not read it")
+    require(not unread, f"it declares {', '.join(unread)}, which costs a pass at every step, but does not read it")
 
 
 def _check_inputs(make: Factory) -> None:
@@ -203,7 +203,7 @@ def _check_inputs(make: Factory) -> None:
     ):
         call()
         change = first_change(before, _tensors(clusters, step))
-        require(change is None, f"{name} changes {change}, which others read")
+        require(change is None, f"{name} changes {change}, which other losses read")
 
 
 def _tensors(*inputs: Clusters | Step) -> dict[str, Tensor]:
@@ -222,16 +222,16 @@ def _check_buffers(make: Factory) -> None:
     ):
         call()
         plain = [path for module in term.modules() for path in _plain_tensors(module)]
-        require(not plain, f"{name} keeps the tensor {', '.join(plain)} outside of buffers; call self.remember instead")
+        require(not plain, f"{name} keeps the tensor {', '.join(plain)} outside buffers; use self.remember")
         if name == "begin_epoch":
             change = first_change(saved, term.state_dict())
-            require(change is None, f"begin_epoch writes {change} into checkpoints; call self.remember instead")
+            require(change is None, f"begin_epoch puts {change} into checkpoints; use self.remember")
     attached = [name for name, buffer in term.named_buffers() if buffer.requires_grad]
-    require(not attached, f"the buffer {', '.join(attached)} holds on to the graph of a step; detach it in after_step")
+    require(not attached, f"the buffer {', '.join(attached)} keeps the graph of a step; detach it in after_step")
 
 
 def _plain_tensors(module: torch.nn.Module) -> list[str]:
-    """Where a module holds tensors that do not move with it, in its attributes or in what lies in these."""
+    """Attributes of a module, also nested ones, with tensors that do not move with it."""
     own = ("_parameters", "_buffers", "_modules")
     return [path for name, value in vars(module).items() if name not in own for path in _tensors_in(value, name)]
 
@@ -260,21 +260,21 @@ def _check_moves(make: Factory) -> None:
     require(change is None, f"backward changes {change}; change it in after_step")
 
 
-def _check_begins_anew(make: Factory) -> None:
+def _check_begins_fresh(make: Factory) -> None:
     clusters, step = usual()
     term = begun(make, clusters)
-    saved = {f"the buffer {name}" for name in term.state_dict()}  # may last longer than an epoch
+    saved = {f"the buffer {name}" for name in term.state_dict()}  # may outlive an epoch
     before = memory(term)
     loss_of(term, step).backward()
     move(term, step)
     begin(term, clusters)
     after = {name: value for name, value in memory(term).items() if name not in saved}
     change = first_change({name: value for name, value in before.items() if name not in saved}, after)
-    require(change is None, f"the same clusters, begun again after a step, give another memory: {change}")
+    require(change is None, f"begin_epoch with the same clusters, after a step, leaves another memory: {change}")
 
 
 def _check_resume(make: Factory) -> None:
-    """From the checkpoint after an epoch, in a process of its own, into an epoch of fewer clusters."""
+    """Resumes from the checkpoint of one epoch into an epoch with fewer clusters."""
     clusters, step = usual()
     first = begun(make, clusters)
     loss_of(first, step).backward()
@@ -290,7 +290,7 @@ def _check_resume(make: Factory) -> None:
         move(term, next_step)
         outcomes.append(found | {f"{name} after a step": value for name, value in memory(term).items()})
     change = first_change(*outcomes)
-    require(change is None, f"in the epoch after a checkpoint {change} is not that of a run that went on")
+    require(change is None, f"after a resume, {change} differs from that of an uninterrupted run")
 
 
 def _check_degenerate(make: Factory, clusters: Clusters, step: Step) -> None:
@@ -303,7 +303,7 @@ def _check_degenerate(make: Factory, clusters: Clusters, step: Step) -> None:
 
 
 def _train(make: Factory) -> dict[str, Tensor]:
-    """Two steps of an epoch; of several processes each has a part of the batch, and generators of its own."""
+    """Two steps of an epoch. Each of several processes has its part of the batch and its own random generators."""
     clusters = draw_clusters()
     term: LossTerm = make()
     begin(term, clusters, seed=3 + comm.get_rank())
@@ -320,7 +320,8 @@ def _train(make: Factory) -> dict[str, Tensor]:
         loss.backward()
         with torch.no_grad():
             term.after_step(step)
-        # Each process has the gradient of its part, times their number, as DistributedDataParallel takes the mean.
+        # The gradient of a part is that of the whole loss times the number of processes, since
+        # DistributedDataParallel takes the mean.
         gradient = gather_batch(online.grad) / comm.get_world_size()
         values = {"the loss": loss.detach(), "the gradient": gradient, **memory(term)}
         found |= {f"{name} of step {number}": value for name, value in values.items()}

@@ -1,8 +1,9 @@
-"""Several processes on this machine, and how classes of one's own get there."""
+"""Runs a function, or the checks of a class, in several processes of this machine."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import pickle
 import sys
 from collections.abc import Callable, Sequence
@@ -27,18 +28,21 @@ TIMEOUT = timedelta(minutes=5)  # a process that waits longer for another one fa
 
 
 def in_processes(function: Callable[..., Any], number: int, *args: Any) -> list[Any]:
-    """Calls ``function(*args)`` in that many processes under torchrun's agent, over gloo on the CPU.
+    """Calls ``function(*args)`` in several processes under torchrun's agent, over gloo on the CPU.
+
+    The processes are forked from a server of ``multiprocessing`` that imports this package once, so that only the first
+    call waits for it.
 
     Args:
-        function: at the top level of a module, with ``args`` that can be pickled. What it returns, too: plain values,
-            since a tensor of a process that has ended may not be read any more.
-        number: how many processes.
+        function: defined at the top level of a module. Its ``args`` and its result must be picklable. It returns plain
+            values: a tensor cannot be read after its process has ended.
+        number: number of processes.
 
     Returns:
-        What it gave in each process, by rank.
+        The results, by rank.
 
     Raises:
-        ChildFailedError: it failed in one, which ends the others.
+        ChildFailedError: the function failed in one process; the others are ended.
     """
     config = LaunchConfig(
         min_nodes=1,
@@ -50,14 +54,17 @@ def in_processes(function: Callable[..., Any], number: int, *args: Any) -> list[
         local_addr="127.0.0.1",
         max_restarts=0,
         monitor_interval=0.1,
+        start_method="forkserver",
     )
-    results = elastic_launch(config, _in_process)(function, *args)
+    torch.multiprocessing.set_forkserver_preload([__name__])
+    results = elastic_launch(config, _in_process)(dict(os.environ), function, *args)
     return [results[rank] for rank in range(number)]
 
 
 @record
-def _in_process(function: Callable[..., Any], *args: Any) -> Any:
-    torch.multiprocessing.set_start_method(None, force=True)  # of the workers of a loader, as in a process of a run
+def _in_process(environment: dict[str, str], function: Callable[..., Any], *args: Any) -> Any:
+    os.environ.update(environment)  # the server's may be older
+    torch.multiprocessing.set_start_method(None, force=True)  # so that loaders start workers as in training
     store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
     with process_group(store, "gloo", timeout=TIMEOUT):
         return function(*args)
@@ -66,16 +73,16 @@ def _in_process(function: Callable[..., Any], *args: Any) -> Any:
 def check_in_processes(
     subjects: Sequence[Callable[..., Any]], outcome: Callable[[Any], dict[str, Tensor]], number: int
 ) -> None:
-    """Compares what several processes make of the subjects with what one makes, unless ``number`` is 1.
+    """Compares the outcome of each subject in several processes with that in one, unless ``number`` is 1.
 
     Args:
-        subjects: classes, or what makes their objects.
-        outcome: what a process makes of a subject, by name.
-        number: how many processes.
+        subjects: classes, or callables that return their objects.
+        outcome: computes named tensors from a subject.
+        number: number of processes.
 
     Raises:
-        AssertionError: one differs, or ended a process by an error.
-        InputError: one cannot be sent to a process.
+        AssertionError: an outcome differs, or a process failed.
+        InputError: a subject cannot be sent to a process.
     """
     if number == 1:
         return
@@ -90,16 +97,16 @@ def check_in_processes(
         rank, failure = error.get_first_failure()
         message = failure.message["message"] if isinstance(failure.message, dict) else failure.message
         names = ", ".join(map(name_of, subjects))
-        raise AssertionError(f"{names} fails {name!r}: process {rank} ended by {' '.join(message.split())}") from error
+        raise AssertionError(f"{names} fails {name!r}: process {rank} failed: {' '.join(message.split())}") from error
     for i, subject in enumerate(subjects):
         differing = {rank: found[i] for rank, found in enumerate(changes) if found[i]}
         if differing:
             rank, change = min(differing.items(), key=itemgetter(1))
-            raise AssertionError(f"{name_of(subject)} fails {name!r}: {change} is another in process {rank}")
+            raise AssertionError(f"{name_of(subject)} fails {name!r}: {change} differs in process {rank}")
 
 
 def _pickled(subjects: Sequence[Callable[..., Any]], *others: Any) -> tuple[bytes, dict[str, str]]:
-    """The subjects and what else a process needs, and the files of the modules that define the subjects."""
+    """The pickled subjects and arguments, and the files of the modules that define the subjects."""
     files = {}
     for subject in subjects:
         try:
@@ -107,7 +114,7 @@ def _pickled(subjects: Sequence[Callable[..., Any]], *others: Any) -> tuple[byte
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise InputError(
                 f"{name_of(subject)} cannot be sent to the processes of its check ({error}); define it at the top "
-                "level of a module, or leave this check out by processes=1"
+                "level of a module, or pass processes=1 to skip this check"
             ) from error
         module = sys.modules[_class(subject).__module__]
         if module.__name__ != "__main__" and "." not in module.__name__:
@@ -116,12 +123,12 @@ def _pickled(subjects: Sequence[Callable[..., Any]], *others: Any) -> tuple[byte
 
 
 def _class(subject: Any) -> Any:
-    """What is called in the end: a class, also where its ``from_config`` is called, or a function."""
+    """The class or function behind a ``partial`` or a ``from_config``."""
     return _class(subject.func) if isinstance(subject, partial) else getattr(subject, "__self__", subject)
 
 
 def _changes(pickled: bytes, files: dict[str, str]) -> list[str | None]:
-    # A file that a config imports stands in no folder where modules are looked for.
+    # A file that a config imports is not on sys.path.
     import_files(file for name, file in files.items() if importlib.util.find_spec(name) is None)
     subjects, outcome, expected = pickle.loads(pickled)
     return [

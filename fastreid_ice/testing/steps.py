@@ -1,4 +1,4 @@
-"""Clusters and steps for the checks of losses, and a loss at work on them."""
+"""Clusters and steps for the checks of losses, and functions that run a loss on them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Factory = Callable[..., LossTerm]
 
 
 def clusters_of(labels: Tensor, cameras: Tensor, *, dtype: torch.dtype = torch.float64, seed: int = 0) -> Clusters:
-    """Clusters with these labels and cameras, of random unit features, (N, 8)."""
+    """Clusters with these labels and cameras and random unit features (N, 8)."""
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(len(labels), 8, dtype=torch.float64, generator=generator)
     return Clusters(labels, F.normalize(features).to(dtype), cameras)
@@ -33,7 +33,7 @@ def draw_clusters(*, num_clusters: int = 6, dtype: torch.dtype = torch.float64, 
 
 
 def draw_step(clusters: Clusters, images: Tensor, *, seed: int = 1) -> Step:
-    """A step on these images, (B,): each view is their features, not of unit length, with noise of its own."""
+    """A step on the images (B,). Each view is their features with noise of its own, not normalised."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(len(VIEWS), len(images), clusters.features.shape[1], dtype=torch.float64, generator=generator)
     online, momentum, weak = 2 * clusters.features[images] + noise.to(clusters.features.dtype)
@@ -41,7 +41,7 @@ def draw_step(clusters: Clusters, images: Tensor, *, seed: int = 1) -> Step:
 
 
 def images_of(clusters: Clusters, num_clusters: int, each: int) -> Tensor:
-    """So many images of each of the first clusters."""
+    """The first ``each`` images of each of the first clusters."""
     return torch.cat([(clusters.labels == k).nonzero()[:each, 0] for k in range(num_clusters)])
 
 
@@ -52,7 +52,7 @@ def usual(dtype: torch.dtype = torch.float64) -> tuple[Clusters, Step]:
 
 
 def degenerate(*, unknown_cameras: bool) -> dict[str, tuple[Clusters, Step]]:
-    """What an epoch may bring, by name; with ``unknown_cameras`` images whose cameras are -1."""
+    """Cases that can occur in an epoch, by name; ``unknown_cameras`` adds one with all cameras -1."""
     some, column = draw_clusters(), torch.arange(48)
     cases = {
         "one identity": (some, images_of(some, 1, 6)),
@@ -64,18 +64,18 @@ def degenerate(*, unknown_cameras: bool) -> dict[str, tuple[Clusters, Step]]:
         "clusters of one image": (clusters_of(column, column % 3), column[:6].repeat_interleave(2)),
     }
     if unknown_cameras:
-        cases["cameras that are not known"] = (clusters_of(column % 6, 0 * column - 1), column[:12])
+        cases["unknown cameras"] = (clusters_of(column % 6, 0 * column - 1), column[:12])
     return {name: (clusters, draw_step(clusters, images)) for name, (clusters, images) in cases.items()}
 
 
 def make_term(make: Factory, **keywords: Any) -> LossTerm:
     term = make(**keywords)
-    require(isinstance(term, LossTerm), f"it gives a {type(term).__name__}, which is no LossTerm")
+    require(isinstance(term, LossTerm), f"it returns a {type(term).__name__}, not a LossTerm")
     return term
 
 
 def begin(term: LossTerm, clusters: Clusters, *, seed: int = 3) -> None:
-    """As at the start of an epoch, which seeds the generators of each process."""
+    """Begins an epoch with seeded generators, as training does in each process."""
     seed_all_rng(seed)
     term.begin_epoch(clusters)
 
@@ -87,25 +87,25 @@ def begun(make: Factory, clusters: Clusters, **keywords: Any) -> LossTerm:
 
 
 def loss_of(term: LossTerm, step: Step) -> Tensor:
-    """The loss; what it may draw is the same at each call."""
+    """The loss, with the same random numbers at each call."""
     seed_all_rng(5)
     loss = term(step)
     what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
-    require(isinstance(loss, Tensor) and loss.dim() == 0, f"forward gives {what}, which is no scalar")
+    require(isinstance(loss, Tensor) and loss.dim() == 0, f"forward returns {what}, not a scalar")
     return loss
 
 
 def gradient_of(term: LossTerm, step: Step) -> dict[str, Tensor]:
-    """The loss and its gradient by the online features."""
+    """The loss and its gradient with respect to the online features."""
     online = step.online.detach().clone().requires_grad_()
     loss = loss_of(term, replace(step, online=online))
     gradient = torch.autograd.grad(loss, online, allow_unused=True)[0] if loss.requires_grad else None
-    require(gradient is not None, "no gradient leads from the loss to the online features")
+    require(gradient is not None, "the online features get no gradient")
     return {"the loss": loss.detach(), "the gradient": gradient}
 
 
 def move(term: LossTerm, step: Step) -> None:
-    """``after_step`` as training calls it."""
+    """Calls ``after_step`` as training does."""
     seed_all_rng(7)
     with torch.no_grad():
         term.after_step(step)

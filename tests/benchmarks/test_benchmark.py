@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -20,13 +19,13 @@ from benchmarks import input as benchmark_input
 from benchmarks.measuring import Clock, Measurement, Worker, draw_people
 from benchmarks.recluster import table
 from fastreid_ice.compat.training import mixed_precision
-from support import FASTREID_ICE, ROOT, SMALL, small_config
+from processes import run_command
+from support import ROOT, SMALL, small_config
 
 
 def run(*arguments: str) -> str:
     """What the command prints."""
-    command = [*FASTREID_ICE, "bench", *arguments, "--threads", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_command("bench", *arguments, "--threads", 1)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import pytest
@@ -10,15 +9,14 @@ import pytest
 from benchmarks import __main__ as benchmark
 from benchmarks.evaluate import table
 from benchmarks.measuring import Measurement
-from support import FASTREID_ICE
+from processes import run_command
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["--rerank"]], ids=["ranking", "re-ranking"])
 def test_evaluate_beside_fastreid(options: list[str]) -> None:
-    sizes = ["--queries", "60", "--gallery", "240", "--dim", "16", "--repeats", "1", "--threads", "1"]
-    command = [*FASTREID_ICE, "bench", "evaluate", *sizes, *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    sizes = ["--queries", 60, "--gallery", 240, "--dim", 16, "--repeats", 1, "--threads", 1]
+    done = run_command("bench", "evaluate", *sizes, *options)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line.split("|")[1].strip() for line in done.stdout.splitlines() if line.startswith("|")][2:]
     stages = ["- Jaccard graph"] if options else []
@@ -29,9 +27,8 @@ def test_evaluate_beside_fastreid(options: list[str]) -> None:
 @pytest.mark.slow
 def test_few_queries_and_a_large_gallery() -> None:
     """Among the thousand rows of the warm-up, hardly any query would have a true match."""
-    sizes = ["--queries", "20", "--gallery", "20000", "--dim", "16", "--repeats", "1", "--threads", "1"]
-    command = [*FASTREID_ICE, "bench", "evaluate", *sizes]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    sizes = ["--queries", 20, "--gallery", 20000, "--dim", 16, "--repeats", 1, "--threads", 1]
+    done = run_command("bench", "evaluate", *sizes)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "metrics equal to those of fast-reid, Python: yes" in done.stdout
 

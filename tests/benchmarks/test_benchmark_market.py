@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from benchmarks import market
 from fastreid_ice.commands.compare import Trial
 from fastreid_ice.config import CONFIGS
-from support import FASTREID_ICE, ROOT
+from processes import run_command
 
 
 @pytest.mark.parametrize("epochs", [6, 10])
@@ -32,12 +31,10 @@ def test_every_method_takes_the_same_steps_from_the_same_start(method: str, epoc
 
 def test_an_odd_number_of_epochs_is_refused(tmp_path: Path) -> None:
     (tmp_path / "weights.pth").touch()
-    command = [*FASTREID_ICE, "bench", "market", "--weights", str(tmp_path / "weights.pth"), "--epochs", "5"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    done = run_command("bench", "market", "--weights", tmp_path / "weights.pth", "--epochs", 5)
     assert done.returncode == 2 and "--epochs must be even" in done.stderr
 
 
 def test_missing_weights_are_named() -> None:
-    command = [*FASTREID_ICE, "bench", "market", "--weights", "nowhere.pth"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    done = run_command("bench", "market", "--weights", "nowhere.pth")
     assert done.returncode == 2 and "--weights: no file 'nowhere.pth'" in done.stderr

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,8 @@ from PIL import Image
 
 from fastreid_ice import InputError
 from fastreid_ice.commands import compare
-from support import FASTREID_ICE, ROOT, SMALL
+from processes import run_command, start_command
+from support import ROOT, SMALL
 
 OPTIONS = [str(part) for key, value in SMALL.items() if key != "SOLVER.MAX_EPOCH" for part in (key, value)]
 OPTIONS += ["MODEL.WEIGHTS", ""]
@@ -42,8 +41,7 @@ def test_a_table_and_a_picture_and_nothing_is_run_twice(
     monkeypatch.setenv("FASTREID_DATASETS", str(datasets_root))
     output = tmp_path / "compare"
     files = [argument for path in configs for argument in ("--config-file", str(path))]
-    command = [*FASTREID_ICE, "compare", *files, "--seeds", "1", "--output", str(output), *OPTIONS]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_command("compare", *files, "--seeds", 1, "--output", output, *OPTIONS)
     assert done.returncode == 0, done.stdout + done.stderr
     table = (output / "table.txt").read_text()
     assert done.stdout.endswith(table)
@@ -92,15 +90,9 @@ def test_a_failed_run_leaves_the_others(
 def test_an_interrupt_is_one_sentence(datasets_root: Path, configs: list[Path], tmp_path: Path) -> None:
     """Ctrl-C in a terminal, which reaches the run as well; the same command resumes the run."""
     output = tmp_path / "compare"
-    command = [*FASTREID_ICE, "compare", "--config-file", str(configs[0]), "--output", str(output)]
-    done = subprocess.Popen(
-        [*command, *OPTIONS, "SOLVER.MAX_EPOCH", "500"],
-        env={**os.environ, "FASTREID_DATASETS": str(datasets_root)},
-        stderr=subprocess.PIPE,
-        text=True,
-        # If the tests run in the background of a script, children would inherit that SIGINT is ignored.
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-        start_new_session=True,
+    done = start_command(
+        *("compare", "--config-file", configs[0], "--output", output, *OPTIONS, "SOLVER.MAX_EPOCH", 500),
+        environment={"FASTREID_DATASETS": str(datasets_root)},
     )
     try:
         while not (output / "plain" / "seed0" / "last_checkpoint").is_file() and done.poll() is None:

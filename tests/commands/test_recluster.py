@@ -6,7 +6,6 @@ import csv
 import os
 import resource
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,7 +16,8 @@ from sklearn.cluster import DBSCAN
 
 from fastreid_ice.commands import recluster
 from fastreid_ice.core import jaccard_graph, k_nearest
-from support import FASTREID_ICE, ROOT, SMALL
+from processes import run_command
+from support import ROOT, SMALL
 
 OPTIONS = ["MODEL.DEVICE", "cpu", "CLUSTER.K1", "12", "CLUSTER.EPS", "0.5"]
 
@@ -48,8 +48,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> None:
 def test_labels_and_distances_of_features(tmp_path: Path) -> None:
     features = blobs(np.float16)
     np.save(tmp_path / "features.npy", features)
-    command = [*FASTREID_ICE, "recluster", "--features", "features.npy", *OPTIONS]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = run_command("recluster", "--features", "features.npy", *OPTIONS, folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["features.npy", "labels.csv"]
     columns = read(tmp_path / "labels.csv")

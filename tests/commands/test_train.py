@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from fastreid_ice import InputError, add_ice_config
 from fastreid_ice.commands import train
 from fastreid_ice.config import Run
 from fastreid_ice.engine import UnsupervisedTrainer, check_config
+from processes import run_command
 from support import ROOT, SMALL
 
 SMALL_OPTIONS = [str(part) for key, value in SMALL.items() for part in (key, value)]
@@ -28,13 +27,8 @@ def command_line(output: Path, flags: list[str], options: list[str]) -> list[str
 def run(
     datasets_root: Path, output: Path, *, flags: list[str] | None = None, options: list[str] | None = None
 ) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "train_net.py"), *command_line(output, flags or [], options or [])],
-        env={**os.environ, "FASTREID_DATASETS": str(datasets_root), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    arguments = command_line(output, flags or [], options or [])
+    return run_command("train", *arguments, environment={"FASTREID_DATASETS": str(datasets_root)})
 
 
 @pytest.mark.slow

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +28,8 @@ from fastreid_ice.data import (
 from fastreid_ice.data.folder import list_images
 from fastreid_ice.engine import UnsupervisedTrainer, check_config
 from fastreid_ice.losses import check_cameras
-from support import FASTREID_ICE, ROOT, SMALL, small_config, train
+from processes import run_command
+from support import ROOT, SMALL, small_config, train
 from tiny_market import draw_tiny_market
 
 CAMERA_AGNOSTIC = ("ClusterProxyLoss", "HardInstanceLoss", "SoftConsistencyLoss")
@@ -291,14 +290,7 @@ def test_one_command(datasets_root: Path, tmp_path: Path) -> None:
     options = [str(part) for key, value in SMALL.items() if key.startswith(kept) for part in (key, value)]
     options += ["DATASETS.ROOT", str(root), "OUTPUT_DIR", str(output), "MODEL.DEVICE", "cpu"]
     arguments = ["--config-file", str(ROOT / "configs" / "ice_folder.yml"), *options]
-    done = subprocess.run(
-        [*FASTREID_ICE, "train", *arguments, "DATALOADER.UNREADABLE", "skip"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_command("train", *arguments, "DATALOADER.UNREADABLE", "skip", folder=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert sorted(path.name for path in output.glob("*.pth")) == ["model_0000.pth", "model_final.pth"]
     assert f"The weights to use: {output}/model_final.pth" in done.stdout

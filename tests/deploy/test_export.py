@@ -26,7 +26,8 @@ from fastreid_ice.data import SyntheticPeople, build_test_loader
 from fastreid_ice.deploy import export_encoder
 from fastreid_ice.engine import UnsupervisedTrainer
 from fastreid_ice.modeling import MomentumReID
-from support import FASTREID_ICE, ROOT, small_config, train
+from processes import run_command
+from support import ROOT, small_config, train
 
 pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -86,9 +87,7 @@ def trained(people: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files that the command exports it to."""
     folder = tmp_path_factory.mktemp("work") / "exported"
-    arguments = ["--config-file", str(DEMO), "--weights", str(trained), "--output", str(folder), *FEW]
-    script = [*FASTREID_ICE, "export", *arguments]
-    done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_command("export", "--config-file", DEMO, "--weights", trained, "--output", folder, *FEW, folder=ROOT)
     assert done.returncode == 0 and not done.stderr, done.stdout + done.stderr
     assert done.stdout.startswith(f"The momentum encoder of {trained}, ") and len(done.stdout.splitlines()) == 4
     assert sorted(path.name for path in folder.iterdir()) == FILES

@@ -19,6 +19,7 @@ from fastreid.utils import comm
 from fastreid_ice import InputError
 from fastreid_ice.commands.agent import ProcessFailed, run_processes
 from fastreid_ice.processes import process_group, run_in_group
+from processes import Process, start_command
 from support import ROOT, SMALL
 
 pytestmark = pytest.mark.slow
@@ -87,29 +88,23 @@ def test_a_lost_process_ends_the_run(how: str, error: type, sentence: str, monke
         assert bool(raised.value.traceback) == (how not in ("killed", "exited"))
 
 
-def start_training(datasets_root: Path, output: Path, *options: str) -> subprocess.Popen:
+def start_training(datasets_root: Path, output: Path, *options: str) -> Process:
     settings = {**SMALL, "SOLVER.MAX_EPOCH": 500, "OUTPUT_DIR": output, "DATASETS.TESTS": "()"}
-    return subprocess.Popen(
-        [
-            *(sys.executable, str(ROOT / "tools" / "train_net.py"), "--num-gpus", "2"),
-            *("--config-file", str(ROOT / "configs" / "ice_market.yml"), *options),
-            *(str(part) for item in settings.items() for part in item),
-        ],
-        env={**os.environ, "FASTREID_DATASETS": str(datasets_root), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
+    return start_command(
+        *("train", "--num-gpus", 2, "--config-file", ROOT / "configs" / "ice_market.yml", *options),
+        *(part for item in settings.items() for part in item),
+        environment={"FASTREID_DATASETS": str(datasets_root)},
     )
 
 
-def wait_for(condition, run: subprocess.Popen) -> None:
+def wait_for(condition, run: Process) -> None:
     deadline = time.monotonic() + 600
     while not condition():
         assert run.poll() is None and time.monotonic() < deadline, "the run did not get that far"
         time.sleep(0.01)
 
 
-def workers(run: subprocess.Popen) -> list[int]:
+def workers(run: Process) -> list[int]:
     """The process ids of a run's processes, by rank."""
     listing = subprocess.run(["ps", "-ww", "-o", "pid=,args=", "--ppid", str(run.pid)], capture_output=True, text=True)
     return sorted(int(line.split()[0]) for line in listing.stdout.splitlines() if "fastreid_ice.commands" in line)

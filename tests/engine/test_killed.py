@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import random
 import signal
-import sys
+import subprocess
 import time
 from pathlib import Path
 
@@ -17,7 +15,8 @@ from fastreid.config import CfgNode
 from fastreid.modeling.backbones import BACKBONE_REGISTRY
 from torch import Tensor, nn
 
-from support import ROOT, train
+from processes import Process
+from support import train
 
 KILLS = 20
 
@@ -30,20 +29,7 @@ def build_tiny_backbone(cfg: CfgNode) -> nn.Module:
 
 def live(cfg: CfgNode) -> None:
     """One process: it trains from the last checkpoint, if there is one, to the end."""
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115, as long as the process
-    torch.set_num_threads(1)
     train(cfg, resume=True)
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, datasets_root: Path):
-    """Starts processes that have only imported everything: forks of one that did nothing else."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)]))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("FASTREID_DATASETS", str(datasets_root))
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["test_killed"])
-    return context
 
 
 def result(cfg: CfgNode) -> tuple[dict[str, Tensor], dict[str, Tensor], list[tuple]]:
@@ -63,37 +49,32 @@ def assert_equal(found: tuple, expected: tuple) -> None:
 
 
 @pytest.mark.slow
-def test_twenty_kills(cfg: CfgNode, tmp_path: Path, server) -> None:
+def test_twenty_kills(cfg: CfgNode, tmp_path: Path) -> None:
     """Each process gets a random share of the time of a whole run; runs that end earlier are started again."""
     cfg.merge_from_list(["MODEL.BACKBONE.NAME", "build_tiny_backbone", "MODEL.BACKBONE.FEAT_DIM", 16])
     cfg.SOLVER.MAX_EPOCH = 3
     cfg.OUTPUT_DIR = str(tmp_path / "whole")
-    first = server.Process(target=int)  # after it the server has imported everything
-    first.start()
-    first.join()
+    Process(int).wait()  # after it the server has imported everything
     start = time.monotonic()
-    process = server.Process(target=live, args=(cfg,))
-    process.start()
-    process.join()
+    assert Process(live, cfg).wait() == 0
     whole = time.monotonic() - start
-    assert process.exitcode == 0
     expected = result(cfg)
 
     moments = random.Random(0)
-    kills, runs, epochs = 0, 0, set()
+    kills, runs, epochs, code = 0, 0, set(), None
     cfg.OUTPUT_DIR = str(tmp_path / "run0")
-    while kills < KILLS or process.exitcode != 0:
-        process = server.Process(target=live, args=(cfg,))
-        process.start()
-        process.join(moments.uniform(0, whole) if kills < KILLS else None)
-        if process.exitcode is None:
+    while kills < KILLS or code != 0:
+        process = Process(live, cfg)
+        try:
+            code = process.wait(moments.uniform(0, whole) if kills < KILLS else None)
+        except subprocess.TimeoutExpired:
             process.kill()
-            process.join()
-        if process.exitcode == -signal.SIGKILL:
+            code = process.wait()
+        if code == -signal.SIGKILL:
             kills += 1
             epochs.add(len(list(Path(cfg.OUTPUT_DIR).glob("model_[0-9]*.pth"))))
             continue
-        assert process.exitcode == 0
+        assert code == 0
         assert_equal(result(cfg), expected)
         runs += 1
         cfg.OUTPUT_DIR = str(tmp_path / f"run{runs}")

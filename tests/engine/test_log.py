@@ -6,14 +6,13 @@ import logging
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from fastreid.config import CfgNode
 
 from fastreid_ice.data import build_training_set
+from processes import run_command
 from support import ROOT, SMALL, train
 
 
@@ -42,21 +41,11 @@ def test_names_of_any_bytes_and_the_seed_that_is_set(datasets_root: Path, cfg: C
     (folder / "broken.jpg").touch()
     options = SMALL | {"DATASETS.ROOT": folder, "OUTPUT_DIR": tmp_path / "run", "SOLVER.MAX_EPOCH": 1}
     options |= {"DATALOADER.UNREADABLE": "skip", "DATASETS.NAMES": "('UnlabeledFolder',)", "DATASETS.TESTS": "()"}
-    done = subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / "tools" / "train_net.py"),
-            "--config-file",
-            str(ROOT / "configs" / "ice_folder.yml"),
-        ]
-        + [str(part) for item in options.items() for part in item],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr.decode()
-    assert b"Logging error" not in done.stderr and b"Traceback" not in done.stderr
+    settings = [part for item in options.items() for part in item]
+    done = run_command("train", "--config-file", ROOT / "configs" / "ice_folder.yml", *settings)
+    assert done.returncode == 0, done.stderr
+    assert "Logging error" not in done.stderr and "Traceback" not in done.stderr
     log = Path(tmp_path, "run", "log.txt").read_text()
-    for text in (done.stdout.decode(), log):
+    for text in (done.stdout, log):
         assert r"caf\udce9 00.jpg" in text, "the names are there, in a form that any terminal can show"
         assert "generated random seed" not in text

@@ -5,11 +5,8 @@ from __future__ import annotations
 import math
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,29 +23,20 @@ from fastreid_ice.engine import UnsupervisedTrainer
 from fastreid_ice.engine.hooks import HOOK_REGISTRY
 from fastreid_ice.files import PART, owned_folder
 from fastreid_ice.losses import LOSS_REGISTRY
+from processes import Process, start_command
 from support import ROOT, SMALL, train
 
 
-def start(datasets_root: Path, output: Path, *arguments: str, **settings: object) -> subprocess.Popen:
-    """The command line in its own process group, as a terminal would start it."""
+def start(datasets_root: Path, output: Path, *arguments: str, **settings: object) -> Process:
     options = SMALL | {"OUTPUT_DIR": output, "DATASETS.TESTS": "()"} | settings
-    return subprocess.Popen(
-        [
-            *(sys.executable, str(ROOT / "tools" / "train_net.py"), *arguments),
-            *("--config-file", str(ROOT / "configs" / "ice_market.yml")),
-            *(str(part) for item in options.items() for part in item),
-        ],
-        env={**os.environ, "FASTREID_DATASETS": str(datasets_root), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        # If the tests run in the background of a script, children would inherit that SIGINT is ignored.
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-        start_new_session=True,
+    return start_command(
+        *("train", *arguments, "--config-file", ROOT / "configs" / "ice_market.yml"),
+        *(part for item in options.items() for part in item),
+        environment={"FASTREID_DATASETS": str(datasets_root)},
     )
 
 
-def wait_for(path: Path, run: subprocess.Popen) -> None:
+def wait_for(path: Path, run: Process) -> None:
     deadline = time.monotonic() + 600
     while not path.is_file():
         assert run.poll() is None and time.monotonic() < deadline, run.communicate()
@@ -56,9 +44,9 @@ def wait_for(path: Path, run: subprocess.Popen) -> None:
 
 
 @pytest.fixture
-def runs() -> Iterator[list[subprocess.Popen]]:
+def runs() -> Iterator[list[Process]]:
     """Processes that a test has started; they end with it."""
-    started: list[subprocess.Popen] = []
+    started: list[Process] = []
     yield started
     for run in started:
         if run.poll() is None:
@@ -67,9 +55,7 @@ def runs() -> Iterator[list[subprocess.Popen]]:
 
 
 @pytest.mark.slow
-def test_interrupt_refuse_a_second_run_and_resume(
-    datasets_root: Path, tmp_path: Path, runs: list[subprocess.Popen]
-) -> None:
+def test_interrupt_refuse_a_second_run_and_resume(datasets_root: Path, tmp_path: Path, runs: list[Process]) -> None:
     """With loader workers; Ctrl-C reaches all processes."""
     output = tmp_path / "run"
     settings = {"SOLVER.MAX_EPOCH": 6, "DATALOADER.NUM_WORKERS": 2}
@@ -107,7 +93,7 @@ def test_interrupt_refuse_a_second_run_and_resume(
 
 @pytest.mark.slow
 def test_an_interrupt_of_the_first_of_several_processes(
-    datasets_root: Path, tmp_path: Path, runs: list[subprocess.Popen]
+    datasets_root: Path, tmp_path: Path, runs: list[Process]
 ) -> None:
     """kill -INT of only the command: the processes that it started end too."""
     run = start(datasets_root, tmp_path / "run", "--num-gpus", "2", **{"SOLVER.MAX_EPOCH": 500})
@@ -122,9 +108,7 @@ def test_an_interrupt_of_the_first_of_several_processes(
 
 
 @pytest.mark.slow
-def test_several_processes_that_stop_leave_a_report(
-    datasets_root: Path, tmp_path: Path, runs: list[subprocess.Popen]
-) -> None:
+def test_several_processes_that_stop_leave_a_report(datasets_root: Path, tmp_path: Path, runs: list[Process]) -> None:
     """All raise the error at once; when the first ends, the others are terminated, maybe while writing the report."""
     run = start(
         *(datasets_root, tmp_path / "run", "--num-gpus", "2"),

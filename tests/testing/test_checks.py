@@ -1,4 +1,4 @@
-"""``fastreid_ice.testing`` on our own classes, and on classes with one fault each, which it has to find."""
+"""``fastreid_ice.testing`` passes our own classes and finds the fault in classes with one fault each."""
 
 from __future__ import annotations
 
@@ -48,70 +48,70 @@ CLUSTERERS = [
 ]
 
 WRONG_LOSSES = {
-    "NoTerm": "'declarations': it gives a NoTerm, which is no LossTerm",
+    "NoTerm": "'declarations': it returns a NoTerm, not a LossTerm",
     "ViewsInASet": "'declarations': views is {.*}, not a frozenset",
-    "UnknownView": "'declarations': views holds 'weak', which is none of online, momentum, momentum_weak",
+    "UnknownView": "'declarations': views contains 'weak'; choose from online, momentum, momentum_weak",
     "WithoutOnline": "'declarations': views lacks 'online'",
-    "NodeInSmallLetters": "'declarations': node is 'right', not a name in capitals",
-    "NeedsMomentumFeatures": "'momentum features': where clusters hold no momentum_features, begin_epoch raised Attri",
+    "NodeInSmallLetters": "'declarations': node is 'right', not an upper-case name",
+    "NeedsMomentumFeatures": "'momentum features': without momentum_features in the clusters, begin_epoch raised Attri",
     "LooksWhetherMomentumFeaturesAreThere": "'momentum features': the buffer proxies depends on momentum_features",
-    "OneLossPerImage": r"'a scalar with a gradient': forward gives a tensor of shape \(12,\), which is no scalar",
-    "Detached": "'a scalar with a gradient': no gradient leads from the loss to the online features",
+    "OneLossPerImage": r"'a scalar with a gradient': forward returns a tensor of shape \(12,\), not a scalar",
+    "Detached": "'a scalar with a gradient': the online features get no gradient",
     "Infinite": "'a scalar with a gradient': the loss is inf",
-    "Flat": "'a scalar with a gradient': the gradient by the online features is zero",
+    "Flat": "'a scalar with a gradient': the gradient with respect to the online features is zero",
     "SinglePrecision": "'a scalar with a gradient': features of torch.float64 give a loss of torch.float32",
     "ChangesFeatures": "'inputs unchanged': begin_epoch changes Clusters.features",
     "ChangesAView": "'inputs unchanged': forward changes Step.momentum",
     "MemoryIsTheClustersOwn": "'inputs unchanged': after_step changes Clusters.features",
-    "PlainTensor": "'memory in buffers': begin_epoch keeps the tensor proxies outside of buffers; call self.remember",
-    "TensorsInAList": r"'memory in buffers': after_step keeps the tensor queue\[0\]\['seen'\] outside of buffers",
-    "InCheckpoints": "'memory in buffers': begin_epoch writes proxies into checkpoints; call self.remember",
-    "HoldsAGraph": "'memory in buffers': the buffer last holds on to the graph of a step",
-    "WritesInForward": "'memory moves in after_step alone': forward changes the buffer proxies",
-    "WritesInBackward": "'memory moves in after_step alone': backward changes the buffer proxies",
-    "ReadsAnUndeclaredView": "'views .*': without momentum, momentum_weak, which it does not declare, it raised Attri",
-    "LooksWhetherAViewIsThere": "'views .*': the loss depends on what it does not declare, momentum_weak",
-    "DeclaresAViewTooMany": "'views .*': it declares momentum_weak, .* and does not read it",
-    "StopsAGradient": "'gradient of finite differences': .* pass exact_gradient=False",
+    "PlainTensor": "'memory in buffers': begin_epoch keeps the tensor proxies outside buffers; use self.remember",
+    "TensorsInAList": r"'memory in buffers': after_step keeps the tensor queue\[0\]\['seen'\] outside buffers",
+    "InCheckpoints": "'memory in buffers': begin_epoch puts proxies into checkpoints; use self.remember",
+    "HoldsAGraph": "'memory in buffers': the buffer last keeps the graph of a step",
+    "WritesInForward": "'memory changes only in after_step': forward changes the buffer proxies",
+    "WritesInBackward": "'memory changes only in after_step': backward changes the buffer proxies",
+    "ReadsAnUndeclaredView": "'views .*': without momentum, momentum_weak, not declared in views, it raised Attri",
+    "LooksWhetherAViewIsThere": "'views .*': the loss depends on momentum_weak, not declared in views",
+    "DeclaresAViewTooMany": "'views .*': it declares momentum_weak, .* but does not read it",
+    "StopsAGradient": "'gradient equals finite differences': .* pass exact_gradient=False",
     "OtherInSinglePrecision": "'float32 agrees with float64': the (loss|gradient) differs by more than a thousandth",
     "IgnoresScale": "'scale multiplies': three times the scale is not three times the loss",
-    "TakesNoScale": "'scale multiplies': __init__ takes no scale alone .*scale",
-    "MixesWithTheLastEpoch": "'an epoch begins anew': .* another memory: the buffer proxies",
-    "CountsEpochs": "'resume': in the epoch after a checkpoint the loss is not that of a run that went on",
+    "TakesNoScale": "'scale multiplies': it cannot be built from a scale alone .*scale",
+    "MixesWithTheLastEpoch": "'each epoch starts fresh': .* another memory: the buffer proxies",
+    "CountsEpochs": "'resume': after a resume, the loss differs from that of an uninterrupted run",
     "NeedsAnotherIdentity": "'degenerate batches, one identity': the loss is nan",
-    "DoesNotSayThatItNeedsCameras": "'degenerate batches, cameras that are not known': it raised RuntimeError: ",
+    "DoesNotSayThatItNeedsCameras": "'degenerate batches, unknown cameras': it raised RuntimeError: ",
 }
 WRONG_CLUSTERERS = {
-    "NoClusterer": "'labels': it gives a NoClusterer, which is no Clusterer",
+    "NoClusterer": "'labels': it returns a NoClusterer, not a Clusterer",
     "Int32": r"'labels': labels of 320 images are torch.int32 of shape \(320,\), not int64",
     "OneLabelShort": r"'labels': labels of 320 images are torch.int64 of shape \(319,\)",
-    "NoiseIsMinusTwo": "'labels': labels hold -2; noise is -1",
-    "Gaps": "'labels': labels have gaps: they go up to 14, and no image has 1, 3, 5, 7, 9, 11, 13",
-    "Unseeded": "'labels': called itself, it gives other labels",
+    "NoiseIsMinusTwo": "'labels': labels contain -2; noise is -1",
+    "Gaps": "'labels': labels have gaps: they go up to 14, but no image has 1, 3, 5, 7, 9, 11, 13",
+    "Unseeded": "'labels': calling it gives other labels",
     "ObjectsDiffer": "'equal seeds, equal labels': two objects give different labels",
-    "KeepsItsFirstRadius": "'equal seeds, equal labels': labels depend on what the object has clustered before",
+    "KeepsItsFirstRadius": "'equal seeds, equal labels': labels depend on what the object clustered before",
     "ScalesFeatures": "'inputs unchanged': it changes the features",
     "KnowsTheTruth": "'identities unread': labels depend on the true identities",
-    "ByPosition": "'order of the images': another order .* declare order_matters = True",
+    "ByPosition": "'order of the images': the order .* set order_matters = True",
     "SinglePrecisionOnly": "'float32 agrees with float64': .* different clusters",
     "NeedsTwoImages": r"'degenerate sets, 1 image\(s\)': it raised RuntimeError: ",
 }
 WRONG_SAMPLERS = {
-    "Ends": "'stream without end': the stream ends after 73 images",
-    "NumpyIntegers": "'stream without end': it gives .* of <class 'numpy.int64'>, which is no int",
-    "CountsFromOne": "'(stream without end|batches of P x K)': ",
-    "DrawsNoise": "'batches of P x K': it draws images without a label",
-    "ImagesOfAnIdentityApart": r"'batches of P x K': 4 images in a row \(num_instances\) are not of one identity",
-    "OneIdentityABatch": r"'batches of P x K': a batch holds an identity twice: \[",
-    "ForgetsAnIdentity": r"'every identity comes': .* it never draws \[10\]",
-    "IgnoresTheSeed": r"'equal seeds, equal streams': seed \(3, 0\) and seed \(4, 0\) give one stream",
-    "IgnoresTheEpoch": r"'equal seeds, equal streams': seed \(3, 0\) and seed \(3, 1\), the next epoch, give one",
-    "GoesOn": "'equal seeds, equal streams': a second iterator does not start the same stream",
-    "ByTheGlobalGenerator": "'no other generator': the stream depends on the seed of global generators",
-    "DrawsAnUnusedNumber": "'no other generator': it draws from the global generator of torch",
+    "Ends": "'endless stream': the stream ends after 73 images",
+    "NumpyIntegers": "'endless stream': it yields .* of <class 'numpy.int64'>, not an int",
+    "CountsFromOne": "'(endless stream|batches of P x K)': ",
+    "DrawsNoise": "'batches of P x K': it draws noise, images without a label",
+    "ImagesOfAnIdentityApart": r"'batches of P x K': 4 images in a row \(num_instances\) are of several identities",
+    "OneIdentityABatch": r"'batches of P x K': a batch contains an identity twice: \[",
+    "ForgetsAnIdentity": r"'every identity is drawn': .* it never draws \[10\]",
+    "IgnoresTheSeed": r"'equal seeds, equal streams': seeds \(3, 0\) and \(4, 0\) give the same stream",
+    "IgnoresTheEpoch": r"'equal seeds, equal streams': seeds \(3, 0\) and \(3, 1\), the next epoch, give the same",
+    "GoesOn": "'equal seeds, equal streams': a second iterator does not restart the stream",
+    "ByTheGlobalGenerator": "'global generators unused': the stream depends on global generators",
+    "DrawsAnUnusedNumber": "'global generators unused': it draws from the global generator of torch",
     "RenamesNoise": "'inputs unchanged': it changes the labels",
-    "IgnoresTheRank": "'batches shared by 2 processes': two processes hold the same identity in batch 0",
-    "SkipsABatchAmongSeveral": "'batches shared by 2 processes': the processes together do not hold batch 0 of one",
+    "IgnoresTheRank": "'batches shared by 2 processes': two processes have the same identity in batch 0",
+    "SkipsABatchAmongSeveral": "'batches shared by 2 processes': the parts of the processes do not add up to",
     "NeedsAFullBatch": "'degenerate sets, one image': it raised ValueError: too few identities",
 }
 
@@ -133,7 +133,7 @@ def test_our_sampler(sampling: str) -> None:
 
 @pytest.mark.parametrize(
     ("sampling", "by_camera", "sentence"),
-    [("camera", False, "a batch holds an identity twice"), ("spread", True, ".* are not of one identity")],
+    [("camera", False, "a batch contains an identity twice"), ("spread", True, ".* are of several identities")],
 )
 def test_what_counts_as_an_identity_matters(sampling: str, by_camera: bool, sentence: str) -> None:
     with pytest.raises(AssertionError, match=f"sampling='{sampling}'.* fails 'batches of P x K': {sentence}"):
@@ -202,15 +202,11 @@ def test_our_clusterers_in_several_processes(processes: int) -> None:
 @pytest.mark.slow
 def test_what_differs_between_processes_is_found() -> None:
     check = "fails '2 processes equal one':"
-    with pytest.raises(
-        AssertionError, match=f"^DrawsInEachProcess {check} the buffer proxies of step 1 is another in pr"
-    ):
+    with pytest.raises(AssertionError, match=f"^DrawsInEachProcess {check} the buffer proxies of step 1 differs in pr"):
         check_loss(wrong.Right, wrong.DrawsInEachProcess)
-    with pytest.raises(AssertionError, match=f"^KnowsItsProcesses {check} the labels of .* is another in process 0"):
+    with pytest.raises(AssertionError, match=f"^KnowsItsProcesses {check} the labels of .* differs in process 0"):
         check_clusterer(wrong.RightClusterer, wrong.KnowsItsProcesses)
-    with pytest.raises(
-        AssertionError, match=f"^FailsAmongSeveral {check} process 1 ended by ValueError: a slip of its"
-    ):
+    with pytest.raises(AssertionError, match=f"^FailsAmongSeveral {check} process 1 failed: ValueError: a slip of its"):
         check_loss(wrong.FailsAmongSeveral)
 
 
@@ -219,7 +215,7 @@ def test_a_class_within_a_function_is_for_one_process() -> None:
         pass
 
     check_loss(Local, processes=1)
-    with pytest.raises(InputError, match="^Local cannot be sent to the processes .* or leave this check out by proces"):
+    with pytest.raises(InputError, match="^Local cannot be sent to the processes .* or pass processes=1 to skip"):
         check_loss(Local)
 
 
