@@ -29,7 +29,7 @@ from fastreid_ice.data.folder import list_images
 from fastreid_ice.engine import UnsupervisedTrainer, check_config
 from fastreid_ice.losses import check_cameras
 from processes import run_command
-from support import ROOT, SMALL, small_config, train
+from support import OSNET, ROOT, SMALL, small_config, train
 from tiny_market import draw_tiny_market
 
 CAMERA_AGNOSTIC = ("ClusterProxyLoss", "HardInstanceLoss", "SoftConsistencyLoss")
@@ -264,7 +264,8 @@ def test_training_evaluates_on_query_and_gallery(datasets_root: Path, tmp_path: 
             target = root / part / path.name[:4] / path.name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, target)
-    changes = {"SOLVER__MAX_EPOCH": 1, "MODEL__WEIGHTS": str(ROOT / "configs" / "source_osnet_x0_25.pth")}
+    weights = str(ROOT / "configs" / "source_osnet_x0_25.pth")
+    changes = OSNET | {"SOLVER__MAX_EPOCH": 1, "MODEL__WEIGHTS": weights}
     cfg = folder_config(root, DATASETS__FOLDER__CAMERAS="_c([0-9])", OUTPUT_DIR=str(tmp_path / "own"), **changes)
     other = small_config(
         DATASETS__ROOT=str(datasets_root),

@@ -17,7 +17,7 @@ from fastreid_ice import InputError
 from fastreid_ice.engine import UnsupervisedTrainer
 from fastreid_ice.engine.loss_log import LossLog, NotFinite
 from fastreid_ice.losses import HardInstanceLoss, Step
-from support import train
+from support import OSNET, train
 
 METHODS = {
     "ICE": {},
@@ -93,7 +93,7 @@ class Steps:
 
 
 def method(cfg: CfgNode, name: str) -> CfgNode:
-    cfg.merge_from_list([part for item in METHODS[name].items() for part in item])
+    cfg.merge_from_list([part for item in (OSNET | METHODS[name]).items() for part in item])
     return cfg
 
 

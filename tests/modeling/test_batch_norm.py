@@ -18,7 +18,7 @@ from fastreid_ice import InputError
 from fastreid_ice.engine import check_config
 from fastreid_ice.modeling.batch_norm import split_batch_norms
 from fastreid_ice.testing import in_processes
-from support import small_config
+from support import osnet_config, small_config
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 STEPS = 2
@@ -26,7 +26,7 @@ STEPS = 2
 
 def four_gpu_config(bn_splits: int = 4) -> CfgNode:
     """The losses without a memory, on 16 images."""
-    return small_config(
+    return osnet_config(
         MODEL__BN_SPLITS=bn_splits,
         MODEL__LOSSES__NAME=("HardInstanceLoss", "SoftConsistencyLoss"),
         MODEL__BACKBONE__WITH_IBN=True,

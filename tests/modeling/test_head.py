@@ -8,14 +8,14 @@ from fastreid.modeling.heads import EmbeddingHead
 
 from fastreid_ice import InputError
 from fastreid_ice.modeling import ProxyHead
-from support import small_config
+from support import osnet_config, small_config
 
 
 @pytest.mark.parametrize("embedding_dim", [0, 32])
 @pytest.mark.parametrize("pool", ["GlobalAvgPool", "GeneralizedMeanPoolingP"])
 def test_equals_fast_reids_embedding(embedding_dim: int, pool: str) -> None:
     """With the weights of an EmbeddingHead, found under the same names, it gives the same features."""
-    cfg = small_config(
+    cfg = osnet_config(
         **{"MODEL.HEADS.EMBEDDING_DIM": embedding_dim, "MODEL.HEADS.POOL_LAYER": pool, "MODEL.HEADS.NUM_CLASSES": 5}
     )
     theirs, ours = EmbeddingHead(cfg), ProxyHead(cfg)

@@ -15,7 +15,7 @@ from torch import Tensor
 from fastreid_ice import InputError
 from fastreid_ice.core import Clusters
 from fastreid_ice.modeling import MomentumReID
-from support import small_config
+from support import osnet_config
 
 BACKBONES = {
     "ResNet-18": ("build_resnet_backbone", "18x", 512, {}),
@@ -56,7 +56,7 @@ def test_one_step_on_any_backbone(backbone: str) -> None:
     """A real step: every loss finite, online weights move, momentum weights follow."""
     name, depth, dim, extra = BACKBONES[backbone]
     torch.manual_seed(0)
-    cfg = small_config(
+    cfg = osnet_config(
         **{"MODEL.BACKBONE.NAME": name, "MODEL.BACKBONE.DEPTH": depth, "MODEL.BACKBONE.FEAT_DIM": dim, **extra}
     )
     model = build_model(cfg).train()
@@ -81,7 +81,7 @@ def test_one_step_on_any_backbone(backbone: str) -> None:
 def test_any_subset_of_the_losses_trains(names: tuple[str, ...]) -> None:
     """A step, and the losses of the next one with the updated weights and memories."""
     torch.manual_seed(0)
-    cfg = small_config(**{"MODEL.LOSSES.NAME": names, "MODEL.LOSSES.MULTI_INSTANCE.NUM_INSTANCES": 3})
+    cfg = osnet_config(**{"MODEL.LOSSES.NAME": names, "MODEL.LOSSES.MULTI_INSTANCE.NUM_INSTANCES": 3})
     model = build_model(cfg).train()
     model.begin_epoch(clusters_for(model, 128))
     batch = batch_for(cfg)
@@ -104,7 +104,7 @@ def test_any_subset_of_the_losses_trains(names: tuple[str, ...]) -> None:
 
 
 def test_only_the_views_that_are_asked_for_are_computed() -> None:
-    cfg = small_config(**{"MODEL.LOSSES.NAME": ("ClusterProxyLoss",), "MODEL.MOMENTUM.ONLINE_VIEW": False})
+    cfg = osnet_config(**{"MODEL.LOSSES.NAME": ("ClusterProxyLoss",), "MODEL.MOMENTUM.ONLINE_VIEW": False})
     model = build_model(cfg).train()
     model.begin_epoch(clusters_for(model, 128))
     batch = batch_for(cfg)
@@ -117,10 +117,10 @@ def test_only_the_views_that_are_asked_for_are_computed() -> None:
 def test_the_online_view_changes_nothing_but_the_momentum_statistics() -> None:
     """The third pass of the published ICE: its output is not used."""
     torch.manual_seed(0)
-    two = build_model(small_config(**{"MODEL.MOMENTUM.ONLINE_VIEW": False})).train()
-    three = build_model(small_config(**{"MODEL.MOMENTUM.ONLINE_VIEW": True})).train()
+    two = build_model(osnet_config(**{"MODEL.MOMENTUM.ONLINE_VIEW": False})).train()
+    three = build_model(osnet_config(**{"MODEL.MOMENTUM.ONLINE_VIEW": True})).train()
     three.load_state_dict(two.state_dict())
-    batch = batch_for(small_config())
+    batch = batch_for(osnet_config())
     for model in (two, three):
         model.begin_epoch(clusters_for(two, 128))
     losses = two(batch), three(batch)
@@ -134,7 +134,7 @@ def test_the_online_view_changes_nothing_but_the_momentum_statistics() -> None:
 
 
 def test_momentum_statistics_are_its_own_and_it_has_no_gradient() -> None:
-    cfg = small_config()
+    cfg = osnet_config()
     model = build_model(cfg).train()
     model.begin_epoch(clusters_for(model, 128))
     sum(model(batch_for(cfg)).values()).backward()
@@ -146,7 +146,7 @@ def test_momentum_statistics_are_its_own_and_it_has_no_gradient() -> None:
 
 def test_images_are_left_as_they_are() -> None:
     """fast-reid normalises in place, so that a second pass over a batch normalises it twice."""
-    model = build_model(small_config()).eval()
+    model = build_model(osnet_config()).eval()
     images = 255 * torch.rand(3, 3, 32, 16)
     kept = images.clone()
     first = model({"images": images})
@@ -156,7 +156,7 @@ def test_images_are_left_as_they_are() -> None:
 
 @pytest.mark.parametrize("encoder", ["online", "momentum"])
 def test_evaluation_runs_the_encoder_under_test(encoder: str) -> None:
-    cfg = small_config(**{"TEST.ENCODER": encoder})
+    cfg = osnet_config(**{"TEST.ENCODER": encoder})
     model = build_model(cfg).eval()
     with torch.no_grad():
         for parameter in model.momentum.parameters():
@@ -167,34 +167,34 @@ def test_evaluation_runs_the_encoder_under_test(encoder: str) -> None:
 
 
 def test_plain_weights_start_both_encoders() -> None:
-    cfg = small_config(**{"MODEL.META_ARCHITECTURE": "Baseline", "MODEL.HEADS.NAME": "EmbeddingHead"})
+    cfg = osnet_config(**{"MODEL.META_ARCHITECTURE": "Baseline", "MODEL.HEADS.NAME": "EmbeddingHead"})
     cfg.MODEL.HEADS.NUM_CLASSES = 4
     weights = build_model(cfg).state_dict()
-    model = build_model(small_config())
+    model = build_model(osnet_config())
     assert model.load_state_dict(weights, strict=False).missing_keys == []
     for name, parameter in model.momentum.named_parameters():
         assert torch.equal(parameter, weights[name])
 
 
 def test_own_weights_keep_the_encoders_apart() -> None:
-    model = build_model(small_config())
+    model = build_model(osnet_config())
     with torch.no_grad():
         for parameter in model.momentum.parameters():
             parameter.add_(1)
-    other = build_model(small_config())
+    other = build_model(osnet_config())
     other.load_state_dict(model.state_dict())
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
 
 
 def test_wrong_feature_dimension_is_named() -> None:
     with pytest.raises(InputError, match="MODEL.BACKBONE.FEAT_DIM 512 does not fit .* gives 128 channels"):
-        build_model(small_config(**{"MODEL.BACKBONE.FEAT_DIM": 512}))
+        build_model(osnet_config(**{"MODEL.BACKBONE.FEAT_DIM": 512}))
 
 
 def test_pretrained_weights_that_do_not_fit_are_named(tmp_path) -> None:
     path = tmp_path / "weights.pth"
     torch.save({"conv1.weight": torch.zeros(7, 7)}, path)
-    cfg = small_config(
+    cfg = osnet_config(
         **{
             "MODEL.BACKBONE.NAME": "build_resnet_backbone",
             "MODEL.BACKBONE.DEPTH": "18x",
@@ -220,5 +220,5 @@ def test_pretrained_weights_that_do_not_fit_are_named(tmp_path) -> None:
 )
 def test_a_size_or_depth_that_a_backbone_does_not_take(key: str, value: object, message: str) -> None:
     with pytest.raises(InputError, match=message) as error:
-        build_model(small_config(**{key: value}))
+        build_model(osnet_config(**{key: value}))
     assert "\n" not in str(error.value)

@@ -19,7 +19,7 @@ from fastreid_ice import InputError
 from fastreid_ice.core import Clusters
 from fastreid_ice.losses import build_losses
 from fastreid_ice.modeling import MomentumReID, ProxyHead
-from support import small_config, two_layers
+from support import osnet_config, small_config, two_layers
 
 RESNET = {
     "MODEL.BACKBONE.NAME": "build_resnet_backbone",
@@ -30,7 +30,7 @@ RESNET = {
 
 def model_and_batch(**settings: object) -> tuple[MomentumReID, dict[str, Tensor]]:
     """A model in training mode with filled memories, always with the same weights; and 8 images."""
-    cfg = small_config(**settings)
+    cfg = osnet_config(**settings)
     torch.manual_seed(0)
     model = build_model(cfg).train()
     fill_memories(model, cfg.MODEL.BACKBONE.FEAT_DIM)

@@ -21,7 +21,7 @@ from fastreid_ice.engine import check_config
 from fastreid_ice.modeling import MomentumReID, build_timm_backbone
 from fastreid_ice.modeling.batch_norm import split_batch_norms
 from fastreid_ice.modeling.timm_backbone import TimmBackbone
-from support import small_config, train
+from support import osnet_config, small_config, train
 
 CONV, TOKENS = "test_resnet.r160_in1k", "test_vit.r160_in1k"
 # Of 64 x 32 images: C, h, w.
@@ -166,7 +166,7 @@ class TestNormalisation:
 
     def test_of_other_backbones_is_the_config_s(self) -> None:
         torch.testing.assert_close(
-            build_model(small_config()).pixel_mean.flatten(), torch.tensor(get_cfg().MODEL.PIXEL_MEAN)
+            build_model(osnet_config()).pixel_mean.flatten(), torch.tensor(get_cfg().MODEL.PIXEL_MEAN)
         )
 
 

@@ -13,7 +13,7 @@ from fastreid.config import CfgNode
 
 from fastreid_ice import InputError
 from fastreid_ice.engine import Checkpointer, UnsupervisedTrainer
-from support import small_config, train
+from support import osnet_config, small_config, train
 
 
 class RunsCode:
@@ -61,9 +61,9 @@ class TestReasons:
         assert "\n" not in str(raised.value) and "weights_only" not in str(raised.value)
         assert not Path("ran").exists()
 
-    def test_of_a_backbone(self, cfg: CfgNode, bad_file: tuple[Path, str]) -> None:
+    def test_of_a_backbone(self, bad_file: tuple[Path, str]) -> None:
         path, reason = bad_file
-        cfg.merge_from_list(["MODEL.BACKBONE.PRETRAIN", True, "MODEL.BACKBONE.PRETRAIN_PATH", str(path)])
+        cfg = osnet_config(MODEL__BACKBONE__PRETRAIN=True, MODEL__BACKBONE__PRETRAIN_PATH=str(path))
         sentence = f"^MODEL.BACKBONE.PRETRAIN_PATH: cannot load weights from .*/bad.pth: it {reason}"
         with pytest.raises(InputError, match=sentence) as raised:
             UnsupervisedTrainer.build_model(cfg)
@@ -81,9 +81,9 @@ def test_the_reason_for_a_backbone_of_timm(bad_file: tuple[Path, str]) -> None:
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"weight": 5}, torch.zeros(3)])
-def test_a_backbone_of_something_else(cfg: CfgNode, tmp_path: Path, content: object) -> None:
+def test_a_backbone_of_something_else(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "bad.pth")
-    cfg.merge_from_list(["MODEL.BACKBONE.PRETRAIN", True, "MODEL.BACKBONE.PRETRAIN_PATH", str(tmp_path / "bad.pth")])
+    cfg = osnet_config(MODEL__BACKBONE__PRETRAIN=True, MODEL__BACKBONE__PRETRAIN_PATH=str(tmp_path / "bad.pth"))
     with pytest.raises(InputError, match=r"^MODEL.BACKBONE.PRETRAIN_PATH '.*bad.pth' holds no weights of"):
         UnsupervisedTrainer.build_model(cfg)
 
