@@ -27,7 +27,7 @@ from fastreid_ice import add_ice_config
 from fastreid_ice.compat.data import fast_batch_collator
 from fastreid_ice.compat.training import mixed_precision
 from fastreid_ice.config import merge_config_file, merge_options, shipped_file
-from fastreid_ice.core import Clusters
+from fastreid_ice.core import Clusters, ImageTable
 from fastreid_ice.data import (
     CropCache,
     Crops,
@@ -107,7 +107,7 @@ def build_config(args: argparse.Namespace) -> CfgNode:
 
 def first_images(images: TrainingSet, number: int) -> TrainingSet:
     identities = images.identities[:number].unique(return_inverse=True)[1]
-    return TrainingSet(images.paths[:number], images.cameras[:number], identities)
+    return TrainingSet(images.paths[:number], ImageTable(images.cameras[:number], identities=identities))
 
 
 def stages(cfg: CfgNode, images: TrainingSet) -> Iterator[tuple[str, Work]]:
@@ -217,7 +217,7 @@ def training_step(cfg: CfgNode, model: nn.Module, images: TrainingSet) -> Work:
     with torch.no_grad():
         dim = model.eval()(batch["online"][:1]).shape[1]
     features = torch.randn(len(images), dim)
-    columns = (images.identities, features, images.cameras, features)
+    columns = (images.identities, features, images.known, features)
     model.begin_epoch(Clusters(*(column.to(model.device) for column in columns)))
 
     def step() -> int:

@@ -226,8 +226,8 @@ def start_clustering(trainer: UnsupervisedTrainer, batch: dict[str, Tensor]) -> 
     """Load and compile the libraries of extraction and clustering, on one batch and on noise."""
     cfg, images = trainer.cfg, trainer.data_loader.training_set
     extract_features(trainer.model, [batch], cfg.CLUSTER.FEATURES, amp=cfg.SOLVER.AMP.ENABLED)
-    cameras, identities = images.cameras[:SMALL_SET], images.identities[:SMALL_SET]
-    build_clusterer(cfg)(F.normalize(torch.randn(len(cameras), 128)), cameras, identities)
+    known = images.known[:SMALL_SET]
+    build_clusterer(cfg)(F.normalize(torch.randn(len(known), 128)), known)
 
 
 def learn_identities(trainer: UnsupervisedTrainer, batch: dict[str, Tensor]) -> None:
@@ -239,7 +239,7 @@ def learn_identities(trainer: UnsupervisedTrainer, batch: dict[str, Tensor]) -> 
         dim = trainer.model.eval()(batch["images"][:1]).shape[1]
     trainer.model.train()
     features = F.normalize(torch.randn(len(images), dim))
-    columns = (images.identities, features, images.cameras, features)
+    columns = (images.identities, features, images.known, features)
     trainer.model.begin_epoch(Clusters(*(column.to(trainer.model.device) for column in columns)))
     trainer.data_loader.reset(images.identities, seed=0)
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fastreid_ice import add_ice_config
 from fastreid_ice.compat.training import mixed_precision
-from fastreid_ice.core import Clusters
+from fastreid_ice.core import Clusters, ImageTable
 from fastreid_ice.engine.loss_log import LossLog
 from fastreid_ice.losses import Step
 from fastreid_ice.modeling import MomentumReID
@@ -77,7 +77,8 @@ def draw_clusters(count: int, dim: int, device: str) -> Clusters:
     centres = torch.randn(count, dim, generator=torch.Generator().manual_seed(0))
     noise = torch.randn(len(labels), dim, generator=torch.Generator().manual_seed(1))
     features = F.normalize(centres[labels] + noise)
-    return Clusters(labels.to(device), features.to(device), torch.arange(len(labels), device=device) % CAMERAS)
+    cameras = torch.arange(len(labels), device=device) % CAMERAS
+    return Clusters(labels.to(device), features.to(device), ImageTable(cameras))
 
 
 def draw_batch(size: int, height: int, width: int, clusters: int) -> dict[str, Tensor]:

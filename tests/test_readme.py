@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from fastreid.utils.registry import Registry
 
 from fastreid_ice.clusterers import CLUSTERER_REGISTRY
-from fastreid_ice.core import Clusters
+from fastreid_ice.core import Clusters, ImageTable
 from fastreid_ice.losses import LOSS_REGISTRY, Step
 from support import ROOT, small_config
 
@@ -44,7 +44,7 @@ def test_the_loss_of_the_page_on_extending(monkeypatch: pytest.MonkeyPatch) -> N
     term = defined(monkeypatch, "CentroidLoss", LOSS_REGISTRY)(scale=2.0)
     features = torch.eye(4).repeat_interleave(5, 0)
     labels, cameras = torch.arange(4).repeat_interleave(5), torch.arange(20) % 3
-    term.begin_epoch(Clusters(labels, features, cameras))
+    term.begin_epoch(Clusters(labels, features, ImageTable(cameras)))
     step = Step(labels, cameras, torch.arange(20), online=3 * features.clone().requires_grad_())
     torch.testing.assert_close(term(step), 2 * F.cross_entropy(torch.eye(4) / 0.05, torch.arange(4)))
 
@@ -52,8 +52,7 @@ def test_the_loss_of_the_page_on_extending(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_clusterer_of_the_page_on_extending(monkeypatch: pytest.MonkeyPatch) -> None:
     cls = defined(monkeypatch, "Agglomerative", CLUSTERER_REGISTRY)
     features = F.normalize(torch.eye(4).repeat_interleave(5, 0) + 0.01 * torch.randn(20, 4))
-    unknown = torch.full((20,), -1)
-    clusters = cls.from_config(small_config())(features, unknown, unknown)
+    clusters = cls.from_config(small_config())(features, ImageTable(torch.full((20,), -1)))
     assert clusters.sizes.tolist() == [5, 5, 5, 5] and clusters.num_noise == 0
 
 

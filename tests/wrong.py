@@ -13,7 +13,7 @@ from scipy.sparse import csgraph
 from torch import Tensor, nn
 
 from fastreid_ice.clusterers import Clusterer
-from fastreid_ice.core import Clusters, centroids, update_mean
+from fastreid_ice.core import Clusters, ImageTable, centroids, update_mean
 from fastreid_ice.data import IdentitySampler
 from fastreid_ice.losses import LossTerm, Step
 
@@ -279,7 +279,7 @@ class FailsAmongSeveral(Right):
 class RightClusterer(Clusterer):
     """Images that a chain of similar ones joins."""
 
-    def labels(self, features: Tensor, cameras: Tensor, identities: Tensor) -> Tensor:
+    def labels(self, features: Tensor, known: ImageTable) -> Tensor:
         near = (features @ features.T > 0.7).numpy()
         return torch.from_numpy(csgraph.connected_components(near, directed=False)[1]).long()
 
@@ -289,27 +289,27 @@ class NoClusterer(nn.Identity):
 
 
 class Int32(RightClusterer):
-    def labels(self, features: Tensor, *others: Tensor) -> Tensor:
-        return super().labels(features, *others).int()
+    def labels(self, features: Tensor, known: ImageTable) -> Tensor:
+        return super().labels(features, known).int()
 
 
 class OneLabelShort(RightClusterer):
-    def labels(self, features: Tensor, *others: Tensor) -> Tensor:
-        return super().labels(features, *others)[1:]
+    def labels(self, features: Tensor, known: ImageTable) -> Tensor:
+        return super().labels(features, known)[1:]
 
 
 class NoiseIsMinusTwo(RightClusterer):
-    def labels(self, features: Tensor, *others: Tensor) -> Tensor:
-        return super().labels(features, *others) - 2
+    def labels(self, features: Tensor, known: ImageTable) -> Tensor:
+        return super().labels(features, known) - 2
 
 
 class Gaps(RightClusterer):
-    def labels(self, features: Tensor, *others: Tensor) -> Tensor:
-        return 2 * super().labels(features, *others)
+    def labels(self, features: Tensor, known: ImageTable) -> Tensor:
+        return 2 * super().labels(features, known)
 
 
 class Unseeded(RightClusterer):
-    def labels(self, features: Tensor, *others: Tensor) -> Tensor:
+    def labels(self, features: Tensor, known: ImageTable) -> Tensor:
         return torch.from_numpy(np.random.default_rng().permutation(len(features)))
 
 
@@ -320,31 +320,31 @@ class ObjectsDiffer(RightClusterer):
         super().__init__()
         self.number = next(self.numbers)
 
-    def labels(self, features: Tensor, *others: Tensor) -> Tensor:
-        return super().labels(features, *others).roll(self.number)
+    def labels(self, features: Tensor, known: ImageTable) -> Tensor:
+        return super().labels(features, known).roll(self.number)
 
 
 class KeepsItsFirstRadius(RightClusterer):
     size = 0
 
-    def labels(self, features: Tensor, *others: Tensor) -> Tensor:
+    def labels(self, features: Tensor, known: ImageTable) -> Tensor:
         self.size = self.size or len(features)
-        return super().labels(features, *others).roll(self.size % 7)
+        return super().labels(features, known).roll(self.size % 7)
 
 
 class ScalesFeatures(RightClusterer):
-    def labels(self, features: Tensor, *others: Tensor) -> Tensor:
-        return super().labels(features.mul_(1.01), *others)
+    def labels(self, features: Tensor, known: ImageTable) -> Tensor:
+        return super().labels(features.mul_(1.01), known)
 
 
 class KnowsTheTruth(RightClusterer):
-    def labels(self, features: Tensor, cameras: Tensor, identities: Tensor) -> Tensor:
-        known = bool((identities >= 0).all())
-        return identities.unique(return_inverse=True)[1] if known else super().labels(features, cameras, identities)
+    def labels(self, features: Tensor, known: ImageTable) -> Tensor:
+        told = bool((known.identities >= 0).all())
+        return known.identities.unique(return_inverse=True)[1] if told else super().labels(features, known)
 
 
 class ByPosition(RightClusterer):
-    def labels(self, features: Tensor, *others: Tensor) -> Tensor:
+    def labels(self, features: Tensor, known: ImageTable) -> Tensor:
         return torch.arange(len(features)) // 40
 
 
@@ -353,19 +353,19 @@ class ByPositionAsDeclared(ByPosition):
 
 
 class SinglePrecisionOnly(RightClusterer):
-    def labels(self, features: Tensor, *others: Tensor) -> Tensor:
-        return super().labels(features, *others) if features.dtype == torch.float32 else torch.arange(len(features))
+    def labels(self, features: Tensor, known: ImageTable) -> Tensor:
+        return super().labels(features, known) if features.dtype == torch.float32 else torch.arange(len(features))
 
 
 class NeedsTwoImages(RightClusterer):
-    def labels(self, features: Tensor, *others: Tensor) -> Tensor:
+    def labels(self, features: Tensor, known: ImageTable) -> Tensor:
         (features @ features.T).topk(2)
-        return super().labels(features, *others)
+        return super().labels(features, known)
 
 
 class KnowsItsProcesses(RightClusterer):
-    def labels(self, features: Tensor, *others: Tensor) -> Tensor:
-        return super().labels(features, *others).roll(comm.get_world_size() - 1)
+    def labels(self, features: Tensor, known: ImageTable) -> Tensor:
+        return super().labels(features, known).roll(comm.get_world_size() - 1)
 
 
 class Ends(IdentitySampler):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import time
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ from fastreid.utils.registry import Registry
 from torch import Tensor
 
 from ..config import lookup
-from ..core import Clusters
+from ..core import Clusters, ImageTable
+from ..errors import InputError
 
 CLUSTERER_REGISTRY = Registry("CLUSTERER")
 CLUSTERER_REGISTRY.__doc__ = """Clusterers. A registered class is a ``Clusterer``, built by ``cls.from_config(cfg)``."""
@@ -43,24 +45,38 @@ class Clusterer:
         self.seconds: dict[str, float] = {}
         self.scalars: dict[str, float] = {}
 
-    def labels(self, features: Tensor, cameras: Tensor, identities: Tensor) -> Tensor | None:
-        """(N,) int64 labels, -1 for noise, else 0..C-1. Only ``GroundTruth`` may look at ``identities``.
+    def __init_subclass__(cls, **keywords: object) -> None:
+        """
+        Raises:
+            InputError: ``labels`` takes something else, such as the cameras and identities that it once got.
+        """
+        super().__init_subclass__(**keywords)
+        signature = inspect.signature(cls.labels)
+        try:
+            signature.bind("self", "features", "known")
+        except TypeError as error:
+            raise InputError(
+                f"{cls.__name__}.labels takes {', '.join(list(signature.parameters)[1:])}; write "
+                "labels(self, features, known), where known.cameras are the cameras (see CHANGELOG.md)"
+            ) from error
+
+    def labels(self, features: Tensor, known: ImageTable) -> Tensor | None:
+        """(N,) int64 labels, -1 for noise, else 0..C-1. Only ``GroundTruth`` may look at ``known.identities``.
 
         If ``shared``, what processes other than the first return is ignored.
         """
         raise NotImplementedError
 
-    def __call__(self, features: Tensor, cameras: Tensor, identities: Tensor) -> Clusters:
+    def __call__(self, features: Tensor, known: ImageTable) -> Clusters:
         """Clusters a training set of N images; called in all processes at once.
 
         Args:
             features: (N, D) unit rows.
-            cameras: (N,) int64, -1 where not known.
-            identities: (N,) int64 true identities, only for the upper bound.
+            known: what is known of each image; true identities are only for the upper bound.
         """
         self.seconds, self.scalars = {}, {}
-        labels = self.labels(features, cameras, identities) if self.shared or comm.is_main_process() else None
-        return Clusters(comm.all_gather(labels if comm.is_main_process() else None)[0], features, cameras)
+        labels = self.labels(features, known) if self.shared or comm.is_main_process() else None
+        return Clusters(comm.all_gather(labels if comm.is_main_process() else None)[0], features, known)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -6,6 +6,7 @@ import torch
 from fastreid.config import CfgNode
 from torch import Tensor
 
+from ..core import ImageTable
 from ..errors import InputError
 from .base import CLUSTERER_REGISTRY, Clusterer
 
@@ -18,9 +19,9 @@ class GroundTruth(Clusterer):
     def from_config(cls, cfg: CfgNode) -> GroundTruth:
         return cls()
 
-    def labels(self, features: Tensor, cameras: Tensor, identities: Tensor) -> Tensor:
-        if (identities < 0).any():
+    def labels(self, features: Tensor, known: ImageTable) -> Tensor:
+        if (known.identities < 0).any():
             raise InputError(
                 "CLUSTER.NAME GroundTruth needs the identities of all images, and they are not known; choose another"
             )
-        return torch.unique(identities, return_inverse=True)[1]
+        return torch.unique(known.identities, return_inverse=True)[1]

@@ -13,7 +13,15 @@ from fastreid.utils import comm
 from scipy import sparse
 from torch import Tensor
 
-from ..core import camera_jaccard_graph, choose_eps, dbscan, jaccard_graph, k_nearest, standardize_by_camera
+from ..core import (
+    ImageTable,
+    camera_jaccard_graph,
+    choose_eps,
+    dbscan,
+    jaccard_graph,
+    k_nearest,
+    standardize_by_camera,
+)
 from ..errors import InputError
 from ..progress import progress
 from .base import CLUSTERER_REGISTRY, Clusterer
@@ -85,12 +93,12 @@ class JaccardClusterer(Clusterer):
         """(N,) integer labels, -1 for noise, else 0..C-1, from the graph of N >= 3 images."""
         raise NotImplementedError
 
-    def labels(self, features: Tensor, cameras: Tensor, identities: Tensor) -> Tensor | None:
+    def labels(self, features: Tensor, known: ImageTable) -> Tensor | None:
         if len(features) < 3:
             return torch.full((len(features),), -1)
         if self.camera_norm:
-            features = standardize_by_camera(features, cameras)
-        graph = self._graph(features) if self.camera_sizes is None else self._camera_graph(features, cameras)
+            features = standardize_by_camera(features, known.cameras)
+        graph = self._graph(features) if self.camera_sizes is None else self._camera_graph(features, known.cameras)
         return None if graph is None else torch.as_tensor(self.partition(graph), dtype=torch.int64)
 
     def _graph(self, features: Tensor) -> sparse.csr_array | None:

@@ -8,6 +8,7 @@ import torch
 from fastreid.config import CfgNode
 from torch import Tensor
 
+from ..core import ImageTable
 from .base import CLUSTERER_REGISTRY, Clusterer
 
 
@@ -36,7 +37,7 @@ class KMeans(Clusterer):
     def from_config(cls, cfg: CfgNode) -> KMeans:
         return cls(num_clusters=cfg.CLUSTER.NUM_CLUSTERS, seed=max(cfg.SEED, 0))
 
-    def labels(self, features: Tensor, cameras: Tensor, identities: Tensor) -> Tensor:
+    def labels(self, features: Tensor, known: ImageTable) -> Tensor:
         rows = np.ascontiguousarray(features.cpu().numpy(), dtype=np.float32)
         if not np.isfinite(rows).all():
             raise ValueError(

@@ -34,7 +34,8 @@ from torch import Tensor
 
 from ..clusterers import build_clusterer
 from ..config import CONFIGS, Run
-from ..data import TrainingSet, build_dataset, build_feature_loader, inspect_images
+from ..core import ImageTable
+from ..data import build_feature_loader, build_training_set, inspect_images
 from ..engine import Checkpointer, build_own_config, extract_features
 from ..engine.log import log_any_name
 from ..errors import InputError
@@ -56,12 +57,14 @@ class Images:
         features: (N, D) unit rows.
         usable: (N,) bool, False for an image that could not be read.
         paths, cameras: N texts, "" for an unknown camera.
+        known: the same cameras as numbers, and what else is known.
     """
 
     features: Tensor
     usable: Tensor
     paths: Sequence[str | int]
     cameras: Sequence[str]
+    known: ImageTable
 
 
 def read_config(args: argparse.Namespace) -> CfgNode:
@@ -110,7 +113,8 @@ def read_features(path: str, names: str | None) -> Images:
         if len(paths) != len(array):
             raise InputError(f"--paths {names} has {len(paths)} lines, but {path} has {len(array)} rows")
     features = unit_rows(torch.from_numpy(array), path)
-    return Images(features, torch.ones(len(array), dtype=torch.bool), paths, [""] * len(array))
+    unknown = ImageTable(cameras=torch.full((len(array),), -1))
+    return Images(features, torch.ones(len(array), dtype=torch.bool), paths, [""] * len(array), unknown)
 
 
 def unit_rows(features: Tensor, path: str) -> Tensor:
@@ -134,15 +138,12 @@ def extract(cfg: CfgNode, weights: str) -> Images:
     Raises:
         InputError: images or weights that cannot be used.
     """
-    dataset = build_dataset(cfg, "UnlabeledFolder")
-    dataset.show_train()
-    inspect_images(dataset.paths, unreadable=cfg.DATALOADER.UNREADABLE)
+    images = build_training_set(cfg)
+    inspect_images(images.paths, unreadable=cfg.DATALOADER.UNREADABLE)
     model = build_model(cfg)
     Checkpointer(model).load(weights)
-    unknown = torch.full((len(dataset.paths),), -1)
-    loader = build_feature_loader(cfg, TrainingSet(dataset.paths, cameras=unknown, identities=unknown))
-    features, usable = extract_features(model, loader, cfg.CLUSTER.FEATURES)
-    return Images(features, usable, dataset.paths, [camera or "" for camera in dataset.cameras])
+    features, usable = extract_features(model, build_feature_loader(cfg, images), cfg.CLUSTER.FEATURES)
+    return Images(features, usable, images.paths, images.named_cameras, images.known)
 
 
 @contextmanager
@@ -158,10 +159,9 @@ def recluster(cfg: CfgNode, images: Images, seconds: dict[str, float]) -> tuple[
     if int(usable.sum()) < 3:
         raise InputError(f"only {int(usable.sum())} of {len(usable)} images can be read; at least 3 are needed")
     features = images.features if usable.all() else images.features[usable]
-    unknown = torch.full((len(features),), -1)
     clusterer = build_clusterer(cfg)
     labels, distances = torch.full((len(usable),), -1), torch.full((len(usable),), torch.nan)
-    labels[usable] = clusterer(features, cameras=unknown, identities=unknown).labels.cpu()
+    labels[usable] = clusterer(features, images.known[usable]).labels.cpu()
     seconds |= clusterer.seconds
     with timed(seconds, "distances"):
         distances[usable] = centroid_distances(features, labels[usable])

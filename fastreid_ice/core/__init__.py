@@ -13,6 +13,7 @@ from .functional import (
     online_proxy_loss,
     soft_consistency_loss,
 )
+from .images import ImageTable
 from .jaccard import jaccard_graph
 from .momentum import update_momentum
 from .neighbors import k_nearest
@@ -33,6 +34,7 @@ from .standardize import standardize_by_camera
 __all__ = [
     "Clusters",
     "EpsSweep",
+    "ImageTable",
     "LabelQuality",
     "RankMetrics",
     "camera_centroids",

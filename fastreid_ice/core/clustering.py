@@ -12,6 +12,8 @@ from numba import njit
 from scipy import sparse
 from torch import Tensor
 
+from .images import ImageTable
+
 
 @dataclass(frozen=True, eq=False)
 class Clusters:
@@ -20,7 +22,7 @@ class Clusters:
     Attributes:
         labels: (N,) int64 tensor, cluster of each image in 0..C-1 without gaps, or -1 for noise.
         features: (N, D) floating point tensor of unit rows, the features that were clustered.
-        cameras: (N,) int64 tensor, camera of each image; any integers.
+        known: what is known of each image, without identities, which a method must not see.
         momentum_features: (N, D) like ``features``, those of the momentum encoder if the online encoder's features were
             clustered and a loss needs both, else None.
 
@@ -30,11 +32,14 @@ class Clusters:
 
     labels: Tensor
     features: Tensor
-    cameras: Tensor
+    known: ImageTable
     momentum_features: Tensor | None = None
 
     def __post_init__(self) -> None:
-        for name, dim in (("labels", 1), ("features", 2), ("cameras", 1), ("momentum_features", 2)):
+        object.__setattr__(self, "known", self.known.without_identities())
+        if len(self.known) != len(self.labels):
+            raise ValueError(f"known must have a row for each of the {len(self.labels)} labels, got {len(self.known)}")
+        for name, dim in (("labels", 1), ("features", 2), ("momentum_features", 2)):
             value = getattr(self, name)
             if value is None and name == "momentum_features":
                 continue
@@ -47,6 +52,11 @@ class Clusters:
                 raise ValueError(f"{name} must be {'int64' if dim == 1 else 'floating point'}, got {value.dtype}")
         if self.labels.numel() and (int(self.labels.min()) < -1 or not self.sizes.all()):
             raise ValueError("labels must be -1 for noise and 0, 1, ... without gaps for clusters")
+
+    @property
+    def cameras(self) -> Tensor:
+        """(N,) int64, camera of each image, -1 where not known."""
+        return self.known.cameras
 
     @cached_property
     def sizes(self) -> Tensor:

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Sampler
 
 from ..config import lookup
+from ..core import ImageTable
 from ..errors import InputError
 from .augment import Augmentation
 from .crops import CropCache, Crops, LabelledCrops, Transform
@@ -36,21 +37,29 @@ class TrainingSet:
 
     Args:
         paths: N files.
-        cameras: (N,) int64 in 0..number of cameras - 1, -1 if a dataset does not know them.
-        identities: (N,) int64 true identities, -1 if a dataset does not know them; only for measuring the quality of
-            pseudo labels and for the upper bound.
+        known: what the datasets know of each image; cameras in 0..number of cameras - 1. True identities are only for
+            measuring the quality of pseudo labels and for the upper bound.
         cache: a cache of their crops at ``INPUT.SIZE_TRAIN``.
         camera_names: the name of each camera.
     """
 
     paths: list[str]
-    cameras: Tensor
-    identities: Tensor
+    known: ImageTable
     cache: CropCache | None = None
     camera_names: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def cameras(self) -> Tensor:
+        """(N,) int64, -1 where not known."""
+        return self.known.cameras
+
+    @property
+    def identities(self) -> Tensor:
+        """(N,) int64, -1 where not known."""
+        return self.known.identities
 
     @cached_property
     def fingerprint(self) -> str:
@@ -99,7 +108,8 @@ def build_training_set(cfg: CfgNode) -> TrainingSet:
     names = [str(camera) for camera in _distinct(cameras)]
     if len(cfg.DATASETS.NAMES) == 1:  # fast-reid prefixes the dataset, to distinguish those of several
         names = [name.removeprefix(f"{getattr(dataset, 'dataset_name', '')}_") for name in names]
-    return TrainingSet(list(paths), _numbered(cameras), _numbered(identities), cache, names)
+    known = ImageTable(cameras=_numbered(cameras), identities=_numbered(identities))
+    return TrainingSet(list(paths), known, cache, names)
 
 
 def build_feature_loader(cfg: CfgNode, training_set: TrainingSet) -> DataLoader:

@@ -128,8 +128,7 @@ class ReclusterHook(HookBase):
 
         found = self._cluster(features, readable)
         labels = self._usable(found, readable)
-        cameras = self.trainer.data_loader.training_set.cameras
-        columns = (labels, features, cameras, momentum_features)
+        columns = (labels, features, self.trainer.data_loader.training_set.known, momentum_features)
         model.begin_epoch(Clusters(*(None if column is None else column.to(model.device) for column in columns)))
         self.trainer.data_loader.reset(labels, seed=(self.seed, epoch))
         if comm.is_main_process():
@@ -157,7 +156,7 @@ class ReclusterHook(HookBase):
         labels = torch.full((len(images),), -1)
         rows = slice(None) if complete else readable  # a mask would copy all features
         if readable.any():
-            clusters = self.clusterer(features[rows], images.cameras[rows], images.identities[rows])
+            clusters = self.clusterer(features[rows], images.known[rows])
             labels[rows] = clusters.labels.cpu()
         return labels
 

@@ -206,9 +206,10 @@ def _check_inputs(make: Factory) -> None:
         require(change is None, f"{name} changes {change}, which other losses read")
 
 
-def _tensors(*inputs: Clusters | Step) -> dict[str, Tensor]:
+def _tensors(clusters: Clusters, step: Step) -> dict[str, Tensor]:
+    inputs = (clusters, clusters.known, step)
     values = {(type(one).__name__, field.name): getattr(one, field.name) for one in inputs for field in fields(one)}
-    return {".".join(name): value for name, value in values.items() if value is not None}
+    return {".".join(name): value for name, value in values.items() if isinstance(value, Tensor)}
 
 
 def _check_buffers(make: Factory) -> None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from fastreid.utils.env import seed_all_rng
 from torch import Tensor
 
-from ..core import Clusters
+from ..core import Clusters, ImageTable
 from ..losses import LossTerm, Step
 from .checks import require
 
@@ -23,7 +23,7 @@ def clusters_of(labels: Tensor, cameras: Tensor, *, dtype: torch.dtype = torch.f
     """Clusters with these labels and cameras and random unit features (N, 8)."""
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(len(labels), 8, dtype=torch.float64, generator=generator)
-    return Clusters(labels, F.normalize(features).to(dtype), cameras)
+    return Clusters(labels, F.normalize(features).to(dtype), ImageTable(cameras))
 
 
 def draw_clusters(*, num_clusters: int = 6, dtype: torch.dtype = torch.float64, seed: int = 0) -> Clusters:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor
 from fastreid_ice import InputError
 from fastreid_ice.clusterers import Clusterer, GroundTruth, JaccardDBSCAN, KMeans, build_clusterer
 from fastreid_ice.core import (
+    ImageTable,
     camera_jaccard_graph,
     choose_eps,
     dbscan,
@@ -27,13 +29,13 @@ from golden import load_golden
 from support import small_config, train
 
 
-def blobs(people: int = 8, images: int = 12, noise: float = 0.05) -> tuple[Tensor, Tensor, Tensor]:
-    """Features, cameras, identities of people that are easy to distinguish."""
+def blobs(people: int = 8, images: int = 12, noise: float = 0.05) -> tuple[Tensor, ImageTable]:
+    """Features, and cameras and identities, of people that are easy to distinguish."""
     generator = torch.Generator().manual_seed(3)
     identities = torch.arange(people).repeat_interleave(images)
     centres = F.normalize(torch.randn(people, 16, generator=generator))
     features = F.normalize(centres[identities] + noise * torch.randn(len(identities), 16, generator=generator))
-    return features, torch.arange(len(identities)) % 3, identities
+    return features, ImageTable(torch.arange(len(identities)) % 3, identities=identities)
 
 
 def test_jaccard_dbscan_is_the_core_chain() -> None:
@@ -41,7 +43,7 @@ def test_jaccard_dbscan_is_the_core_chain() -> None:
     features = torch.as_tensor(golden["features"])
     cameras = torch.as_tensor(golden["cams"])
     clusterer = JaccardDBSCAN(eps=0.55, k1=30, k2=6)
-    clusters = clusterer(features, cameras, torch.zeros_like(cameras))
+    clusters = clusterer(features, ImageTable(cameras))
     _, ranks = k_nearest(features, 30)
     expected = dbscan(jaccard_graph(features, ranks, k1=30, k2=6, max_distance=0.55), eps=0.55)
     assert clusters.labels.tolist() == expected.tolist()
@@ -51,73 +53,73 @@ def test_jaccard_dbscan_is_the_core_chain() -> None:
 
 def test_auto_eps_and_camera_norm_are_those_of_core() -> None:
     """Each is set by one config key; features shifted by camera can only be matched again if the camera is known."""
-    features, cameras, identities = blobs(noise=0.15)
-    shifted = F.normalize(features + 3.0 * F.one_hot(cameras, 16))
+    features, known = blobs(noise=0.15)
+    shifted = F.normalize(features + 3.0 * F.one_hot(known.cameras, 16))
     cfg = small_config(**{"CLUSTER.K1": 10, "CLUSTER.AUTO_EPS": True, "CLUSTER.CAMERA_NORM": True, "CLUSTER.EPS": 0.01})
     clusterer = build_clusterer(cfg)
-    found = clusterer(shifted, cameras, torch.zeros_like(identities)).labels
-    standardised = standardize_by_camera(shifted, cameras)
+    found = clusterer(shifted, known.without_identities()).labels
+    standardised = standardize_by_camera(shifted, known.cameras)
     graph = jaccard_graph(standardised, k_nearest(standardised, 10)[1], k1=10, k2=6)
     eps, _ = choose_eps(graph)
     assert clusterer.scalars == {"eps": eps}
     assert found.tolist() == dbscan(graph, eps=eps).tolist()
     assert set(clusterer.seconds) == {"neighbors", "jaccard", "eps", "dbscan"}
-    unknown = clusterer(shifted, torch.full_like(cameras, -1), identities).labels
-    quality = [label_quality(labels, identities).adjusted_rand_index for labels in (found, unknown)]
+    unknown = clusterer(shifted, replace(known, cameras=None)).labels
+    quality = [label_quality(labels, known.identities).adjusted_rand_index for labels in (found, unknown)]
     assert quality[0] > quality[1] + 0.1
 
 
 @pytest.mark.parametrize("name", ["JaccardDBSCAN", "HDBSCAN"])
 def test_camera_aware_distance(name: str) -> None:
     """Set by one config value. If cameras shift their images, it matches people better than the plain distance."""
-    features, cameras, identities = blobs(noise=0.15)
-    shifted = F.normalize(features + 1.0 * F.one_hot(cameras, 16))
+    features, known = blobs(noise=0.15)
+    shifted = F.normalize(features + 1.0 * F.one_hot(known.cameras, 16))
     sizes = {"CLUSTER.CA_JACCARD.K1_INTRA": 3, "CLUSTER.CA_JACCARD.K1_INTER": 7}
     settings = {"CLUSTER.NAME": name, "CLUSTER.K1": 10, "CLUSTER.EPS": 0.6}
     clusterer = build_clusterer(small_config(**settings, **sizes, **{"CLUSTER.DISTANCE": "ca_jaccard"}))
-    found = clusterer(shifted, cameras, torch.zeros_like(identities)).labels
-    graph = camera_jaccard_graph(shifted, cameras, k1_intra=3, k1_inter=7)
+    found = clusterer(shifted, known.without_identities()).labels
+    graph = camera_jaccard_graph(shifted, known.cameras, k1_intra=3, k1_inter=7)
     assert found.tolist() == clusterer.partition(graph).tolist()
-    plain = build_clusterer(small_config(**settings))(shifted, cameras, identities).labels
-    quality = [label_quality(labels, identities).adjusted_rand_index for labels in (found, plain)]
+    plain = build_clusterer(small_config(**settings))(shifted, known).labels
+    quality = [label_quality(labels, known.identities).adjusted_rand_index for labels in (found, plain)]
     assert quality[0] > quality[1] + 0.1
     with pytest.raises(InputError, match="CLUSTER.DISTANCE ca_jaccard needs the camera of every image"):
-        clusterer(shifted, torch.full_like(cameras, -1), identities)
+        clusterer(shifted, replace(known, cameras=None))
     for images in (1, 2, 3, 5):
-        few = clusterer(shifted[:images], cameras[:images], identities[:images])
+        few = clusterer(shifted[:images], known[:images])
         assert few.labels.shape == (images,)
 
 
 def test_jaccard_dbscan_finds_clear_people() -> None:
-    features, cameras, identities = blobs()
-    clusters = JaccardDBSCAN(eps=0.5, k1=10)(features, cameras, torch.zeros_like(identities))
-    assert label_quality(clusters.labels, identities).adjusted_rand_index == 1.0
+    features, known = blobs()
+    clusters = JaccardDBSCAN(eps=0.5, k1=10)(features, known.without_identities())
+    assert label_quality(clusters.labels, known.identities).adjusted_rand_index == 1.0
 
 
 @pytest.mark.parametrize("images", [1, 2, 3, 5])
 def test_jaccard_dbscan_lowers_k1_for_few_images(images: int) -> None:
     """With fewer images than neighbours there still are labels, noise if there is nothing to compare."""
-    features, cameras, identities = (column[:images] for column in blobs())
-    clusters = JaccardDBSCAN(eps=0.5)(features, cameras, identities)
+    features, known = (part[:images] for part in blobs())
+    clusters = JaccardDBSCAN(eps=0.5)(features, known)
     assert clusters.labels.shape == (images,)
     if images <= 2:
         assert clusters.num_clusters == 0
 
 
 def test_k_means_finds_clear_people() -> None:
-    features, cameras, identities = blobs()
-    clusters = KMeans(num_clusters=8)(features, cameras, torch.zeros_like(identities))
-    assert label_quality(clusters.labels, identities).adjusted_rand_index == 1.0
-    assert KMeans(num_clusters=500)(features, cameras, identities).num_clusters <= len(features)
+    features, known = blobs()
+    clusters = KMeans(num_clusters=8)(features, known.without_identities())
+    assert label_quality(clusters.labels, known.identities).adjusted_rand_index == 1.0
+    assert KMeans(num_clusters=500)(features, known).num_clusters <= len(features)
 
 
-def column(length: int) -> Tensor:
-    return torch.zeros(length, dtype=torch.int64)
+def one_camera(length: int) -> ImageTable:
+    return ImageTable(torch.zeros(length, dtype=torch.int64))
 
 
 @pytest.mark.parametrize(("num_clusters", "expected"), [(1, 1), (2, 2), (6, 6), (50, 6)])
 def test_k_means_with_more_clusters_than_images(num_clusters: int, expected: int) -> None:
-    clusters = KMeans(num_clusters=num_clusters)(torch.eye(6), column(6), column(6))
+    clusters = KMeans(num_clusters=num_clusters)(torch.eye(6), one_camera(6))
     assert clusters.num_clusters == expected
     assert clusters.num_noise == 0
 
@@ -125,7 +127,7 @@ def test_k_means_with_more_clusters_than_images(num_clusters: int, expected: int
 @pytest.mark.parametrize("images", [1, 7])
 def test_k_means_of_one_image_and_of_copies(images: int) -> None:
     """Copies cannot be distinguished: they are one cluster, for any number of clusters."""
-    clusters = KMeans(num_clusters=3)(torch.eye(4)[:1].repeat(images, 1), column(images), column(images))
+    clusters = KMeans(num_clusters=3)(torch.eye(4)[:1].repeat(images, 1), one_camera(images))
     assert clusters.labels.tolist() == [0] * images
 
 
@@ -134,7 +136,7 @@ def test_k_means_names_features_that_are_not_finite(value: float) -> None:
     features = torch.eye(6)
     features[2, 3] = value
     with pytest.raises(ValueError, match="features must be finite, got NaN or infinite values"):
-        KMeans(num_clusters=2)(features, column(6), column(6))
+        KMeans(num_clusters=2)(features, one_camera(6))
 
 
 def test_k_means_needs_a_cluster() -> None:
@@ -144,33 +146,33 @@ def test_k_means_needs_a_cluster() -> None:
 
 @pytest.mark.parametrize("images", [1, 7])
 def test_ground_truth_of_one_person(images: int) -> None:
-    clusters = GroundTruth()(torch.eye(7)[:images], column(images), column(images) + 5)
+    clusters = GroundTruth()(torch.eye(7)[:images], ImageTable(identities=torch.full((images,), 5)))
     assert clusters.labels.tolist() == [0] * images
 
 
 @pytest.mark.parametrize("eps", [0.5, 1.0])
 def test_jaccard_dbscan_of_copies_is_one_cluster(eps: float) -> None:
-    clusters = JaccardDBSCAN(eps=eps)(torch.eye(4)[:1].repeat(40, 1), column(40), column(40))
+    clusters = JaccardDBSCAN(eps=eps)(torch.eye(4)[:1].repeat(40, 1), one_camera(40))
     assert clusters.labels.tolist() == [0] * 40
 
 
 def test_approximate_neighbors_give_the_same_clusters() -> None:
-    features, cameras, identities = blobs()
-    exact = JaccardDBSCAN(eps=0.5, k1=10)(features, cameras, identities)
+    features, known = blobs()
+    exact = JaccardDBSCAN(eps=0.5, k1=10)(features, known)
     clusterer = build_clusterer(small_config(CLUSTER__EPS=0.5, CLUSTER__K1=10, CLUSTER__NEIGHBORS="cells"))
     assert clusterer.neighbors == "cells"
-    assert torch.equal(clusterer(features, cameras, identities).labels, exact.labels)
+    assert torch.equal(clusterer(features, known).labels, exact.labels)
 
 
 def test_jaccard_dbscan_at_eps_1_is_one_cluster() -> None:
-    features, cameras, identities = blobs()
-    assert JaccardDBSCAN(eps=1.0)(features, cameras, identities).num_clusters == 1
+    features, known = blobs()
+    assert JaccardDBSCAN(eps=1.0)(features, known).num_clusters == 1
 
 
 def test_ground_truth_numbers_identities() -> None:
-    features, cameras, identities = blobs()
-    clusters = GroundTruth()(features, cameras, 10 * identities + 3)
-    assert torch.equal(clusters.labels, identities)
+    features, known = blobs()
+    clusters = GroundTruth()(features, replace(known, identities=10 * known.identities + 3))
+    assert torch.equal(clusters.labels, known.identities)
 
 
 @pytest.mark.parametrize("name", ["HDBSCAN", "KMeans", "GroundTruth"])
@@ -192,7 +194,7 @@ def cluster_in_process(folder: Path) -> None:
     torch.save(results, folder / f"{comm.get_rank()}.pt")
 
 
-def all_clusterers() -> dict[str, tuple[Clusterer, tuple[Tensor, Tensor, Tensor]]]:
+def all_clusterers() -> dict[str, tuple[Clusterer, tuple[Tensor, ImageTable]]]:
     """Others, few images and copies: ``fastreid_ice.testing``, in tests/testing."""
     people, many = blobs(noise=0.4), blobs(people=200, noise=0.15)
     return {
@@ -222,6 +224,21 @@ def test_several_processes_get_the_labels_of_one(processes: int, tmp_path: Path)
 @pytest.mark.parametrize("name", ["JaccardDBSCAN", "HDBSCAN", "KMeans", "GroundTruth"])
 def test_build_by_name(name: str) -> None:
     assert type(build_clusterer(small_config(**{"CLUSTER.NAME": name}))).__name__ == name
+
+
+def test_an_old_signature_is_told_the_new_one() -> None:
+    with pytest.raises(InputError, match=r"Old.labels takes features, cameras, identities; write labels\(self, feat"):
+
+        class Old(Clusterer):
+            def labels(self, features: Tensor, cameras: Tensor, identities: Tensor) -> Tensor:
+                return identities
+
+
+def test_clusters_hold_what_is_known_but_the_truth() -> None:
+    features, known = blobs()
+    clusters = JaccardDBSCAN(eps=0.5, k1=10)(features, replace(known, times=torch.arange(96.0, dtype=torch.float64)))
+    assert torch.equal(clusters.cameras, known.cameras) and clusters.known.times.tolist() == list(range(96))
+    assert (clusters.known.identities == -1).all() and (clusters.known.tracks == -1).all()
 
 
 def test_unknown_name_lists_the_known() -> None:

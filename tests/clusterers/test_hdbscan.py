@@ -15,7 +15,7 @@ from torch import Tensor
 from dense import dense
 from fastreid_ice.clusterers import HDBSCAN, build_clusterer
 from fastreid_ice.clusterers.hdbscan import hdbscan
-from fastreid_ice.core import jaccard_graph, k_nearest
+from fastreid_ice.core import ImageTable, jaccard_graph, k_nearest
 from golden import load_golden
 from support import small_config
 
@@ -100,7 +100,7 @@ def test_an_image_with_too_few_neighbors_is_noise() -> None:
 def test_finds_clear_people() -> None:
     features, identities = people([12, 30, 18, 20])
     clusterer = HDBSCAN(k1=10)
-    clusters = clusterer(features, torch.zeros_like(identities), torch.zeros_like(identities))
+    clusters = clusterer(features, ImageTable(torch.zeros_like(identities)))
     assert_same_clusters(clusters.labels.numpy(), identities.numpy())
     assert set(clusterer.seconds) == {"neighbors", "jaccard", "hdbscan"}
 
@@ -117,7 +117,7 @@ def test_copies_are_at_distance_0_and_one_cluster() -> None:
 @pytest.mark.parametrize("images", [1, 2, 3, 5])
 def test_what_cannot_be_split_is_noise(images: int) -> None:
     features, identities = people([images])
-    clusters = HDBSCAN()(features, torch.zeros_like(identities), identities)
+    clusters = HDBSCAN()(features, ImageTable(identities=identities))
     assert clusters.num_noise == images
 
 

@@ -10,7 +10,7 @@ import torch
 from scipy import sparse
 
 from dense import sklearn_labels
-from fastreid_ice.core import Clusters, dbscan, jaccard_graph
+from fastreid_ice.core import Clusters, ImageTable, dbscan, jaccard_graph
 from golden import load_golden
 
 
@@ -137,7 +137,7 @@ def make_clusters(labels, /, **changes):
     fields = {
         "labels": torch.tensor(labels, dtype=torch.int64),
         "features": torch.eye(max(len(labels), 1))[: len(labels)],
-        "cameras": torch.zeros(len(labels), dtype=torch.int64),
+        "known": ImageTable(torch.zeros(len(labels), dtype=torch.int64)),
     }
     return Clusters(**(fields | changes))
 
@@ -165,8 +165,7 @@ def test_clusters_are_frozen():
         ([0, -2], {}, r"labels must be -1 for noise and 0, 1, ... without gaps"),
         ([0, 1], {"features": torch.ones(3, 2)}, r"features must have 2 dimension\(s\) and a row for each of the 2"),
         ([0, 1], {"features": torch.ones(2)}, r"features must have 2 dimension\(s\)"),
-        ([0, 1], {"cameras": torch.zeros(3, dtype=torch.int64)}, r"cameras must have 1 dimension\(s\)"),
-        ([0, 1], {"cameras": torch.zeros(2)}, "cameras must be int64, got torch.float32"),
+        ([0, 1], {"known": ImageTable(torch.zeros(3, dtype=torch.int64))}, "known must have a row for each of the 2"),
         ([0, 1], {"labels": torch.zeros(2)}, "labels must be int64, got torch.float32"),
         ([0, 1], {"features": torch.ones(2, 2, dtype=torch.int64)}, "features must be floating point"),
         ([0, 1], {"momentum_features": torch.ones(3, 2)}, r"momentum_features must have 2 dimension\(s\)"),

@@ -17,6 +17,7 @@ from PIL import Image
 from fastreid_ice import InputError
 from fastreid_ice.clusterers import GroundTruth
 from fastreid_ice.commands.train import setup
+from fastreid_ice.core import ImageTable
 from fastreid_ice.data import (
     UnlabeledFolder,
     build_dataset,
@@ -225,7 +226,7 @@ def test_losses_that_need_cameras_are_refused() -> None:
 
 def test_the_upper_bound_needs_identities() -> None:
     with pytest.raises(InputError, match="GroundTruth needs the identities"):
-        GroundTruth().labels(torch.zeros(3, 2), torch.zeros(3), torch.tensor([0, -1, 1]))
+        GroundTruth().labels(torch.zeros(3, 2), ImageTable(identities=torch.tensor([0, -1, 1])))
 
 
 def test_root_comes_before_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from fastreid_ice.engine import UnsupervisedTrainer, extract_features
 def images(cfg: CfgNode) -> TrainingSet:
     cfg.TEST.IMS_PER_BATCH = 7
     images = build_training_set(cfg)
-    return TrainingSet(images.paths[:20], images.cameras[:20], images.identities[:20])
+    return TrainingSet(images.paths[:20], images.known[:20])
 
 
 @pytest.fixture

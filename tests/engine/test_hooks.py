@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastreid_ice import InputError
 from fastreid_ice.clusterers import CLUSTERER_REGISTRY, HDBSCAN, Clusterer, JaccardDBSCAN, KMeans
-from fastreid_ice.core import centroids
+from fastreid_ice.core import ImageTable, centroids
 from fastreid_ice.data import build_training_set
 from fastreid_ice.engine import UnsupervisedTrainer, extract_features
 from fastreid_ice.engine.hooks import HOOK_REGISTRY, MomentumHook, ReclusterHook, build_hooks
@@ -49,7 +49,7 @@ def inject(cfg: CfgNode):
             def from_config(cls, cfg: CfgNode) -> Clusterer:
                 return cls()
 
-            def labels(self, features: Tensor, cameras: Tensor, identities: Tensor) -> Tensor:
+            def labels(self, features: Tensor, known: ImageTable) -> Tensor:
                 return self.rest.pop(0) if len(self.rest) > 1 else self.rest[0]
 
         CLUSTERER_REGISTRY._obj_map["Injected"] = Injected

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastreid_ice import InputError
 from fastreid_ice.config import import_files, merge_config_file
-from fastreid_ice.core import Clusters, discrepant_proxy_loss
+from fastreid_ice.core import Clusters, ImageTable, discrepant_proxy_loss
 from fastreid_ice.losses import UPDATE_REGISTRY, DiscrepantProxyLoss, MultiInstanceLoss, Step, build_losses
 from golden import load_golden
 from support import small_config
@@ -54,7 +54,7 @@ def start(loss: MultiInstanceLoss, members: Tensor) -> None:
     """Begins an epoch with clusters of these (C, K, D) momentum features; the clustered features are different."""
     labels = torch.arange(len(members)).repeat_interleave(members.shape[1])
     features = F.normalize(torch.randn_like(members.flatten(0, 1)))
-    loss.begin_epoch(Clusters(labels, features, torch.zeros_like(labels), members.flatten(0, 1)))
+    loss.begin_epoch(Clusters(labels, features, ImageTable(torch.zeros_like(labels)), members.flatten(0, 1)))
 
 
 def by_slot(bank: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ def test_memories_start_like_the_reference(name: str, dtype: torch.dtype) -> Non
     """Proxies from the clustered features, the bank from the momentum features of members."""
     golden = load(name, "")
     features, momentum, labels = golden["features"].to(dtype), golden["features_ema"].to(dtype), golden["labels"]
-    clusters = Clusters(labels, features, torch.zeros_like(labels), momentum)
+    clusters = Clusters(labels, features, ImageTable(torch.zeros_like(labels)), momentum)
     proxies = DiscrepantProxyLoss()
     proxies.begin_epoch(clusters)
     torch.testing.assert_close(proxies.proxies.flatten(0, 1), golden["cluster_memory"].to(dtype), rtol=0, atol=1e-6)
@@ -209,7 +209,7 @@ def test_bank_starts_from_the_clustered_features_where_those_are_the_momentum_on
     features = F.normalize(torch.randn(12, 5))
     labels = torch.arange(12) // 3
     term = MultiInstanceLoss(num_instances=3)
-    term.begin_epoch(Clusters(labels, features, torch.zeros_like(labels)))
+    term.begin_epoch(Clusters(labels, features, ImageTable(torch.zeros_like(labels))))
     torch.testing.assert_close(by_slot(term.bank), by_slot(features.unflatten(0, (4, 3))))
 
 
@@ -217,7 +217,7 @@ def test_bank_may_start_with_repetition_from_clusters_of_any_size() -> None:
     """As in the published code: K independent draws, so that a member is missing with probability (1 - 1/n)^K."""
     features, labels = F.normalize(torch.randn(4000, 16)), torch.arange(4000) // 4
     term = MultiInstanceLoss(num_instances=4, repetition="always")
-    term.begin_epoch(Clusters(labels, features, torch.zeros_like(labels)))
+    term.begin_epoch(Clusters(labels, features, ImageTable(torch.zeros_like(labels))))
     members = features.unflatten(0, (1000, 4))
     same = torch.isclose(term.bank[:, :, None], members[:, None], atol=1e-6).all(3)
     assert torch.equal(same.sum(2), torch.ones(1000, 4, dtype=torch.int64)), "every instance is one member"
@@ -253,7 +253,7 @@ def test_edges(case: str, index: int) -> None:
     generator = torch.Generator().manual_seed(0)
     features, momentum = F.normalize(torch.randn(2, 12, 6, generator=generator), dim=2)
     term = terms()[index]
-    term.begin_epoch(Clusters(labels, features, torch.zeros_like(labels), momentum))
+    term.begin_epoch(Clusters(labels, features, ImageTable(torch.zeros_like(labels)), momentum))
     online, keys = torch.randn(2, 8, 6, generator=generator)
     step = make_step(batch, online.requires_grad_(), keys)
     loss = term(step)
@@ -290,7 +290,7 @@ def test_half_precision_features(index: int) -> None:
     labels = torch.arange(12) % 3
     term = terms()[index]
     features = F.normalize(torch.randn(12, 6))
-    term.begin_epoch(Clusters(labels, features, labels, features))
+    term.begin_epoch(Clusters(labels, features, ImageTable(labels), features))
     online, momentum = torch.randn(2, 12, 6)
     exact = term(make_step(labels, online, momentum))
     step = make_step(labels, online.half().requires_grad_(), momentum.half())
@@ -334,7 +334,7 @@ MODEL: {LOSSES: {DISCREPANT_PROXY: {UPDATES: ["mean", "last"]}}}
         UPDATE_REGISTRY.pop("last", None)
         sys.modules.pop("last_update", None)
     labels = torch.arange(12) % 3
-    term.begin_epoch(Clusters(labels, F.normalize(torch.randn(12, 6)), labels))
+    term.begin_epoch(Clusters(labels, F.normalize(torch.randn(12, 6)), ImageTable(labels)))
     before = term.proxies[1].clone()
     step = make_step(torch.tensor([0, 1, 1]), F.normalize(torch.randn(3, 6)))
     term.after_step(step)
@@ -347,7 +347,7 @@ def test_cluster_contrast_is_a_config() -> None:
     cfg.MODEL.LOSSES.DISCREPANT_PROXY.UPDATES = ("each",)
     term = build_losses(cfg)["loss_discrepant_proxy"]
     labels = torch.arange(12) % 3
-    term.begin_epoch(Clusters(labels, F.normalize(torch.randn(12, 6)), labels))
+    term.begin_epoch(Clusters(labels, F.normalize(torch.randn(12, 6)), ImageTable(labels)))
     step = make_step(labels, torch.randn(12, 6))
     logits = F.normalize(step.online) @ term.proxies[0].T / 0.05
     torch.testing.assert_close(term(step), F.cross_entropy(logits, labels))

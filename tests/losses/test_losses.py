@@ -9,7 +9,7 @@ from fastreid.config import CfgNode
 from torch import Tensor
 
 from fastreid_ice import InputError
-from fastreid_ice.core import Clusters, cross_camera_loss
+from fastreid_ice.core import Clusters, ImageTable, cross_camera_loss
 from fastreid_ice.losses import (
     LOSS_REGISTRY,
     ClusterProxyLoss,
@@ -30,7 +30,7 @@ def make_clusters() -> Clusters:
     features = F.normalize(torch.randn(60, 8, generator=generator))
     labels = torch.arange(60) % 7 - 1
     cameras = torch.randint(0, 3, (60,), generator=generator)
-    return Clusters(labels, features, cameras)
+    return Clusters(labels, features, ImageTable(cameras))
 
 
 def make_step(**changes: Tensor) -> Step:

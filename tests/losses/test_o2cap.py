@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastreid_ice import InputError
-from fastreid_ice.core import Clusters
+from fastreid_ice.core import Clusters, ImageTable
 from fastreid_ice.losses import OfflineOnlineProxyLoss, Step
 from golden import load_golden
 
@@ -17,7 +17,7 @@ FILES = ["base", "gaps", "fewneg", "onecamera_clusters", "twocams", "hyper"]
 def begin(golden: dict[str, Tensor], **options) -> OfflineOnlineProxyLoss:
     names = ("temperature", "momentum", "num_negatives", "num_positives", "balance")
     loss = OfflineOnlineProxyLoss(**{name: golden[name].item() for name in names}, **options)
-    loss.begin_epoch(Clusters(*(golden[f"set_{name}"] for name in ("labels", "features", "cameras"))))
+    loss.begin_epoch(Clusters(golden["set_labels"], golden["set_features"], ImageTable(golden["set_cameras"])))
     return loss
 
 

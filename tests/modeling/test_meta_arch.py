@@ -13,7 +13,7 @@ from fastreid.modeling.meta_arch import build_model
 from torch import Tensor
 
 from fastreid_ice import InputError
-from fastreid_ice.core import Clusters
+from fastreid_ice.core import Clusters, ImageTable
 from fastreid_ice.modeling import MomentumReID
 from support import osnet_config
 
@@ -48,7 +48,7 @@ def batch_for(cfg: CfgNode, images: int = 8) -> dict[str, Tensor]:
 def clusters_for(model: MomentumReID, dim: int, images: int = 24) -> Clusters:
     features = F.normalize(torch.randn(images, dim, generator=torch.Generator().manual_seed(1)))
     ids = torch.arange(images)
-    return Clusters(ids // 6, features, ids % 2)
+    return Clusters(ids // 6, features, ImageTable(ids % 2))
 
 
 @pytest.mark.parametrize("backbone", list(BACKBONES))

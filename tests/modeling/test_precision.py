@@ -16,7 +16,7 @@ from fastreid.utils.events import EventStorage
 from torch import Tensor, nn
 
 from fastreid_ice import InputError
-from fastreid_ice.core import Clusters
+from fastreid_ice.core import Clusters, ImageTable
 from fastreid_ice.losses import build_losses
 from fastreid_ice.modeling import MomentumReID, ProxyHead
 from support import osnet_config, small_config, two_layers
@@ -41,7 +41,7 @@ def model_and_batch(**settings: object) -> tuple[MomentumReID, dict[str, Tensor]
 
 def fill_memories(model: MomentumReID, dim: int) -> None:
     ids = torch.arange(24)
-    model.begin_epoch(Clusters(ids // 6, F.normalize(torch.randn(24, dim)), ids % 2))
+    model.begin_epoch(Clusters(ids // 6, F.normalize(torch.randn(24, dim)), ImageTable(ids % 2)))
 
 
 def losses_and_gradients(model: MomentumReID, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:

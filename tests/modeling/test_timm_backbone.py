@@ -15,7 +15,7 @@ from fastreid.modeling.meta_arch import build_model
 from torch import Tensor, nn
 
 from fastreid_ice import InputError
-from fastreid_ice.core import Clusters
+from fastreid_ice.core import Clusters, ImageTable
 from fastreid_ice.deploy.export import export_encoder
 from fastreid_ice.engine import check_config
 from fastreid_ice.modeling import MomentumReID, build_timm_backbone
@@ -72,7 +72,7 @@ def train_step(model: MomentumReID) -> dict[str, Tensor]:
     dim = model.eval()(images(number=1)).shape[1]
     model.train()
     ids = torch.arange(24)
-    model.begin_epoch(Clusters(ids // 6, torch.randn(24, dim), ids % 2))
+    model.begin_epoch(Clusters(ids // 6, torch.randn(24, dim), ImageTable(ids % 2)))
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
     losses = model(batch())
     sum(losses.values()).backward()
