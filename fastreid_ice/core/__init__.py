@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .camera_jaccard import camera_jaccard_graph, camera_reranked_blocks
 from .clustering import Clusters, dbscan
+from .constraints import Constraints, Enforced, constrain_graph, enforce_constraints, track_constraints
 from .functional import (
     cluster_proxy_loss,
     cross_camera_loss,
@@ -33,6 +34,8 @@ from .standardize import standardize_by_camera
 
 __all__ = [
     "Clusters",
+    "Constraints",
+    "Enforced",
     "EpsSweep",
     "ImageTable",
     "LabelQuality",
@@ -43,12 +46,14 @@ __all__ = [
     "centroids",
     "choose_eps",
     "churn",
+    "constrain_graph",
     "cluster_proxy_loss",
     "cross_camera_loss",
     "dbscan",
     "discrepant_proxy_loss",
     "draw_batch_instances",
     "draw_instances",
+    "enforce_constraints",
     "hard_instance_loss",
     "jaccard_graph",
     "k_nearest",
@@ -58,6 +63,7 @@ __all__ = [
     "rank_metrics",
     "soft_consistency_loss",
     "standardize_by_camera",
+    "track_constraints",
     "update_each",
     "update_hardest",
     "update_mean",

@@ -1,0 +1,266 @@
+"""What tracks say about people: images that must share a cluster, and tracks that must not.
+
+A track is one person crossing the view of one camera, so its images are one person (must-link). Two tracks of one
+camera that overlap in time are two persons (cannot-link). Both enter the distance graph before it is clustered, and are
+enforced on the clusters afterwards.
+
+Letters: N images, T tracks, G groups (tracks, and images without one), M forbidden pairs, E stored entries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+from scipy import sparse
+
+from ._arrays import to_numpy
+from .images import ImageTable
+
+
+@dataclass(frozen=True, eq=False)
+class Constraints:
+    """Which of N images are one person, and which are two.
+
+    Attributes:
+        groups: (N,) int64 in 0..G-1. The images of a group are one person; an image without a track is alone in its.
+        apart: (M, 2) int64, pairs of groups that are two persons, each once, the smaller number first, in ascending
+            order.
+    """
+
+    groups: np.ndarray
+    apart: np.ndarray
+
+    @property
+    def num_linked(self) -> int:
+        """The number of pairs of images that are one person."""
+        sizes = np.bincount(self.groups)
+        return int((sizes * (sizes - 1) // 2).sum())
+
+    @property
+    def keys(self) -> np.ndarray:
+        """(M,) int64, ``apart`` as ascending numbers, one for each pair."""
+        return _keys(self.groups, self.apart[:, 0], self.apart[:, 1])
+
+
+@dataclass(frozen=True, eq=False)
+class Enforced:
+    """Labels that keep the constraints, and what that took.
+
+    Attributes:
+        labels: (N,) int64, -1 for noise, else 0..C-1 without gaps.
+        split: groups whose images had different labels.
+        violations: forbidden pairs of groups that were in one cluster.
+        repaired: clusters that held such a pair, and were cut.
+    """
+
+    labels: np.ndarray
+    split: int
+    violations: int
+    repaired: int
+
+
+def track_constraints(known: ImageTable) -> Constraints:
+    """The constraints that tracks, cameras and times imply.
+
+    A track lasts from the first to the last known time of its images, both included. Nothing is forbidden to a track
+    without a known time or camera, nor to an image without a track: two boxes in a frame may show one person.
+
+    Time and memory are O(N log N + M).
+    """
+    cameras, tracks, times = (to_numpy(column) for column in (known.cameras, known.tracks, known.times))
+    tracked = np.flatnonzero(tracks >= 0)
+    owners, inverse = np.unique(np.stack((cameras[tracked], tracks[tracked]), 1), axis=0, return_inverse=True)
+    groups = np.empty(len(tracks), np.int64)
+    groups[tracked] = inverse.ravel()
+    groups[tracks < 0] = len(owners) + np.arange(len(tracks) - len(tracked))
+
+    timed = tracked[times[tracked] >= 0]
+    first, last = np.full(len(owners), np.inf), np.full(len(owners), -np.inf)
+    np.minimum.at(first, groups[timed], times[timed])
+    np.maximum.at(last, groups[timed], times[timed])
+    placed = np.flatnonzero((first <= last) & (owners[:, 0] >= 0))
+    return Constraints(groups, _overlaps(owners[placed, 0], first[placed], last[placed], placed))
+
+
+def _overlaps(cameras: np.ndarray, first: np.ndarray, last: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """(M, 2) pairs of ``numbers`` whose intervals [first, last] overlap in one camera."""
+    # Whole numbers that order the beginnings and ends of all cameras, one camera after the other.
+    ticks, ranks = np.unique(np.concatenate((first, last)), return_inverse=True)
+    offsets = np.unique(cameras, return_inverse=True)[1] * len(ticks)
+    begins, ends = offsets + ranks[: len(first)], offsets + ranks[len(first) :]
+    order = begins.argsort(kind="stable")
+    begins, ends, numbers = begins[order], ends[order], numbers[order]
+    # Later in this order, and begun when this one ends: a run of neighbours.
+    positions = np.arange(len(order))
+    counts = begins.searchsorted(ends, side="right") - positions - 1
+    one = positions.repeat(counts)
+    other = one + 1 + np.arange(len(one)) - (counts.cumsum() - counts).repeat(counts)
+    pairs = np.sort(np.stack((numbers[one], numbers[other]), 1), axis=1)
+    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+
+
+def constrain_graph(graph: sparse.csr_array, constraints: Constraints, *, min_samples: int) -> sparse.csr_array:
+    """A distance graph that has the constraints: images of a group are at distance 0, forbidden pairs have no entry.
+
+    Each image is linked to the ``min_samples`` images of its group before and after it, not to all. It has enough
+    neighbours then, and the group is connected, so that density clustering with this ``min_samples`` gives the clusters
+    that all pairs would give, and the number of entries grows with N only.
+
+    Args:
+        graph: (N, N) symmetric CSR matrix of distances in [0, 1], as ``jaccard_graph`` returns it; not changed.
+        constraints: of the same N images.
+        min_samples: that of the clustering, at least 1.
+
+    Returns:
+        A matrix of the same form.
+
+    Raises:
+        ValueError: constraints of another number of images.
+
+    Time is O((N min_samples + E) log(N M)), memory linear.
+    """
+    groups = constraints.groups
+    if graph.shape != (len(groups), len(groups)):
+        raise ValueError(f"graph is {graph.shape}, but the constraints are those of {len(groups)} images")
+    rows, columns = _entries(graph)
+    own = (groups[rows] == groups[columns]) & (rows != columns)
+    kept = ~(own | _among(_keys(groups, groups[rows], groups[columns]), constraints.keys))
+    one, other = _links(groups, min_samples)
+    data = np.concatenate((graph.data[kept], np.zeros(2 * len(one), graph.dtype)))
+    place = (np.concatenate((rows[kept], one, other)), np.concatenate((columns[kept], other, one)))
+    result = sparse.csr_array((data, place), shape=graph.shape)
+    result.sort_indices()
+    return result
+
+
+def enforce_constraints(
+    labels: np.ndarray, graph: sparse.csr_array, constraints: Constraints, *, radius: float = 1.0, min_size: int = 1
+) -> Enforced:
+    """Clusters that keep all constraints, from clusters that may not.
+
+    1. The images of a group get the cluster that most of them have, the first of several; noise does not count.
+    2. A cluster that holds a forbidden pair is cut at its weakest links: its images are joined anew, in order of
+       distance, except where that would join a forbidden pair (Kruskal's algorithm with refusals). Two groups that are
+       forbidden to each other are thus separated at the longest step of the best way between them.
+
+    Args:
+        labels: (N,) integers, -1 for noise, else 0..C-1; not changed.
+        graph: (N, N) symmetric CSR matrix, from ``constrain_graph``; not changed.
+        constraints: of the same N images.
+        radius: longer distances do not join: the ``eps`` of the clustering.
+        min_size: a piece of a cut cluster with fewer images is noise.
+
+    Time is O(N log N + E log E + M log M), memory linear; clusters without a forbidden pair cost O(N + E) together.
+    """
+    groups = constraints.groups
+    own, split = _labels_of_groups(np.asarray(labels, np.int64), groups)
+    first, second = constraints.apart.T
+    violated = (own[first] >= 0) & (own[first] == own[second])
+    broken = np.unique(own[first[violated]])
+    if len(broken):
+        rows, columns = _entries(graph)
+        one, other = groups[rows], groups[columns]
+        joins = (one < other) & (own[one] == own[other]) & (graph.data <= graph.dtype.type(radius))
+        joins &= np.isin(own, broken)[one]
+        nearest = np.flatnonzero(joins)[graph.data[joins].argsort(kind="stable")]
+        roots = _join(one[nearest], other[nearest], first[violated], second[violated], len(own))
+        cut = np.isin(own, broken)
+        own = np.where(cut, own.max() + 1 + roots, own)
+        sizes = np.bincount(own[groups][own[groups] >= 0], minlength=own.max() + 1)
+        own[cut & (sizes[own] < min_size)] = -1
+    found = np.full(len(groups), -1)
+    clustered = own[groups] >= 0
+    found[clustered] = np.unique(own[groups][clustered], return_inverse=True)[1]
+    return Enforced(found, split, int(violated.sum()), len(broken))
+
+
+def _links(groups: np.ndarray, reach: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of images of one group, each image with up to ``reach`` after it."""
+    order = groups.argsort(kind="stable")
+    steps = range(1, min(reach + 1, len(order)))
+    one = np.concatenate([order[:0], *(order[:-step] for step in steps)])
+    other = np.concatenate([order[:0], *(order[step:] for step in steps)])
+    same = groups[one] == groups[other]
+    return one[same], other[same]
+
+
+def _entries(graph: sparse.csr_array) -> tuple[np.ndarray, np.ndarray]:
+    return np.arange(graph.shape[0]).repeat(np.diff(graph.indptr)), graph.indices
+
+
+def _keys(groups: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """A number for each pair of groups, the same for both orders."""
+    return np.minimum(one, other) * (groups.max(initial=0) + 1) + np.maximum(one, other)
+
+
+def _among(values: np.ndarray, ascending: np.ndarray) -> np.ndarray:
+    """Whether each value is among those in ascending order."""
+    if not len(ascending):
+        return np.zeros(len(values), bool)
+    return ascending[ascending.searchsorted(values).clip(max=len(ascending) - 1)] == values
+
+
+def _labels_of_groups(labels: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, int]:
+    """(G,) the most frequent cluster of each group, -1 if all are noise; and how many groups had several labels."""
+    num_groups = groups.max(initial=-1) + 1
+    pairs, counts = np.unique(np.stack((groups, labels), 1), axis=0, return_counts=True)
+    split = int((np.bincount(pairs[:, 0], minlength=num_groups) > 1).sum())
+    pairs, counts = pairs[pairs[:, 1] >= 0], counts[pairs[:, 1] >= 0]
+    pairs = pairs[np.lexsort((pairs[:, 1], -counts, pairs[:, 0]))]
+    present, best = np.unique(pairs[:, 0], return_index=True)
+    own = np.full(num_groups, -1)
+    own[present] = pairs[best, 1]
+    return own, split
+
+
+@njit(nogil=True, cache=True)
+def _root(parent, node):
+    while parent[node] != node:
+        parent[node] = parent[parent[node]]
+        node = parent[node]
+    return node
+
+
+@njit(nogil=True, cache=True)
+def _join(one, other, first, second, num_groups):
+    """Join groups along the edges, in their order, unless that joins two that are apart: (G,) a root for each.
+
+    Each tree keeps a list of what is apart from it. When two trees join, the shorter list is renamed and put before the
+    other, so that an entry is renamed at most log2(M) times.
+    """
+    parent = np.arange(num_groups)
+    num_pairs = len(first)
+    head = np.full(num_groups, -1)
+    count = np.zeros(num_groups, np.int64)
+    enemy = np.empty(2 * num_pairs, np.int64)
+    after = np.empty(2 * num_pairs, np.int64)
+    apart = {np.int64(-1)}  # both orders of each pair of roots, as one number
+    for p in range(num_pairs):
+        for place, here, there in ((2 * p, first[p], second[p]), (2 * p + 1, second[p], first[p])):
+            enemy[place], after[place] = there, head[here]
+            head[here] = place
+            count[here] += 1
+            apart.add(np.int64(here * num_groups + there))
+    for e in range(len(one)):
+        a, b = _root(parent, one[e]), _root(parent, other[e])
+        if a == b or np.int64(a * num_groups + b) in apart:
+            continue
+        if count[a] < count[b]:
+            a, b = b, a
+        place, end = head[b], -1
+        while place >= 0:
+            there = _root(parent, enemy[place])
+            apart.add(np.int64(a * num_groups + there))
+            apart.add(np.int64(there * num_groups + a))
+            place, end = after[place], place
+        if end >= 0:
+            after[end] = head[a]
+            head[a] = head[b]
+        count[a] += count[b]
+        parent[b] = a
+    roots = np.empty(num_groups, np.int64)
+    for g in range(num_groups):
+        roots[g] = _root(parent, g)
+    return roots
