@@ -96,6 +96,11 @@ def add_ice_config(cfg: CfgNode) -> None:
     # Cameras of UnlabeledFolder: "none", they are not known; "folders", the first sub-folder; or a regular
     # expression with one group, searched in the path below ROOT, such as "_c([0-9]+)".
     cfg.DATASETS.FOLDER = CfgNode({"CAMERAS": "none"})
+    # Cameras, tracks and times of UnlabeledFolder: "", they are not known; a CSV file in ROOT with the columns path,
+    # camera, track and time, or some of the last three; or a regular expression with these as named groups, such as
+    # "cam(?P<camera>[0-9]+)/track(?P<track>[0-9]+)_(?P<time>[0-9]+)". Tracks are numbered within a camera; times are at
+    # least 0, in any unit that is the same for a camera.
+    cfg.DATASETS.FOLDER.METADATA = ""
 
     cfg.DATASETS.SYNTHETIC = CfgNode()  # the synthetic data, dataset name SyntheticPeople
     cfg.DATASETS.SYNTHETIC.STRENGTH = "strong"  # how much cameras differ: "mild" or "strong"

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from collections import Counter, defaultdict, deque
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from fastreid.data.datasets.bases import ImageDataset
 from tabulate import tabulate
 
 from ..errors import InputError
+from .metadata import KEY, Facts, Rule, pattern_rule, table_rule
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 QUERY, GALLERY = "query", "gallery"
@@ -40,20 +41,23 @@ class UnlabeledFolder(ImageDataset):
         root: the folder.
         cameras: "none" if they are not known; "folders" if the first sub-folder is the camera; else a regular
             expression whose only group is the camera, searched in the path below ``root`` ("/" between folders).
+        metadata: cameras, tracks and times: "" if they are not known; a CSV file in ``root``, see ``table_rule``; or
+            a regular expression with the groups ``(?P<camera>...)``, ``(?P<track>...)`` and ``(?P<time>...)`` or some
+            of them, searched in the same path. If it tells cameras, the other rule must be "none".
 
     Attributes:
         paths: the training images, sorted.
         cameras: the camera of each image as text, None if it is not known.
 
     Raises:
-        InputError: no such folder, fewer than two images, a path in which no camera is found, or query and gallery that
-            do not match each other.
+        InputError: no such folder, fewer than two images, a path in which no camera is found, metadata of another form,
+            or query and gallery that do not match each other.
     """
 
     dataset_name = "unlabeledfolder"
     unchecked_images = True
 
-    def __init__(self, root: str, *, cameras: str = "none", **kwargs) -> None:
+    def __init__(self, root: str, *, cameras: str = "none", metadata: str = "", **kwargs) -> None:
         self.root, self.rule = Path(root), cameras
         self._camera = _camera_pattern(cameras)
         if not self.root.is_dir():
@@ -71,7 +75,9 @@ class UnlabeledFolder(ImageDataset):
                 "at least 2 are needed"
             )
         self.paths = [str(self.root / name) for name in names]
-        self.cameras = self._cameras(self.root, names)
+        self._rule, self._cameras_told = self._metadata_rule(metadata, names, parts)
+        self._facts = dict(zip(self.paths, self._facts_of_part("", names), strict=True))
+        self.cameras = [self._facts[path].camera for path in self.paths]
         train = [
             (path, None, None if camera is None else f"{self.dataset_name}_{camera}")
             for path, camera in zip(self.paths, self.cameras, strict=True)
@@ -88,22 +94,49 @@ class UnlabeledFolder(ImageDataset):
         """The keywords of ``__init__`` out of ``cfg.DATASETS``."""
         if not cfg.DATASETS.ROOT:
             raise InputError("DATASETS.ROOT is empty: it must name the folder of images")
-        return {"cameras": cfg.DATASETS.FOLDER.CAMERAS or "none"}  # yacs reads a bare None as an empty value
+        node = cfg.DATASETS.FOLDER
+        # yacs reads a bare None as an empty value
+        return {"cameras": node.CAMERAS or "none", "metadata": node.METADATA or ""}
+
+    def facts_of(self, paths: Sequence[str]) -> list[Facts]:
+        """What is known of training images."""
+        return [self._facts[path] for path in paths]
 
     def show_train(self) -> None:
         """Logs how many images each camera has."""
         logger.info("%d images in %s (DATASETS.FOLDER.CAMERAS %s)", len(self.paths), self.root, self.rule)
-        if self._camera is not None:
-            counts = sorted(Counter(self.cameras).items())
+        if self._cameras_told:
+            counts = sorted(Counter(camera or "" for camera in self.cameras).items())
             more = len(counts) - SHOWN_CAMERAS
             table = tabulate(counts[:SHOWN_CAMERAS], ["camera", "images"], disable_numparse=True)
             logger.info("%d cameras\n%s%s", len(counts), table, f"\n... and {more} more" if more > 0 else "")
         if not self.query:
             logger.info("%s has no folders query and gallery: nothing to evaluate there", self.root)
 
-    def _cameras(self, folder: Path, names: list[str]) -> list[str] | list[None]:
+    def _metadata_rule(self, metadata: str, names: list[str], parts: list[str]) -> tuple[Rule, bool]:
+        """The rule for paths below ``root``, and whether cameras are known by it or by the other rule."""
+        if not metadata:
+            return (lambda part, names: [Facts()] * len(names)), self._camera is not None
+        if metadata.lower().endswith(".csv"):
+            others = (f"{part}/{name}" for part in parts for name in list_images(self.root / part))
+            rule, tells_cameras = table_rule(self.root / metadata, {*names, *others})
+        else:
+            rule, tells_cameras = pattern_rule(metadata)
+        if tells_cameras and self._camera is not None:
+            raise InputError(
+                f"{KEY} {metadata!r} tells cameras, and so does DATASETS.FOLDER.CAMERAS {self.rule!r}; set one of them"
+            )
+        return rule, tells_cameras or self._camera is not None
+
+    def _facts_of_part(self, part: str, names: list[str]) -> list[Facts]:
+        """What both rules tell of the images of query or gallery, or with "" of those to train on."""
+        facts = self._rule(part, names)
         if self._camera is None:
-            return [None] * len(names)
+            return facts
+        cameras = self._cameras(self.root / part, names)
+        return [found._replace(camera=camera) for found, camera in zip(facts, cameras, strict=True)]
+
+    def _cameras(self, folder: Path, names: list[str]) -> list[str]:
         matches = map(self._camera.search, names)
         cameras = [match and match[1] for match in matches]
         if None in cameras:
@@ -122,7 +155,7 @@ class UnlabeledFolder(ImageDataset):
         if not any(seen[person] - {camera} for _, person, camera in query):
             raise InputError(
                 f"no image in {str(self.root / QUERY)!r} has its identity in {str(self.root / GALLERY)!r}"
-                + ("" if self._camera is None else " in another camera")
+                + (" in another camera" if self._cameras_told else "")
             )
         people, cameras = (
             {text: number for number, text in enumerate(sorted({item[column] for item in query + gallery}))}
@@ -140,8 +173,12 @@ class UnlabeledFolder(ImageDataset):
         for name in names:
             if name.count("/") <= layout.count("/"):
                 raise InputError(f"{str(folder / name)!r} must lie in a folder {part}/{layout}")
-        # If cameras are not known, query and gallery count as two cameras, so that all images of a person count.
-        cameras = [part] * len(names) if self._camera is None else self._cameras(folder, names)
+        cameras = [facts.camera for facts in self._facts_of_part(part, names)]
+        if not self._cameras_told:  # query and gallery count as two cameras, so that all images of a person count
+            cameras = [part] * len(names)
+        if None in cameras:
+            unknown = str(folder / names[cameras.index(None)])
+            raise InputError(f"{KEY} tells no camera of {unknown!r}, and evaluation needs those of all images")
         return [(str(folder / name), name.split("/")[-2], camera) for name, camera in zip(names, cameras, strict=True)]
 
 

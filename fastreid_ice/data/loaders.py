@@ -27,6 +27,7 @@ from ..core import ImageTable
 from ..errors import InputError
 from .augment import Augmentation
 from .crops import CropCache, Crops, LabelledCrops, Transform
+from .metadata import facts_of
 from .samplers import CurrentBatches, IdentitySampler
 from .views import build_test_transform, build_transforms_of_views, build_views, crop_size
 
@@ -95,10 +96,13 @@ def build_training_set(cfg: CfgNode) -> TrainingSet:
     Raises:
         InputError: as ``build_dataset``; a dataset without training images, or too large for ``DATALOADER.CACHE``.
     """
-    items = []
+    items, facts = [], []
     for name in cfg.DATASETS.NAMES:
         dataset = build_dataset(cfg, name)
-        items += sorted(_listing(cfg, dataset, name, "train"))
+        listing = sorted(_listing(cfg, dataset, name, "train"))
+        items += listing
+        # Tracks have the name of the dataset, as cameras do, to distinguish those of several.
+        facts += [(name, *known) for known in facts_of(dataset, [path for path, *_ in listing])]
         if comm.is_main_process():
             dataset.show_train()
     paths, identities, cameras = zip(*items, strict=True)
@@ -108,7 +112,12 @@ def build_training_set(cfg: CfgNode) -> TrainingSet:
     names = [str(camera) for camera in _distinct(cameras)]
     if len(cfg.DATASETS.NAMES) == 1:  # fast-reid prefixes the dataset, to distinguish those of several
         names = [name.removeprefix(f"{getattr(dataset, 'dataset_name', '')}_") for name in names]
-    known = ImageTable(cameras=_numbered(cameras), identities=_numbered(identities))
+    known = ImageTable(
+        cameras=_numbered(cameras),
+        tracks=_numbered(tuple(None if track is None else (name, track) for name, _, track, _ in facts)),
+        times=torch.tensor([-1 if time is None else time for *_, time in facts], dtype=torch.float64),
+        identities=_numbered(identities),
+    )
     return TrainingSet(list(paths), known, cache, names)
 
 
