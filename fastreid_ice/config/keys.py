@@ -108,6 +108,9 @@ def add_ice_config(cfg: CfgNode) -> None:
     cfg.DATASETS.SYNTHETIC.TEST_IDENTITIES = 24
     cfg.DATASETS.SYNTHETIC.CAMERAS = 4
     cfg.DATASETS.SYNTHETIC.IMAGES_PER_CAMERA = 4
+    # Above 1: so many of these images in a row are a track, frames of one crossing of the camera's view, and
+    # IMAGES_PER_CAMERA is a multiple of it. 1: every image is taken at another moment.
+    cfg.DATASETS.SYNTHETIC.FRAMES = 1
     cfg.DATASETS.SYNTHETIC.SEED = 0  # another seed draws other people and other cameras
     # SyntheticMarket only, which is for timing: number of training images; the rest is in proportion to Market-1501.
     cfg.DATASETS.SYNTHETIC.IMAGES = 12936

@@ -10,17 +10,23 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from fastreid_ice.core import track_constraints
+from fastreid_ice.data import build_training_set
 from fastreid_ice.data.synthetic.cameras import STRENGTHS, DrawnCamera, looks_of
 from fastreid_ice.data.synthetic.canvas import FINE, HEIGHT, WIDTH, Canvas
 from fastreid_ice.data.synthetic.dataset import FIRST_TEST_PERSON, SyntheticMarket, SyntheticPeople, contact_sheet
 from fastreid_ice.data.synthetic.people import Looks, Pose, Walker
+from support import small_config
 
 SMALL = {"train_identities": 2, "test_identities": 1, "cameras": 2, "images_per_camera": 2}
-# Of names and bytes of all files of SMALL. If it changes, the drawing has changed: raise synthetic.DRAWING too.
+FILM = {**SMALL, "images_per_camera": 4, "frames": 2}
+# Of names and bytes of all files of SMALL and FILM. If one changes, the drawing has: raise synthetic.DRAWING too.
 DIGESTS = {
     "mild": "c736e4c9e3165eaa3a6f77207c2bcf0f70d168ce13f0ed7cf636a627d3f7e2ec",
+    "film": "0d6e77e7f42d26705021840fde641831f60b818833b1d92f5a16ea2f93233662",
     "strong": "7daf7b8b40a48b59051c36179ffd3d98b9ed1bb06269c6c2472d78f7fa7ef3c9",
 }
 
@@ -45,6 +51,10 @@ def default(tmp_path_factory) -> SyntheticPeople:
 @pytest.mark.parametrize("strength", sorted(STRENGTHS))
 def test_same_bytes_on_every_machine(tmp_path, strength):
     assert digest(SyntheticPeople(str(tmp_path), strength=strength, **SMALL).folder) == DIGESTS[strength]
+
+
+def test_same_bytes_of_tracks_on_every_machine(tmp_path):
+    assert digest(SyntheticPeople(str(tmp_path), **FILM).folder) == DIGESTS["film"]
 
 
 def test_layout_is_that_of_fastreid(default):
@@ -153,7 +163,14 @@ def test_a_root_that_cannot_be_written_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     "setting, value",
-    [("train_identities", 0), ("test_identities", 5000), ("cameras", 1), ("images_per_camera", 1), ("seed", -1)],
+    [
+        ("train_identities", 0),
+        ("test_identities", 5000),
+        ("cameras", 1),
+        ("images_per_camera", 1),
+        ("frames", 5),
+        ("seed", -1),
+    ],
 )
 def test_a_setting_out_of_range_is_named(tmp_path, setting, value):
     with pytest.raises(ValueError, match=rf"DATASETS.SYNTHETIC.{setting.upper()} is {value}; it must lie in \["):
@@ -168,10 +185,45 @@ def test_an_unknown_strength_is_named(tmp_path):
 
 def test_settings_come_from_the_config(tmp_path):
     node = SimpleNamespace(
-        STRENGTH="mild", TRAIN_IDENTITIES=2, TEST_IDENTITIES=1, CAMERAS=2, IMAGES_PER_CAMERA=2, SEED=7
+        STRENGTH="mild", TRAIN_IDENTITIES=2, TEST_IDENTITIES=1, CAMERAS=2, IMAGES_PER_CAMERA=2, FRAMES=1, SEED=7
     )
     settings = SyntheticPeople.from_config(SimpleNamespace(DATASETS=SimpleNamespace(SYNTHETIC=node)))
     assert SyntheticPeople(str(tmp_path), **settings).folder.name.startswith("mild-2x1-2cam-2img-seed7-v")
+
+
+def test_tracks_are_frames_of_walkers(tmp_path):
+    """Who crosses a view is one person; the same one never crosses it twice at once; others do at that time."""
+    sizes = {"TRAIN_IDENTITIES": 20, "TEST_IDENTITIES": 1, "CAMERAS": 2, "IMAGES_PER_CAMERA": 6, "FRAMES": 3}
+    node = {f"DATASETS.SYNTHETIC.{key}": value for key, value in sizes.items()}
+    cfg = small_config(DATASETS__ROOT=str(tmp_path), **node)
+    images = build_training_set(cfg)
+    known = images.known
+    constraints = track_constraints(known)
+    assert len(images) == 20 * 2 * 6 and constraints.num_linked == 80 * 3
+    who = np.full(constraints.groups.max() + 1, -1)
+    who[constraints.groups] = known.identities
+    assert np.array_equal(who[constraints.groups], known.identities), "a track is one person"
+    assert len(who) == 80 and (who[constraints.apart[:, 0]] != who[constraints.apart[:, 1]]).all()
+    assert 80 * 1 < len(constraints.apart) < 80 * 4, "about three people at once"
+    for track in range(80):
+        times = known.times[torch.from_numpy(constraints.groups == track)]
+        assert times.diff().tolist() == [1, 1]
+
+
+def test_frames_of_a_track_are_alike(tmp_path):
+    """More than the images of another crossing, since the walk goes on before the same part of the scene."""
+    data = SyntheticPeople(str(tmp_path), train_identities=8, test_identities=1, images_per_camera=6, frames=3)
+    small = pixels(data.train).reshape(8 * 4, 2, 3, 16, 8, 8, 8, 3).mean((4, 6)).reshape(8 * 4, 2, 3, -1)
+    within = np.abs(small[:, :, 0] - small[:, :, 1]).mean()
+    between = np.abs(small[:, 0] - small[:, 1]).mean()
+    assert 0 < within < 0.8 * between
+
+
+def test_a_track_that_is_cut_short_is_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"DATASETS.SYNTHETIC.IMAGES_PER_CAMERA is 4; it must be a multiple of FRAMES 3"
+    ):
+        SyntheticPeople(str(tmp_path), images_per_camera=4, frames=3)
 
 
 def test_market_has_the_proportions_of_market_1501(tmp_path):

@@ -6,15 +6,18 @@ machine.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .canvas import CAMERA, FINE, HEIGHT, PERSON, SHOT, WIDTH, Canvas, cosine, pick, stream
+from .canvas import CAMERA, CROSSING, FINE, HEIGHT, PERSON, SHOT, WIDTH, Canvas, cosine, pick, sine, stream
 from .people import Looks, Pose, Walker
 from .scenes import draw_obstacle, draw_scene
 
 _COMPANY = {"before": 1, "behind": 2, "obstacle": 3}
+PACE = 50  # degrees of the gait from frame to frame of a crossing
+SLOWEST = 14  # degrees that a leg swings then: nobody crosses a view standing
+STEP = 8  # pixels of the scene from frame to frame, for somebody who walks across the picture
 
 
 @dataclass(frozen=True)
@@ -103,14 +106,38 @@ class DrawnCamera:
 
     def shoot(self, person: int, shot: int) -> np.ndarray:
         """Crop ``shot`` of a person of the same set, (HEIGHT, WIDTH, 3) uint8."""
-        rng = stream(self.seed, SHOT, person, self.number, shot)
+        return self._picture(person, stream(self.seed, SHOT, person, self.number, shot))
+
+    def film(self, person: int, crossing: int, frame: int) -> np.ndarray:
+        """Frame ``frame`` of crossing ``crossing`` of this camera's view by a person, (HEIGHT, WIDTH, 3) uint8.
+
+        The person walks on from frame to frame, in one direction and along the scene. The box, what stands in the way
+        and the sensor are those of the frame.
+        """
+        walk = stream(self.seed, CROSSING, person, self.number, crossing)
+        pose = Pose.draw_lots(walk, self.headings)
+        pose = replace(pose, phase=pose.phase + PACE * frame, stride=max(pose.stride, SLOWEST))
+        width, height = self.scene.shape[1] - WIDTH + 1, len(self.scene) - HEIGHT + 1
+        # Towards the left of the picture with heading 90; towards the camera or away, the background nearly stays.
+        across = walk.randint(width) - round(STEP * sine(pose.heading)) * frame
+        place = min(max(across, 0), width - 1), walk.randint(height)
+        return self._picture(person, stream(self.seed, SHOT, person, self.number, crossing, frame), pose, place)
+
+    def _picture(
+        self,
+        person: int,
+        rng: np.random.RandomState,
+        pose: Pose | None = None,
+        place: tuple[int, int] | None = None,
+    ) -> np.ndarray:
+        """A person in a pose, before the part of the scene at ``place`` (column, row); drawn if they are not given."""
         canvas = Canvas(self.light)
         jitter = self.strength.jitter
         shift, drop, zoom = (int(n) for n in rng.randint(-jitter, jitter + 1, 3))
         size = HEIGHT * FINE * (self.size + zoom) // 100
         x = WIDTH * FINE * (50 + shift) // 100
         y = HEIGHT * FINE * (96 + drop) // 100
-        pose = Pose.draw_lots(rng, self.headings)
+        pose = pose or Pose.draw_lots(rng, self.headings)
         company = pick(rng, _COMPANY) if rng.randint(100) < self.strength.occluded else ""
         if company == "behind":
             self._passer_by(canvas, rng, x, y - size // 14, size * 9 // 10)
@@ -119,8 +146,9 @@ class DrawnCamera:
             self._passer_by(canvas, rng, x, y + size // 12, size * 11 // 10)
         elif company == "obstacle":
             draw_obstacle(canvas, rng)
-        across = rng.randint(self.scene.shape[1] - WIDTH + 1)
-        down = rng.randint(len(self.scene) - HEIGHT + 1)
+        if place is None:
+            place = rng.randint(self.scene.shape[1] - WIDTH + 1), rng.randint(len(self.scene) - HEIGHT + 1)
+        across, down = place
         picture = canvas.render(self.scene[down : down + HEIGHT, across : across + WIDTH])
         return self._expose(picture, rng)
 

@@ -16,7 +16,7 @@ import numpy as np
 HEIGHT, WIDTH = 128, 64  # a finished crop, pixels
 FINE = 3  # fine pixels per pixel and axis
 
-PERSON, CAMERA, SHOT, PLACE = range(4)  # purposes of random streams: the second number of a key
+PERSON, CAMERA, SHOT, PLACE, CROSSING = range(5)  # purposes of random streams: the second number of a key
 
 Point = tuple[float, float]  # (x, y) in fine pixels, y downwards
 # rows (H, 1), columns (1, W) -> bool (H, W): where the second colour shows

@@ -13,10 +13,12 @@ from fastreid.data.datasets.bases import ImageDataset
 from PIL import Image
 
 from ...progress import progress
+from ..metadata import Facts
 from .cameras import STRENGTHS, DrawnCamera
-from .canvas import HEIGHT, WIDTH
+from .canvas import CROSSING, HEIGHT, WIDTH, stream
 
 DRAWING = 1  # raise it with any change of the pictures, so that new drawings are never mixed with old files
+CROWD = 3  # people in a camera's view at once, on average, if there are tracks
 FIRST_TEST_PERSON = 5001  # the file names of Market-1501 have four digits
 TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
 
@@ -30,6 +32,9 @@ class SyntheticPeople(ImageDataset):
     on both and its own number. So other sizes do not change the people, and another seed gives other people and other
     cameras. Drawing takes about 5 ms per image, once; a crop has 128 x 64 pixels and takes about 5 KB.
 
+    With ``frames`` above 1 the images of a person in a camera are frames of crossings of its view: each crossing is a
+    track, and about three people are in a view at once. The training images then have tracks and times, in frames.
+
     Args:
         root: the folder of datasets; the pictures are written to ``root/synthetic-people/<settings>``.
         strength: ``"mild"`` if cameras are similar, as in Market-1501; ``"strong"`` if cameras, not people, dominate
@@ -37,6 +42,7 @@ class SyntheticPeople(ImageDataset):
         train_identities, test_identities: people, each in [1, 4999].
         cameras: at least 2.
         images_per_camera: of each person, at least 2 (a query and a gallery image).
+        frames: of a crossing, of which ``images_per_camera`` is a multiple; 1 draws every image at another moment.
         seed: in [0, 2**32).
 
     Raises:
@@ -55,6 +61,7 @@ class SyntheticPeople(ImageDataset):
         test_identities: int = 24,
         cameras: int = 4,
         images_per_camera: int = 4,
+        frames: int = 1,
         seed: int = 0,
         **kwargs,
     ) -> None:
@@ -65,11 +72,16 @@ class SyntheticPeople(ImageDataset):
             ("TEST_IDENTITIES", test_identities, 1, FIRST_TEST_PERSON - 2),
             ("CAMERAS", cameras, 2, 99),
             ("IMAGES_PER_CAMERA", images_per_camera, 2, 9999),
+            ("FRAMES", frames, 1, images_per_camera),
             ("SEED", seed, 0, 2**32 - 1),
         ):
             if not low <= value <= high:
                 raise ValueError(f"DATASETS.SYNTHETIC.{key} is {value}; it must lie in [{low}, {high}].")
-        self.strength, self.seed = strength, seed
+        if images_per_camera % frames:
+            raise ValueError(
+                f"DATASETS.SYNTHETIC.IMAGES_PER_CAMERA is {images_per_camera}; it must be a multiple of FRAMES {frames}"
+            )
+        self.strength, self.seed, self.frames = strength, seed, frames
         self.num_cameras, self.images_per_camera = cameras, images_per_camera
         self.people = {
             TRAIN: range(1, train_identities + 1),
@@ -96,13 +108,33 @@ class SyntheticPeople(ImageDataset):
             "test_identities": node.TEST_IDENTITIES,
             "cameras": node.CAMERAS,
             "images_per_camera": node.IMAGES_PER_CAMERA,
+            "frames": node.FRAMES,
             "seed": node.SEED,
         }
 
     def _settings(self) -> str:
         """A name that contains everything on which the pictures depend."""
         people = "x".join(str(len(numbers)) for numbers in self.people.values())
-        return f"{self.strength}-{people}-{self.num_cameras}cam-{self.images_per_camera}img-seed{self.seed}"
+        film = f"-{self.frames}frames" if self.frames > 1 else ""
+        return f"{self.strength}-{people}-{self.num_cameras}cam-{self.images_per_camera}img{film}-seed{self.seed}"
+
+    def facts_of(self, paths: Sequence[str]) -> list[Facts]:
+        """The tracks and times of training images, if there are tracks."""
+        if self.frames == 1:
+            return [Facts()] * len(paths)
+        known = {
+            str(self.folder / name): Facts(track=f"{pid}-{shot // self.frames}", time=self._time(pid, camera, shot))
+            for name, pid, camera, shot in self._shots()
+            if name.startswith(f"{TRAIN}/")
+        }
+        return [known[path] for path in paths]
+
+    def _time(self, person: int, camera: int, shot: int) -> float:
+        """The frame of the camera's film in which the shot is taken; the crossings of a person follow each other."""
+        crossing, frame = divmod(shot, self.frames)
+        span = max(1, len(self.people[TRAIN]) * self.frames // CROWD)
+        start = stream(self.seed, CROSSING, person, camera, crossing, CROWD).randint(span)
+        return float(crossing * (span + self.frames) + start + frame)
 
     def _shots(self) -> Iterator[tuple[str, int, int, int]]:
         """(file below the folder, person, camera from 0, shot from 0) of every image."""
@@ -150,7 +182,9 @@ class SyntheticPeople(ImageDataset):
         ]
         shots = list(self._shots())
         for name, pid, camera, shot in progress(shots, f"Drawing {self.folder.name}"):
-            Image.fromarray(views[camera].shoot(pid, shot)).save(folder / name, quality=92, subsampling=0)
+            view = views[camera]
+            picture = view.shoot(pid, shot) if self.frames == 1 else view.film(pid, *divmod(shot, self.frames))
+            Image.fromarray(picture).save(folder / name, quality=92, subsampling=0)
 
 
 @DATASET_REGISTRY.register()
