@@ -3,7 +3,7 @@
 from .base import CLUSTERER_REGISTRY, Clusterer, build_clusterer
 from .ground_truth import GroundTruth
 from .hdbscan import HDBSCAN
-from .jaccard_dbscan import JaccardClusterer, JaccardDBSCAN
+from .jaccard_dbscan import JaccardClusterer, JaccardDBSCAN, check_tracks
 from .kmeans import KMeans
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "JaccardDBSCAN",
     "KMeans",
     "build_clusterer",
+    "check_tracks",
 ]

@@ -31,15 +31,16 @@ class Clusterer:
         shared: whether the processes share the work, so that ``labels`` runs in all of them; by default it runs only
             in the first.
         needs_cameras: whether it refuses images whose camera is not known, with an InputError.
+        needs_tracks: whether it refuses images of which no track is known, with an InputError.
         order_matters: whether another order of the images may give other clusters even for people who are easy to tell
             apart, for example if a start is drawn at random; ``fastreid_ice.testing`` compares two orders otherwise.
         seconds: the time of each stage of the last call in this process, by name.
-        scalars: what the last call in the first process chose, by the name under which it is logged, such as "eps".
+        scalars: what the last call in the first process chose or counted, such as "eps", by the name in the log.
     """
 
     if_all_noise = if_one_cluster = "choose another CLUSTER.NAME"
     shared = False
-    needs_cameras = order_matters = False
+    needs_cameras = needs_tracks = order_matters = False
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}

@@ -37,6 +37,10 @@ class HDBSCAN(JaccardClusterer):
     def from_config(cls, cfg: CfgNode) -> HDBSCAN:
         return cls(min_cluster_size=cfg.CLUSTER.MIN_CLUSTER_SIZE, **cls.graph_keywords(cfg))
 
+    @property
+    def min_size(self) -> int:
+        return self.min_cluster_size
+
     def partition(self, graph: sparse.csr_array) -> np.ndarray:
         with self.stage("hdbscan"):
             return hdbscan(graph, min_cluster_size=self.min_cluster_size, min_samples=self.min_samples)

@@ -17,10 +17,13 @@ from ..core import (
     ImageTable,
     camera_jaccard_graph,
     choose_eps,
+    constrain_graph,
     dbscan,
+    enforce_constraints,
     jaccard_graph,
     k_nearest,
     standardize_by_camera,
+    track_constraints,
 )
 from ..errors import InputError
 from ..progress import progress
@@ -47,7 +50,14 @@ class JaccardClusterer(Clusterer):
         device: where neighbours are searched.
         camera_sizes: keywords of ``camera_jaccard_graph``, whose camera-aware distance then replaces the plain one of
             ``k1`` and ``k2``. The first process searches alone for it.
+        tracks: keep what tracks say of people, see ``track_constraints``: the images of a track have one label, and two
+            tracks of one camera that overlap in time are never in one cluster.
+
+    Attributes:
+        radius: the longest distance that joins two images, in (0, 1]; ``partition`` may lower it.
     """
+
+    radius = 1.0
 
     def __init__(
         self,
@@ -60,6 +70,7 @@ class JaccardClusterer(Clusterer):
         max_distance: float = 1.0,
         device: str = "cpu",
         camera_sizes: Mapping[str, int] | None = None,
+        tracks: bool = False,
     ) -> None:
         super().__init__()
         self.min_samples = min_samples
@@ -73,6 +84,7 @@ class JaccardClusterer(Clusterer):
         self.camera_sizes = camera_sizes
         self.shared = camera_sizes is None
         self.needs_cameras = camera_sizes is not None
+        self.needs_tracks = tracks
 
     @staticmethod
     def graph_keywords(cfg: CfgNode) -> dict:
@@ -87,19 +99,54 @@ class JaccardClusterer(Clusterer):
             "neighbors": node.NEIGHBORS,
             "device": cfg.MODEL.DEVICE,
             "camera_sizes": sizes if node.DISTANCE == "ca_jaccard" else None,
+            "tracks": node.TRACKS,
         }
+
+    @property
+    def min_size(self) -> int:
+        """Fewer images than this are no cluster."""
+        return self.min_samples
 
     def partition(self, graph: sparse.csr_array) -> np.ndarray:
         """(N,) integer labels, -1 for noise, else 0..C-1, from the graph of N >= 3 images."""
         raise NotImplementedError
 
     def labels(self, features: Tensor, known: ImageTable) -> Tensor | None:
+        if self.needs_tracks:
+            check_tracks(known)
         if len(features) < 3:
             return torch.full((len(features),), -1)
         if self.camera_norm:
             features = standardize_by_camera(features, known.cameras)
         graph = self._graph(features) if self.camera_sizes is None else self._camera_graph(features, known.cameras)
-        return None if graph is None else torch.as_tensor(self.partition(graph), dtype=torch.int64)
+        if graph is None:
+            return None
+        labels = self._partition_by_tracks(graph, known) if self.needs_tracks else self.partition(graph)
+        return torch.as_tensor(labels, dtype=torch.int64)
+
+    def _partition_by_tracks(self, graph: sparse.csr_array, known: ImageTable) -> np.ndarray:
+        with self.stage("constraints"):
+            constraints = track_constraints(known)
+            graph = constrain_graph(graph, constraints)
+        found = self.partition(graph)
+        with self.stage("repair"):
+            kept = enforce_constraints(found, graph, constraints, radius=self.radius, min_size=self.min_size)
+        self.scalars |= {
+            "must_link": constraints.num_linked,
+            "cannot_link": len(constraints.apart),
+            "violations": kept.violations,
+            "repaired": kept.repaired,
+        }
+        logger.info(
+            "CLUSTER.TRACKS: %d pairs of images are one person, %d pairs of tracks are two; %d of these were in one "
+            "cluster, and %d clusters were cut; %d tracks had several labels",
+            constraints.num_linked,
+            len(constraints.apart),
+            kept.violations,
+            kept.repaired,
+            kept.split,
+        )
+        return kept.labels
 
     def _graph(self, features: Tensor) -> sparse.csr_array | None:
         """In the first process."""
@@ -144,6 +191,18 @@ def _gather(part: Tensor) -> Tensor:
     return torch.cat(comm.all_gather(part))
 
 
+def check_tracks(known: ImageTable) -> None:
+    """
+    Raises:
+        InputError: there are images, and no track of them is known.
+    """
+    if len(known) and (known.tracks < 0).all():
+        raise InputError(
+            "CLUSTER.TRACKS needs tracks, and no image has one; set it to False, or DATASETS.FOLDER.METADATA so that "
+            "tracks are known"
+        )
+
+
 @CLUSTERER_REGISTRY.register()
 class JaccardDBSCAN(JaccardClusterer):
     """DBSCAN on the sparse k-reciprocal Jaccard graph, the clustering of ICE, DCMIP and similar methods.
@@ -174,5 +233,6 @@ class JaccardDBSCAN(JaccardClusterer):
                 eps, _ = choose_eps(graph, min_samples=self.min_samples)
             self.scalars["eps"] = eps
             logger.info("CLUSTER.AUTO_EPS chose the radius %.3f", eps)
+        self.radius = eps
         with self.stage("dbscan"):
             return dbscan(graph, eps=eps, min_samples=self.min_samples)

@@ -60,6 +60,9 @@ def add_ice_config(cfg: CfgNode) -> None:
     # Standardise features within each camera before the search for neighbours: what a camera adds to all of its images
     # makes two of them look alike.
     cfg.CLUSTER.CAMERA_NORM = False
+    # Keep what tracks say of people (DATASETS.FOLDER.METADATA): the images of a track are one person, and two tracks of
+    # one camera that overlap in time are two. JaccardDBSCAN and HDBSCAN only.
+    cfg.CLUSTER.TRACKS = False
     cfg.CLUSTER.MIN_SAMPLES = 4  # an image with so many images within EPS, including itself, is a core image
     cfg.CLUSTER.MIN_CLUSTER_SIZE = 4  # HDBSCAN only: fewer images than this are not a cluster
     # The distance between images: "jaccard", between sets of k-reciprocal neighbours (K1, K2); or "ca_jaccard"

@@ -1,8 +1,8 @@
 """What tracks say about people: images that must share a cluster, and tracks that must not.
 
 A track is one person crossing the view of one camera, so its images are one person (must-link). Two tracks of one
-camera that overlap in time are two persons (cannot-link). Both enter the distance graph before it is clustered, and are
-enforced on the clusters afterwards.
+camera that overlap in time are two persons (cannot-link). Forbidden pairs leave the distance graph before it is
+clustered, and both are enforced on the clusters afterwards.
 
 Letters: N images, T tracks, G groups (tracks, and images without one), M forbidden pairs, E stored entries.
 """
@@ -101,17 +101,15 @@ def _overlaps(cameras: np.ndarray, first: np.ndarray, last: np.ndarray, numbers:
     return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
 
 
-def constrain_graph(graph: sparse.csr_array, constraints: Constraints, *, min_samples: int) -> sparse.csr_array:
-    """A distance graph that has the constraints: images of a group are at distance 0, forbidden pairs have no entry.
+def constrain_graph(graph: sparse.csr_array, constraints: Constraints) -> sparse.csr_array:
+    """A distance graph without the entries of forbidden pairs, which no cluster can then be joined through.
 
-    Each image is linked to the ``min_samples`` images of its group before and after it, not to all. It has enough
-    neighbours then, and the group is connected, so that density clustering with this ``min_samples`` gives the clusters
-    that all pairs would give, and the number of entries grows with N only.
+    Images of a group keep their distances. At distance 0 they would be dense by themselves, however few images of
+    others are near: measured, that joins more people than it finds, and makes each track a cluster of HDBSCAN's.
 
     Args:
-        graph: (N, N) symmetric CSR matrix of distances in [0, 1], as ``jaccard_graph`` returns it; not changed.
+        graph: (N, N) CSR matrix of distances in [0, 1], as ``jaccard_graph`` returns it; not changed.
         constraints: of the same N images.
-        min_samples: that of the clustering, at least 1.
 
     Returns:
         A matrix of the same form.
@@ -119,20 +117,15 @@ def constrain_graph(graph: sparse.csr_array, constraints: Constraints, *, min_sa
     Raises:
         ValueError: constraints of another number of images.
 
-    Time is O((N min_samples + E) log(N M)), memory linear.
+    Time is O(N + E log M), memory linear.
     """
     groups = constraints.groups
     if graph.shape != (len(groups), len(groups)):
         raise ValueError(f"graph is {graph.shape}, but the constraints are those of {len(groups)} images")
     rows, columns = _entries(graph)
-    own = (groups[rows] == groups[columns]) & (rows != columns)
-    kept = ~(own | _among(_keys(groups, groups[rows], groups[columns]), constraints.keys))
-    one, other = _links(groups, min_samples)
-    data = np.concatenate((graph.data[kept], np.zeros(2 * len(one), graph.dtype)))
-    place = (np.concatenate((rows[kept], one, other)), np.concatenate((columns[kept], other, one)))
-    result = sparse.csr_array((data, place), shape=graph.shape)
-    result.sort_indices()
-    return result
+    kept = ~_among(_keys(groups, groups[rows], groups[columns]), constraints.keys)
+    before = np.concatenate(([0], kept.cumsum(dtype=graph.indptr.dtype)))[graph.indptr]
+    return sparse.csr_array((graph.data[kept], columns[kept], before), shape=graph.shape)
 
 
 def enforce_constraints(
@@ -174,16 +167,6 @@ def enforce_constraints(
     clustered = own[groups] >= 0
     found[clustered] = np.unique(own[groups][clustered], return_inverse=True)[1]
     return Enforced(found, split, int(violated.sum()), len(broken))
-
-
-def _links(groups: np.ndarray, reach: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of images of one group, each image with up to ``reach`` after it."""
-    order = groups.argsort(kind="stable")
-    steps = range(1, min(reach + 1, len(order)))
-    one = np.concatenate([order[:0], *(order[:-step] for step in steps)])
-    other = np.concatenate([order[:0], *(order[step:] for step in steps)])
-    same = groups[one] == groups[other]
-    return one[same], other[same]
 
 
 def _entries(graph: sparse.csr_array) -> tuple[np.ndarray, np.ndarray]:

@@ -16,6 +16,7 @@ from fastreid.utils.events import EventWriter
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ..clusterers import check_tracks
 from ..config import Stage
 from ..data import (
     PseudoLabelLoader,
@@ -112,6 +113,8 @@ class UnsupervisedTrainer(DefaultTrainer):
     def build_train_loader(cls, cfg: CfgNode) -> PseudoLabelLoader:
         images = in_each(lambda: build_training_set(cfg))
         check_cameras(cfg, images.cameras)
+        if cfg.CLUSTER.TRACKS:
+            check_tracks(images.known)
         _check_batch(cfg, len(images))
         if has_unchecked_images(cfg) and comm.is_main_process():
             inspect_images(images.paths, unreadable=cfg.DATALOADER.UNREADABLE)

@@ -30,8 +30,8 @@ def check_clusterer(*clusterers: Callable[..., Clusterer], cfg: CfgNode | None =
     - It leaves its inputs as they are, and does not look at ``known.identities``, as ``GroundTruth`` alone may.
     - Another order and precision of the features give the same clusters of people who are easy to tell apart, unless
       the class declares that ``order_matters``.
-    - It takes a single image, fewer images than neighbours or clusters asked for, copies, and cameras not
-      known unless it declares that it ``needs_cameras``.
+    - It takes a single image, fewer images than neighbours or clusters asked for, copies, and cameras or tracks not
+      known unless it declares that it ``needs_cameras`` or ``needs_tracks``.
     - Each of several processes has the labels of one.
 
     Args:
@@ -71,15 +71,15 @@ def _checks(make: Factory) -> Iterator[Check]:
 def people_apart(people: int = 8, images: int = 40) -> People:
     """Images of 3 cameras of people who are easy to tell apart, one person after the other.
 
-    Each person crosses the view of each camera twice, a track each, and never at the time of another.
+    Each person crosses the view of each camera twice, a track each, at the same time as all others.
     """
     generator = torch.Generator().manual_seed(3)
     identities = torch.arange(people).repeat_interleave(images)
     centres = F.normalize(torch.randn(people, 16, generator=generator))
     features = F.normalize(centres[identities] + 0.05 * torch.randn(len(identities), 16, generator=generator))
-    cameras, half = torch.arange(len(identities)) % 3, torch.arange(len(identities)) // max(images // 2, 1)
-    times = torch.arange(len(identities), dtype=torch.float64)
-    return features, ImageTable(cameras=cameras, tracks=3 * half + cameras, times=times, identities=identities)
+    cameras, times = torch.arange(len(identities)) % 3, torch.arange(len(identities)) % images
+    tracks = 2 * identities + (times >= images // 2)
+    return features, ImageTable(cameras=cameras, tracks=tracks, times=times.double(), identities=identities)
 
 
 def _degenerate(make: Factory) -> dict[str, People]:
@@ -89,6 +89,8 @@ def _degenerate(make: Factory) -> dict[str, People]:
         cases[f"{copies} copies of an image"] = features[torch.zeros(copies, dtype=torch.int64)], known[:copies]
     if not make().needs_cameras:
         cases["cameras that are not known"] = features, replace(known, cameras=None)
+    if not make().needs_tracks:
+        cases["tracks that are not known"] = features, replace(known, tracks=None)
     cases["one image of each person"] = features[::40], known[::40]
     return cases
 

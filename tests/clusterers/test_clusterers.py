@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -246,3 +247,56 @@ def test_unknown_name_lists_the_known() -> None:
         InputError, match="CLUSTER.NAME: 'OPTICS' is not registered; choose from GroundTruth, HDBSCAN, Jac"
     ):
         build_clusterer(small_config(**{"CLUSTER.NAME": "OPTICS"}))
+
+
+def crowd(seed: int = 0) -> tuple[Tensor, ImageTable]:
+    """20 people who look alike in pairs; in each of 3 cameras both of a pair walk at once, 5 frames each."""
+    generator = torch.Generator().manual_seed(seed)
+    identities = torch.arange(20).repeat_interleave(15)
+    cameras, frames = torch.arange(15).repeat(20) // 5, torch.arange(15).repeat(20) % 5
+    centres = torch.randn(10, 16, generator=generator).repeat_interleave(2, 0) + 0.3 * torch.randn(
+        20, 16, generator=generator
+    )
+    features = F.normalize(centres[identities] + 0.25 * torch.randn(300, 16, generator=generator))
+    times = (10 * (identities // 2) + frames).double()
+    return features, ImageTable(cameras, tracks=identities, times=times, identities=identities)
+
+
+@pytest.mark.parametrize("distance", ["jaccard", "ca_jaccard"])
+@pytest.mark.parametrize("name", ["JaccardDBSCAN", "HDBSCAN"])
+def test_tracks_tell_apart_who_walks_at_once(name: str, distance: str) -> None:
+    """Set by one key: no cluster holds two tracks of one time and camera, no track is divided, and more is right."""
+    features, known = crowd()
+    settings = {"CLUSTER.NAME": name, "CLUSTER.DISTANCE": distance, "CLUSTER.K1": 20, "CLUSTER.EPS": 0.7}
+    quality = {}
+    for tracks in (False, True):
+        clusterer = build_clusterer(small_config(**settings, **{"CLUSTER.TRACKS": tracks}))
+        labels = clusterer(features, known.without_identities()).labels
+        quality[tracks] = label_quality(labels, known.identities).adjusted_rand_index
+    assert quality[True] > quality[False] + (0.1 if name == "JaccardDBSCAN" else 0.02)
+    assert clusterer.scalars["must_link"] == 60 * 10 and clusterer.scalars["cannot_link"] == 30
+    assert clusterer.scalars["violations"] >= clusterer.scalars["repaired"] >= (name == "JaccardDBSCAN")
+    assert {"constraints", "repair"} < set(clusterer.seconds)
+    tracks = 20 * known.cameras + known.tracks
+    assert len(torch.stack((tracks, labels)).unique(dim=1).T) == 60
+    for camera, pair in itertools.product(range(3), range(10)):
+        both = (known.cameras == camera) & (known.identities // 2 == pair)
+        one, other = (labels[both & (known.identities % 2 == half)] for half in (0, 1))
+        assert one[0] < 0 or one[0] != other[0]
+
+
+def test_auto_eps_cuts_at_the_radius_it_chose() -> None:
+    """Its graph holds longer distances than the radius; they join nothing."""
+    features, known = crowd()
+    clusterer = JaccardDBSCAN(eps=0.5, auto_eps=True, k1=20, tracks=True)
+    labels = clusterer(features, known).labels
+    fixed = JaccardDBSCAN(eps=clusterer.scalars["eps"], k1=20, tracks=True)
+    assert torch.equal(fixed(features, known).labels, labels)
+
+
+@pytest.mark.parametrize("name", ["JaccardDBSCAN", "HDBSCAN"])
+def test_tracks_that_are_not_known_are_named(name: str) -> None:
+    features, known = crowd()
+    clusterer = build_clusterer(small_config(**{"CLUSTER.NAME": name, "CLUSTER.TRACKS": True}))
+    with pytest.raises(InputError, match="CLUSTER.TRACKS needs tracks, and no image has one; set it to False, or DATA"):
+        clusterer(features, replace(known, tracks=None))

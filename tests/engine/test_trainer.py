@@ -16,6 +16,7 @@ from torch import Tensor
 from fastreid_ice import InputError
 from fastreid_ice.config import Run, Stage
 from fastreid_ice.engine import Checkpointer, UnsupervisedTrainer
+from fastreid_ice.engine.hooks import ReclusterHook
 from fastreid_ice.reporting import epoch_table, write_report
 from support import small_config, train
 
@@ -65,6 +66,23 @@ def test_the_chosen_radius_is_logged_and_charted(cfg: CfgNode) -> None:
     train(cfg)
     assert all(0 < eps <= 1 for eps in (line["cluster/eps"] for line in scalars_of(cfg) if "cluster/number" in line))
     assert "Radius that CLUSTER.AUTO_EPS chose" in write_report(Run(cfg)).read_text()
+
+
+def test_tracks_are_kept_and_counted(cfg: CfgNode) -> None:
+    """With one key, from the drawn images to metrics.json and the report; without tracks it is refused at once."""
+    cfg.CLUSTER.TRACKS, cfg.SOLVER.MAX_EPOCH = True, 1
+    with pytest.raises(InputError, match="CLUSTER.TRACKS needs tracks, and no image has one"):
+        UnsupervisedTrainer(cfg)
+    cfg.DATASETS.SYNTHETIC.FRAMES = cfg.DATASETS.SYNTHETIC.IMAGES_PER_CAMERA
+    trainer = train(cfg)
+    known = trainer.data_loader.training_set.known
+    (labels,) = (hook.labels for hook in trainer._hooks if isinstance(hook, ReclusterHook))
+    tracks = known.cameras * 100 + known.tracks
+    assert len(torch.stack((tracks, labels)).unique(dim=1).T) == len(tracks.unique()) == 18
+    (last,) = (line for line in scalars_of(cfg) if "cluster/number" in line)
+    assert last["cluster/must_link"] == 18 * 3 and last["cluster/cannot_link"] > 0
+    assert last["cluster/violations"] >= last["cluster/repaired"] >= 0
+    assert "Forbidden pairs in one cluster, and clusters that were cut" in write_report(Run(cfg)).read_text()
 
 
 def test_the_last_evaluation_stands_in_the_row_of_the_last_epoch(cfg: CfgNode) -> None:

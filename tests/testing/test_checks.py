@@ -18,7 +18,7 @@ import torch
 
 import wrong
 from fastreid_ice import InputError
-from fastreid_ice.clusterers import CLUSTERER_REGISTRY, JaccardDBSCAN
+from fastreid_ice.clusterers import CLUSTERER_REGISTRY, HDBSCAN, JaccardDBSCAN
 from fastreid_ice.data.samplers import SAMPLINGS, IdentitySampler
 from fastreid_ice.losses import (
     LOSS_REGISTRY,
@@ -45,6 +45,8 @@ CLUSTERERS = [
     partial(JaccardDBSCAN, eps=0.5, k1=10, neighbors="cells"),
     partial(JaccardDBSCAN, eps=0.5, auto_eps=True, camera_norm=True),
     partial(JaccardDBSCAN, eps=0.5, camera_sizes={"k1_intra": 5, "k1_inter": 20, "k2_intra": 2, "k2_inter": 4}),
+    partial(JaccardDBSCAN, eps=0.5, tracks=True),
+    partial(HDBSCAN, tracks=True),
 ]
 
 WRONG_LOSSES = {
