@@ -343,6 +343,19 @@ class KnowsTheTruth(RightClusterer):
         return known.identities.unique(return_inverse=True)[1] if told else super().labels(features, known)
 
 
+class ScalesTimes(RightClusterer):
+    def labels(self, features: Tensor, known: ImageTable) -> Tensor:
+        known.times.mul_(2)
+        return super().labels(features, known)
+
+
+class DoesNotSayThatItNeedsTracks(RightClusterer):
+    def labels(self, features: Tensor, known: ImageTable) -> Tensor:
+        if (known.tracks < 0).all():
+            raise ValueError("no track")
+        return super().labels(features, known)
+
+
 class ByPosition(RightClusterer):
     def labels(self, features: Tensor, known: ImageTable) -> Tensor:
         return torch.arange(len(features)) // 40
