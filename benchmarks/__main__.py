@@ -12,6 +12,7 @@ fastreid-ice bench evaluate --queries 11659 --gallery 82161 --repeats 1
 fastreid-ice bench recipe --config-file configs/ice_market.yml --synthetic --images 300 --steps 5
 fastreid-ice bench recipe --synthetic --device cuda --steps 100 --profile MODEL.COMPILE True DATALOADER.CACHE ram
 fastreid-ice bench market --weights osnet_x0_25_msmt17.pth --seeds 2
+fastreid-ice bench tracks --weights osnet_x0_25_msmt17.pth
 
 recluster: stages, total and peak memory, compared with only faiss's exact search, only a plain matrix product with
 top-k, and, with --dense, the dense oracle of the tests; in turns, each in its own process. Reports whether the labels
@@ -42,6 +43,9 @@ known, since such weights find hardly any clusters.
 market: mAP and rank-1 of every method on Market-1501, from the weights of one small network and with one budget for a
 CPU: the table of docs/market1501.md. Each run takes about half an hour of one core. Called again, the command keeps
 complete runs and resumes the others.
+
+tracks: the adjusted Rand index of the first clustering, without and with tracks, of drawn people who cross the views of
+cameras; and of Market-1501 with --weights, with tracks guessed from the names of its files, and with true ones.
 """
 
 from __future__ import annotations
@@ -55,7 +59,7 @@ import torch
 from fastreid_ice import InputError
 from fastreid_ice.commands import command_parser
 
-from . import evaluate, input, market, recipe, recluster, scaling, step
+from . import evaluate, input, market, recipe, recluster, scaling, step, tracks
 from .measuring import check_least
 
 # A benchmark has add_arguments(parser), check(args), which raises argparse.ArgumentError, and run(args).
@@ -67,6 +71,7 @@ BENCHMARKS = {
     "evaluate": (evaluate, "one evaluation compared with fast-reid's own"),
     "recipe": (recipe, "an epoch, part by part, and the whole recipe"),
     "market": (market, "every method on Market-1501 with one small budget, for a CPU"),
+    "tracks": (tracks, "the first clustering without and with tracks"),
 }
 
 
