@@ -103,13 +103,18 @@ class UnlabeledFolder(ImageDataset):
         return [self._facts[path] for path in paths]
 
     def show_train(self) -> None:
-        """Logs how many images each camera has."""
+        """Logs how many images each camera has, and how many tracks and times are known."""
         logger.info("%d images in %s (DATASETS.FOLDER.CAMERAS %s)", len(self.paths), self.root, self.rule)
         if self._cameras_told:
             counts = sorted(Counter(camera or "" for camera in self.cameras).items())
             more = len(counts) - SHOWN_CAMERAS
             table = tabulate(counts[:SHOWN_CAMERAS], ["camera", "images"], disable_numparse=True)
             logger.info("%d cameras\n%s%s", len(counts), table, f"\n... and {more} more" if more > 0 else "")
+        facts = self._facts.values()
+        tracks = [(known.camera, known.track) for known in facts if known.track is not None]
+        times = sum(known.time is not None for known in facts)
+        if tracks or times:
+            logger.info("%d tracks of %d images; %d images have a time", len(set(tracks)), len(tracks), times)
         if not self.query:
             logger.info("%s has no folders query and gallery: nothing to evaluate there", self.root)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -39,9 +40,11 @@ def known_of(cfg: CfgNode, *names: str) -> list[tuple[int, int, float]]:
     return [found[name] for name in names or NAMES]
 
 
-def test_named_groups(tmp_path: Path) -> None:
+def test_named_groups(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     cfg = config(tmp_path, METADATA=PATTERN)
-    assert known_of(cfg) == [(0, 0, 10), (0, 0, 11), (0, -1, 12.5), (1, 0, 3)]
+    with caplog.at_level(logging.INFO, "fastreid"):
+        assert known_of(cfg) == [(0, 0, 10), (0, 0, 11), (0, -1, 12.5), (1, 0, 3)]
+    assert "2 tracks of 3 images; 4 images have a time" in caplog.text
     images = build_training_set(cfg)
     assert images.named_cameras == ["1", "1", "1", "2"] and images.known.times.dtype == torch.float64
     assert (images.identities == -1).all()
