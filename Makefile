@@ -18,7 +18,7 @@ compare: $(INSTALLED)  ## train every method with three seeds on the synthetic d
 	$(BIN)/fastreid-ice compare
 
 test: $(INSTALLED)  ## run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)  ## check style and types
 	$(BIN)/ruff check .

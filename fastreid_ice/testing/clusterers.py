@@ -1,4 +1,4 @@
-"""Checks of clusterers: a ``Clusterer`` of one's own, on people drawn here."""
+"""Checks of a ``Clusterer`` on random features of people."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ People = tuple[Tensor, ImageTable]  # features, and what is known of the images
 
 
 def check_clusterer(*clusterers: Callable[..., Clusterer], cfg: CfgNode | None = None, processes: int = 2) -> None:
-    """Checks that clusterers keep the protocol of ``Clusterer``.
+    """Checks that clusterers follow the protocol of ``Clusterer``.
 
-    - Labels are (N,) int64, -1 for noise and else 0, 1, ... without gaps, of float32 and float64 features alike.
-    - Equal seeds give equal labels, whatever the object has clustered before.
-    - It leaves its inputs as they are, and does not look at ``known.identities``, as ``GroundTruth`` alone may.
-    - Another order and precision of the features give the same clusters of people who are easy to tell apart, unless
-      the class declares that ``order_matters``.
-    - It takes a single image, fewer images than neighbours or clusters asked for, copies, and cameras or tracks not
-      known unless it declares that it ``needs_cameras`` or ``needs_tracks``.
-    - Each of several processes has the labels of one.
+    - Labels are (N,) int64, -1 for noise, otherwise 0, 1, ... without gaps, for float32 and float64 features.
+    - Equal seeds give equal labels, whatever the object clustered before.
+    - The inputs stay unchanged. Only ``GroundTruth`` may read ``known.identities``.
+    - Well-separated people give the same clusters in another order and precision, unless the class sets
+      ``order_matters``.
+    - Degenerate sets work: a single image, fewer images than neighbours or clusters, copies of an image, and unknown
+      cameras or tracks unless the class sets ``needs_cameras`` or ``needs_tracks``.
+    - Several processes get the labels of a single one.
 
     Args:
-        clusterers: classes, built by their ``from_config`` if any, or whatever gives a clusterer when called without
-            arguments, such as ``functools.partial(cls, eps=0.5)``.
-        cfg: the config for those classes; by default all keys as they are, but ``CLUSTER.NUM_CLUSTERS`` 8, as many as
-            there are people in the features.
-        processes: how many are compared with one; 1 leaves that out. They start once for all clusterers, which takes
-            seconds.
+        clusterers: classes with ``from_config``, or callables that return a clusterer without arguments, such as
+            ``functools.partial(cls, eps=0.5)``.
+        cfg: the config for ``from_config``; by default the default keys, with ``CLUSTER.NUM_CLUSTERS`` 8, the number
+            of people in the features.
+        processes: how many processes are compared with one; 1 skips this check. They start once for all clusterers,
+            which takes seconds.
 
     Raises:
-        AssertionError: the first check that fails.
-        InputError: a clusterer that cannot be sent to another process, such as one that is defined within a function.
+        AssertionError: a check failed.
+        InputError: a clusterer cannot be sent to another process, for example a class defined in a function.
     """
     if cfg is None:
         cfg = get_cfg()
@@ -69,7 +69,7 @@ def _checks(make: Factory) -> Iterator[Check]:
 
 
 def people_apart(people: int = 8, images: int = 40) -> People:
-    """Images of 3 cameras of people who are easy to tell apart, one person after the other.
+    """Images of well-separated people in 3 cameras, one person after the other.
 
     Each person crosses the view of each camera twice, a track each, at the same time as all others.
     """
@@ -88,32 +88,32 @@ def _degenerate(make: Factory) -> dict[str, People]:
     for copies in (7, 40):
         cases[f"{copies} copies of an image"] = features[torch.zeros(copies, dtype=torch.int64)], known[:copies]
     if not make().needs_cameras:
-        cases["cameras that are not known"] = features, replace(known, cameras=None)
+        cases["unknown cameras"] = features, replace(known, cameras=None)
     if not make().needs_tracks:
-        cases["tracks that are not known"] = features, replace(known, tracks=None)
+        cases["unknown tracks"] = features, replace(known, tracks=None)
     cases["one image of each person"] = features[::40], known[::40]
     return cases
 
 
 def _labels(make: Factory, people: People) -> Tensor:
-    """The labels of a fresh object, whose form is checked."""
+    """The labels of a new object, after a check of their form."""
     return _labels_by(make(), people)
 
 
 def _labels_by(clusterer: Clusterer, people: People) -> Tensor:
-    require(isinstance(clusterer, Clusterer), f"it gives a {type(clusterer).__name__}, which is no Clusterer")
+    require(isinstance(clusterer, Clusterer), f"it returns a {type(clusterer).__name__}, not a Clusterer")
     seed_all_rng(5)
     labels = clusterer.labels(*people)
     what = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
     number = len(people[0])
     fits = isinstance(labels, Tensor) and labels.dtype == torch.int64 and labels.shape == (number,)
     require(fits, f"labels of {number} images are {what}, not int64 of shape ({number},)")
-    require(labels.min() >= -1, f"labels hold {int(labels.min())}; noise is -1")
+    require(labels.min() >= -1, f"labels contain {int(labels.min())}; noise is -1")
     sizes = torch.bincount(labels[labels >= 0])
     gaps = (sizes == 0).nonzero().flatten().tolist()
-    require(not gaps, f"labels have gaps: they go up to {len(sizes) - 1}, and no image has {', '.join(map(str, gaps))}")
+    require(not gaps, f"labels have gaps: they go up to {len(sizes) - 1}, but no image has {', '.join(map(str, gaps))}")
     seed_all_rng(5)
-    require(torch.equal(clusterer(*people).labels, labels), "called itself, it gives other labels than its labels()")
+    require(torch.equal(clusterer(*people).labels, labels), "calling it gives other labels than its labels()")
     return labels
 
 
@@ -126,7 +126,7 @@ def _check_seeds(make: Factory) -> None:
     _labels_by(used, people_apart(people=5, images=21))
     found = [_labels_by(clusterer, people_apart()) for clusterer in (make(), make(), used)]
     require(torch.equal(found[0], found[1]), "two objects give different labels for equal features and seeds")
-    require(torch.equal(found[0], found[2]), "labels depend on what the object has clustered before")
+    require(torch.equal(found[0], found[2]), "labels depend on what the object clustered before")
 
 
 def _check_inputs(make: Factory) -> None:
@@ -144,7 +144,7 @@ def _check_identities(make: Factory) -> None:
         return
     features, known = people_apart()
     unknown = _labels(make, (features, known.without_identities()))
-    wrong = torch.arange(len(known)) % 5  # not what features tell
+    wrong = torch.arange(len(known)) % 5  # unrelated to the features
     others = _labels(make, (features, replace(known, identities=wrong)))
     require(torch.equal(unknown, others), "labels depend on the true identities, which training does not know")
 
@@ -157,7 +157,7 @@ def _check_order(make: Factory) -> None:
     shuffled = _labels(make, (features[order], known[order]))
     require(
         _same_clusters(_labels(make, (features, known))[order], shuffled),
-        "another order of the images gives other clusters; declare order_matters = True if that is by design",
+        "the order of the images changes the clusters; set order_matters = True if that is by design",
     )
 
 
@@ -165,11 +165,11 @@ def _check_precision(make: Factory) -> None:
     features, known = people_apart()
     single, double = (_labels(make, (features.to(dtype), known)) for dtype in (torch.float32, torch.float64))
     same = make().order_matters or _same_clusters(single, double)
-    require(same, "float32 and float64 features of people apart give different clusters")
+    require(same, "float32 and float64 features of well-separated people give different clusters")
 
 
 def _same_clusters(one: Tensor, other: Tensor) -> bool:
-    """Up to the numbers of the clusters; noise is noise."""
+    """Equal partitions, whatever the numbers of the clusters; noise must agree."""
     pairs = torch.stack((one, other), 1).unique(dim=0)
     numbers_match = len(pairs) == len(one.unique()) == len(other.unique())
     return numbers_match and bool(((pairs == -1).sum(1) != 1).all())

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import pickle
 import sys
+import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
@@ -67,7 +68,14 @@ def _in_process(environment: dict[str, str], function: Callable[..., Any], *args
     torch.multiprocessing.set_start_method(None, force=True)  # so that loaders start workers as in training
     store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
     with process_group(store, "gloo", timeout=TIMEOUT):
-        return function(*args)
+        try:
+            return function(*args)
+        except Exception:
+            # The agent reports the process that ends first. One that fails since another one no longer answers waits
+            # until the agent ends it.
+            if store.add("failed", 1) > 1:
+                time.sleep(60)
+            raise
 
 
 def check_in_processes(

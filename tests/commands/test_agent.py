@@ -17,9 +17,11 @@ from tiny_market import draw_tiny_market, tiny_config
 
 def train_and_save(folder):
     """Two steps of fast-reid's own trainer; saves the state of each process before and after."""
+    import fastreid.data.build
     from fastreid.engine import DefaultTrainer
     from fastreid.utils import comm
 
+    fastreid.data.build._root = os.environ["FASTREID_DATASETS"]  # which it read when the server of processes started
     torch.manual_seed(0)
     trainer = DefaultTrainer(tiny_config(folder / "logs", "SOLVER.MAX_EPOCH", 1))
     before = {name: p.detach().clone() for name, p in trainer.model.module.named_parameters()}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastreid_ice.clusterers import CLUSTERER_REGISTRY, JaccardDBSCAN
-from fastreid_ice.core import Clusters, hard_instance_loss, soft_consistency_loss
+from fastreid_ice.core import Clusters, ImageTable, hard_instance_loss, soft_consistency_loss
 from fastreid_ice.data import build_feature_loader, build_training_set
 from fastreid_ice.engine import HOOK_REGISTRY, UnsupervisedTrainer, extract_features
 from fastreid_ice.modeling.gather import encode_shuffled, gather_batch
@@ -49,9 +49,9 @@ class Witness(HookBase):
 class Recorded(JaccardDBSCAN):
     """Records, in each process, its last input and output."""
 
-    def __call__(self, features: Tensor, cameras: Tensor, identities: Tensor) -> Clusters:
-        clusters = super().__call__(features, cameras, identities)
-        torch.save(((features, cameras, identities), clusters.labels), f"clusters{comm.get_rank()}.pt")
+    def __call__(self, features: Tensor, known: ImageTable) -> Clusters:
+        clusters = super().__call__(features, known)
+        torch.save(((features, known), clusters.labels), f"clusters{comm.get_rank()}.pt")
         return clusters
 
 
@@ -78,7 +78,7 @@ def test_training_in_two_processes(cfg: CfgNode) -> None:
             assert torch.equal(value, second[part][name]), name
     assert torch.equal(first["labels"], second["labels"])
     for rank in (0, 1):
-        asked, answered = torch.load(Path(cfg.OUTPUT_DIR) / f"clusters{rank}.pt")
+        asked, answered = torch.load(Path(cfg.OUTPUT_DIR) / f"clusters{rank}.pt", weights_only=False)
         alone = JaccardDBSCAN.from_config(cfg)(*asked).labels
         assert torch.equal(answered, alone) and torch.equal(first["labels"], alone), "as one process would cluster"
     for mine, theirs in zip(first["drawn"], second["drawn"], strict=True):

@@ -94,7 +94,7 @@ WRONG_CLUSTERERS = {
     "KeepsItsFirstRadius": "'equal seeds, equal labels': labels depend on what the object clustered before",
     "ScalesFeatures": "'inputs unchanged': it changes the features",
     "ScalesTimes": "'inputs unchanged': it changes the times",
-    "DoesNotSayThatItNeedsTracks": "'degenerate sets, tracks that are not known': it raised ValueError: no track",
+    "DoesNotSayThatItNeedsTracks": "'degenerate sets, unknown tracks': it raised ValueError: no track",
     "KnowsTheTruth": "'identities unread': labels depend on the true identities",
     "ByPosition": "'order of the images': the order .* set order_matters = True",
     "SinglePrecisionOnly": "'float32 agrees with float64': .* different clusters",
