@@ -1,0 +1,111 @@
+"""Turns the recorded runs in docs/results into the table and the picture of docs/market1501.md.
+
+python -m benchmarks.results
+
+A file is one run: its record in results.json of `fastreid-ice bench market`, and the commit that trained it. Its name
+is METHOD-START-seedN.json, with a row of `bench market` as the method.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastreid_ice.reporting.chart import Point, draw_curves
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+PAGE = DOCS / "market1501.md"
+MARK = "<!-- from docs/results by benchmarks/results.py -->\n"
+START = "osnet"
+METHODS = {
+    "ice_agnostic": "ICE, camera-agnostic",
+    "ice": "ICE, camera-aware",
+    "cluster_contrast": "Cluster Contrast",
+    "dcmip": "DCMIP, both stages",
+    "hybrid": "ICE with DCMIP's proxies",
+    "o2cap": "O2CAP",
+    "ice_camera_norm": "ICE, `CLUSTER.CAMERA_NORM`",
+    "ice_ca_jaccard": "ICE, `CLUSTER.DISTANCE ca_jaccard`",
+    "ice_auto_eps": "ICE, `CLUSTER.AUTO_EPS`",
+    "ice_groundtruth": "ICE, true identities in place of clusters",
+    "baseline": "fast-reid's Baseline, with labels",
+}
+EPOCHS = (2, 4, 6)
+PASSES = "baseline"  # its epochs are passes over all images, two in place of six
+
+Run = Mapping[str, Any]
+
+
+def read_runs(folder: Path = DOCS / "results") -> dict[tuple[str, str], list[Run]]:
+    """The runs by method and start, in the order of their seeds."""
+    runs = defaultdict(list)
+    for path in sorted(folder.glob("*.json")):
+        method, start, _ = path.stem.split("-")
+        runs[method, start].append(json.loads(path.read_text()))
+    return dict(runs)
+
+
+def table(runs: Mapping[tuple[str, str], Sequence[Run]]) -> str:
+    """A row for each method from ``START``, with the mean and the range over its runs; the best mAP comes last."""
+    rows = {}
+    for method, label in METHODS.items():
+        if found := runs.get((method, START)):
+            cells = ["", "", _evaluated(found, 2)] if method == PASSES else [_evaluated(found, each) for each in EPOCHS]
+            clusters = [run["epochs"][-1] for run in found]
+            cells += [
+                _mean([clustered.get(f"cluster/{name}") for clustered in clusters], scale, form)
+                for name, scale, form in (("number", 1, ".0f"), ("noise_share", 100, ".0f"), ("ari", 1, ".3f"))
+            ]
+            commits = ", ".join(dict.fromkeys(run["commit"] for run in found))
+            rows[label] = [f"{label} (`{method}`)", *cells, str(len(found)), commits], _last(found)
+    head = ["", *(f"epoch {epoch}" for epoch in EPOCHS), "clusters", "noise %", "ARI", "seeds", "commit"]
+    lines = [head, ["---"] * len(head), *(cells for cells, _ in sorted(rows.values(), key=lambda row: row[1]))]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _last(runs: Sequence[Run]) -> float:
+    return statistics.mean(run["epochs"][-1]["mAP"] for run in runs)
+
+
+def _evaluated(runs: Sequence[Run], epoch: int) -> str:
+    """mAP / rank-1 after an epoch, empty where there was no evaluation."""
+    epochs = [run["epochs"][epoch - 1] for run in runs if epoch <= len(run["epochs"])]
+    found = [scalars for scalars in epochs if "mAP" in scalars]
+    if not found:
+        return ""
+    return " / ".join(_mean([scalars[name] for scalars in found], 1, ".1f") for name in ("mAP", "Rank-1"))
+
+
+def _mean(values: Sequence[float | None], scale: float, form: str) -> str:
+    known = [scale * value for value in values if value is not None]
+    if not known:
+        return ""
+    spread = f" ± {(max(known) - min(known)) / 2:{form}}" if len(known) > 1 else ""
+    return f"{statistics.mean(known):{form}}{spread}"
+
+
+def curve(run: Run) -> list[Point]:
+    """(epochs trained, mAP), from the start on."""
+    points = [(float(done), scalars["mAP"]) for done, scalars in enumerate(run["epochs"], 1) if "mAP" in scalars]
+    return [(0.0, run["epochs"][0]["start/mAP"]), *points]
+
+
+def main() -> None:
+    runs = read_runs()
+    before, _, after = re.split(f"({re.escape(MARK)}(?:\\|.*\n)*)", PAGE.read_text())
+    PAGE.write_text(f"{before}{MARK}{table(runs)}{after}")
+    curves = {
+        f"{method} from {start}": [curve(run) for run in found]
+        for (method, start), found in runs.items()
+        if method != PASSES
+    }
+    draw_curves(curves, DOCS / "market1501_curves.png", title="Market-1501", x_label="epochs trained", y_label="mAP, %")
+
+
+if __name__ == "__main__":
+    main()
