@@ -134,7 +134,7 @@ def enforce_constraints(
     """Clusters that keep all constraints, from clusters that may not.
 
     1. The images of a group get the cluster that most of them have, the first of several; noise does not count.
-    2. A cluster that holds a forbidden pair is cut at its weakest links: its images are joined anew, in order of
+    2. A cluster that holds a forbidden pair is cut at its weakest links: its images are joined again, in order of
        distance, except where that would join a forbidden pair (Kruskal's algorithm with refusals). Two groups that are
        forbidden to each other are thus separated at the longest step of the best way between them.
 

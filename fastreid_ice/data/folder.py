@@ -43,7 +43,7 @@ class UnlabeledFolder(ImageDataset):
             expression whose only group is the camera, searched in the path below ``root`` ("/" between folders).
         metadata: cameras, tracks and times: "" if they are not known; a CSV file in ``root``, see ``table_rule``; or
             a regular expression with the groups ``(?P<camera>...)``, ``(?P<track>...)`` and ``(?P<time>...)`` or some
-            of them, searched in the same path. If it tells cameras, the other rule must be "none".
+            of them, searched in the same path. If it gives cameras, the other rule must be "none".
 
     Attributes:
         paths: the training images, sorted.
@@ -129,7 +129,7 @@ class UnlabeledFolder(ImageDataset):
             rule, tells_cameras = pattern_rule(metadata)
         if tells_cameras and self._camera is not None:
             raise InputError(
-                f"{KEY} {metadata!r} tells cameras, and so does DATASETS.FOLDER.CAMERAS {self.rule!r}; set one of them"
+                f"{KEY} {metadata!r} gives cameras, and so does DATASETS.FOLDER.CAMERAS {self.rule!r}; set one of them"
             )
         return rule, tells_cameras or self._camera is not None
 
@@ -183,7 +183,7 @@ class UnlabeledFolder(ImageDataset):
             cameras = [part] * len(names)
         if None in cameras:
             unknown = str(folder / names[cameras.index(None)])
-            raise InputError(f"{KEY} tells no camera of {unknown!r}, and evaluation needs those of all images")
+            raise InputError(f"{KEY} gives no camera for {unknown!r}, and evaluation needs the cameras of all images")
         return [(str(folder / name), name.split("/")[-2], camera) for name, camera in zip(names, cameras, strict=True)]
 
 

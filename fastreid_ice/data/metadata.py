@@ -33,7 +33,7 @@ def pattern_rule(rule: str) -> tuple[Rule, bool]:
 
     Returns:
         The rule, which raises InputError for a path that the expression does not fit and for a time that is no number;
-        and whether it tells cameras.
+        and whether it gives cameras.
 
     Raises:
         InputError: no such expression.
@@ -72,7 +72,7 @@ def table_rule(file: Path, images: Collection[str]) -> tuple[Rule, bool]:
         images: the paths that it may name.
 
     Returns:
-        The rule, and whether it tells cameras.
+        The rule, and whether it gives cameras.
 
     Raises:
         InputError: no such file, or one with another form: the message names the line.
@@ -133,7 +133,7 @@ def _facts(texts: dict[str, str | None], where: str) -> Facts:
     return Facts(**known, time=number)
 
 
-# Where the names of fast-reid's datasets hold the number of a frame; its camera they hold too, but fast-reid tells it.
+# Where the names in fast-reid's datasets contain the frame number. fast-reid reads the camera itself.
 # The identity, with which these names begin, is not read.
 FRAMES = {
     "Market1501": re.compile(r"_c[0-9]s(?P<sequence>[0-9])_(?P<frame>[0-9]+)_[0-9]+\.jpg$"),

@@ -104,7 +104,7 @@ def test_bad_metadata_is_one_sentence(tmp_path: Path, what: str) -> None:
 
 
 def test_cameras_by_one_key_alone(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="METADATA .* tells cameras, and so does DATASETS.FOLDER.CAMERAS 'folders'"):
+    with pytest.raises(InputError, match="METADATA .* gives cameras, and so does DATASETS.FOLDER.CAMERAS 'folders'"):
         build_training_set(config(tmp_path, METADATA=PATTERN, CAMERAS="folders"))
 
 
@@ -121,7 +121,7 @@ def test_query_and_gallery(tmp_path: Path, table: bool) -> None:
     if table:
         (tmp_path / "known.csv").write_text("path,camera\na_c1.jpg,1\nquery/anna/q_c1.jpg,1\n")
         with pytest.raises(
-            InputError, match="tells no camera of '.*gallery/anna/g_c2.jpg', and evaluation needs those"
+            InputError, match="gives no camera for '.*gallery/anna/g_c2.jpg', and evaluation needs the cameras"
         ):
             build_dataset(cfg, "UnlabeledFolder")
 
