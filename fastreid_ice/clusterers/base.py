@@ -14,7 +14,7 @@ from fastreid.utils.registry import Registry
 from torch import Tensor
 
 from ..config import lookup
-from ..core import Clusters, ImageTable
+from ..core import Clusters, EpsSweep, ImageTable
 from ..errors import InputError
 
 CLUSTERER_REGISTRY = Registry("CLUSTERER")
@@ -36,6 +36,7 @@ class Clusterer:
             apart, for example if a start is drawn at random; ``fastreid_ice.testing`` compares two orders otherwise.
         seconds: the time of each stage of the last call in this process, by name.
         scalars: what the last call in the first process chose or counted, such as "eps", by the name in the log.
+        sweep: the radii that the last call in the first process compared, None if it compared none.
     """
 
     if_all_noise = if_one_cluster = "choose another CLUSTER.NAME"
@@ -45,6 +46,7 @@ class Clusterer:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self.scalars: dict[str, float] = {}
+        self.sweep: EpsSweep | None = None
 
     def __init_subclass__(cls, **keywords: object) -> None:
         """
@@ -75,7 +77,7 @@ class Clusterer:
             features: (N, D) unit rows.
             known: what is known of each image; true identities are only for the upper bound.
         """
-        self.seconds, self.scalars = {}, {}
+        self.seconds, self.scalars, self.sweep = {}, {}, None
         labels = self.labels(features, known) if self.shared or comm.is_main_process() else None
         return Clusters(comm.all_gather(labels if comm.is_main_process() else None)[0], features, known)
 

@@ -230,7 +230,7 @@ class JaccardDBSCAN(JaccardClusterer):
         eps = self.eps
         if self.auto_eps:
             with self.stage("eps"):
-                eps, _ = choose_eps(graph, min_samples=self.min_samples)
+                eps, self.sweep = choose_eps(graph, min_samples=self.min_samples)
             self.scalars["eps"] = eps
             logger.info("CLUSTER.AUTO_EPS chose the radius %.3f", eps)
         self.radius = eps

@@ -52,6 +52,11 @@ class Stage:
         return self.folder / "labels.csv"
 
     @property
+    def radii(self) -> Path:
+        """What ``CLUSTER.AUTO_EPS`` compared at the last clustering."""
+        return self.folder / "radii.csv"
+
+    @property
     def marker(self) -> Path:
         """The file in which fast-reid's Checkpointer names the last checkpoint."""
         return self.folder / "last_checkpoint"

@@ -21,7 +21,7 @@ from ..config import Stage, lookup
 from ..core import Clusters, churn, label_quality
 from ..errors import InputError
 from ..files import explaining_writes
-from ..reporting import save_labels
+from ..reporting import save_labels, save_radii
 from .features import extract_features
 
 HOOK_REGISTRY = Registry("HOOK")
@@ -133,9 +133,11 @@ class ReclusterHook(HookBase):
         self.trainer.data_loader.reset(labels, seed=(self.seed, epoch))
         if comm.is_main_process():
             self._report(found, readable, seconds | self.clusterer.seconds)
-            images, file = self.trainer.data_loader.training_set, Stage(self.trainer.cfg).labels
-            with explaining_writes(str(file)):
-                save_labels(file, images.paths, images.named_cameras, found, features)
+            images, stage = self.trainer.data_loader.training_set, Stage(self.trainer.cfg)
+            with explaining_writes(str(stage.labels)):
+                save_labels(stage.labels, images.paths, images.named_cameras, found, features)
+                if self.clusterer.sweep:
+                    save_radii(stage.radii, self.clusterer.sweep)
         self.labels = labels
 
     def after_train(self) -> None:

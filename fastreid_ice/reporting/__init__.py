@@ -1,6 +1,7 @@
 """The results of a run for people to read: labels.csv, tables, charts, and the report page."""
 
 from .labels import PseudoLabels, centroid_distances, save_labels
+from .radii import save_radii
 from .report import WriteReport, write_left_report, write_report
 from .tables import (
     CHOSEN,
@@ -23,6 +24,7 @@ __all__ = [
     "read_epochs",
     "read_stage",
     "save_labels",
+    "save_radii",
     "stage_table",
     "write_left_report",
     "write_report",

@@ -57,6 +57,8 @@ STYLE = {
 }
 SVG = "http://www.w3.org/2000/svg"
 
+EPOCH = "epoch"
+
 
 @dataclass(frozen=True)
 class Chart:
@@ -130,19 +132,27 @@ def mean_curve(runs: Sequence[Sequence[Point]]) -> list[Point]:
     return [(x, sum(ys) / len(ys)) for x, ys in sorted(values.items())]
 
 
-def line_chart(curves: Mapping[str, Sequence[Point]], *, title: str, marks: Mapping[float, str] | None = None) -> Chart:
-    """A line for each curve over the epochs, with a marker and its value at each point.
+def line_chart(
+    curves: Mapping[str, Sequence[Point]],
+    *,
+    title: str,
+    marks: Mapping[float, str] | None = None,
+    x_label: str = EPOCH,
+) -> Chart:
+    """A line for each curve, with a marker and its value at each point.
 
     Args:
-        curves: name -> its points, at least one, in the order of x, which is 0 before training.
+        curves: name -> its points, at least one, in the order of x; an epoch of 0 is before training.
         title: above the chart.
-        marks: x between two epochs -> what begins there; drawn as a vertical line.
+        marks: x -> what begins there, between two epochs, or what is there; drawn as a vertical line.
+        x_label: what x is.
     """
+    over_epochs = x_label == EPOCH
     named = [(readable(name), curve) for name, curve in curves.items()]
     columns = max(1, CHART[0] // (7 * max(len(name) for name, _ in named) + 40))
     height = CHART[1] + LEGEND_LINE * math.ceil(len(named) / columns)
     tips = {
-        f"curve{number}": [f"{name}, epoch {x:g}: {y:.4g}" for x, y in curve]
+        f"curve{number}": [f"{name}, {x_label} {x:g}: {y:.4g}" for x, y in curve]
         for number, (name, curve) in enumerate(named)
     }
     with _figure((CHART[0], height), CHART_TEXT, salt=title) as (figure, axes):
@@ -150,17 +160,21 @@ def line_chart(curves: Mapping[str, Sequence[Point]], *, title: str, marks: Mapp
             look = {"color": colour, "marker": mark, "markersize": 4, "linewidth": 1.8, "clip_on": False}
             axes.plot(*zip(*curve, strict=True), label=name, gid=key, **look)
         first, last = min(curve[0][0] for _, curve in named), max(curve[-1][0] for _, curve in named)
-        axes.set_xlim(first, max(last, first + 1))
+        axes.set_xlim(first, max(last, first + 1) if over_epochs else last)
         for x, name in (marks or {}).items():
             axes.axvline(x, color=SOFT, linewidth=1, linestyle="--")
             axes.text(x, 1.02, name, transform=axes.get_xaxis_transform(), ha="center", va="bottom", color=SOFT)
-        axes.set_xlabel("epoch")
-        _label_ticks(axes, whole=True)
+        axes.set_xlabel(x_label)
+        _label_ticks(axes, whole=over_epochs)
         figure.legend(loc="outside upper left", ncols=columns, borderaxespad=0, handlelength=1.6, columnspacing=1)
         svg = _inline(figure, tips)
-    words = _sentence(named, lambda x: f"after epoch {x:g}" if x else "before training")
-    begun = [f" {name.capitalize()} began after epoch {math.floor(x)}." for x, name in (marks or {}).items()]
-    return Chart(title, words + "".join(begun), svg)
+    if over_epochs:
+        words = _sentence(named, lambda x: f"after epoch {x:g}" if x else "before training")
+        notes = [f" {name.capitalize()} began after epoch {math.floor(x)}." for x, name in (marks or {}).items()]
+    else:
+        words = _sentence(named, lambda x: f"at {x_label} {x:g}")
+        notes = [f" {name.capitalize()}: {x_label} {x:g}." for x, name in (marks or {}).items()]
+    return Chart(title, words + "".join(notes), svg)
 
 
 def bar_chart(bars: Sequence[tuple[str, int]], *, title: str, unit: str, things: str) -> Chart:

@@ -26,6 +26,7 @@ from ..files import owned_folder, replacing
 from ..progress import progress
 from .chart import Chart, Point, bar_chart, line_chart, readable
 from .labels import PseudoLabels
+from .radii import radii_chart
 from .sheets import contact_sheets, shown, thumbnail
 from .tables import describe_evaluations, evaluations, read_stage
 
@@ -99,7 +100,11 @@ def write_report(run: Run) -> Path:
         images=common,
         facts=_facts(curves, clustering, evaluations(epochs)),
         evaluations=describe_evaluations(epochs, encoder),
-        charts=[*(line_chart(found, title=title, marks=marks) for title, found in curves), *_sizes(clustering)],
+        charts=[
+            *(line_chart(found, title=title, marks=marks) for title, found in curves),
+            *_radii(run.stages[-1]),
+            *_sizes(clustering),
+        ],
         figures=_figures(curves),
         lost=sum(picture is None for picture in pictures.values()),
         shown=len(rows),
@@ -218,6 +223,11 @@ def _facts(
             for name, scalars in evaluated.items()
         ),
     ]
+
+
+def _radii(stage: Stage) -> list[Chart]:
+    """What ``CLUSTER.AUTO_EPS`` compared at the last clustering; none without it."""
+    return [radii_chart(stage.radii)] if stage.cfg.CLUSTER.AUTO_EPS and stage.radii.is_file() else []
 
 
 def _sizes(clustering: PseudoLabels) -> list[Chart]:

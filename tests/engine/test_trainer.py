@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastreid_ice import InputError
 from fastreid_ice.config import Run, Stage
+from fastreid_ice.core.radius import RADII
 from fastreid_ice.engine import Checkpointer, UnsupervisedTrainer
 from fastreid_ice.engine.hooks import ReclusterHook
 from fastreid_ice.reporting import epoch_table, write_report
@@ -65,7 +66,15 @@ def test_the_chosen_radius_is_logged_and_charted(cfg: CfgNode) -> None:
     cfg.CLUSTER.AUTO_EPS = True
     train(cfg)
     assert all(0 < eps <= 1 for eps in (line["cluster/eps"] for line in scalars_of(cfg) if "cluster/number" in line))
-    assert "Radius that CLUSTER.AUTO_EPS chose" in write_report(Run(cfg)).read_text()
+    page = write_report(Run(cfg)).read_text()
+    assert "Radius that CLUSTER.AUTO_EPS chose" in page
+    radii = Stage(cfg).radii.read_text().splitlines()
+    assert radii[0] == "eps,expected_f,num_clusters,noise_share,largest" and len(radii) == 1 + len(RADII)
+    best = max((row.split(",") for row in radii[1:]), key=lambda row: float(row[1]))
+    assert float(best[0]) == pytest.approx(
+        [line["cluster/eps"] for line in scalars_of(cfg) if "cluster/eps" in line][-1]
+    )
+    assert f"Chosen: radius {float(best[0]):g}." in page
 
 
 def test_tracks_are_kept_and_counted(cfg: CfgNode) -> None:
