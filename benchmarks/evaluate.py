@@ -18,7 +18,7 @@ from fastreid.utils.compute_dist import build_dist
 from tabulate import tabulate
 from torch import Tensor
 
-from fastreid_ice.core import jaccard_graph, k_nearest
+from fastreid_ice.core import camera_reranked_blocks, jaccard_graph, k_nearest
 from fastreid_ice.core.retrieval import distance_blocks, rank_blocks, reranked_blocks
 
 from .measuring import Clock, Measurement, Worker, check_least, draw_people, machine
@@ -32,6 +32,7 @@ K1, K2, LAMBDA = 20, 6, 0.3  # fast-reid's defaults
 MAX_RANK = 50
 SAME = 1e-5  # for metrics in [0, 1]; the order of images whose distances round to the same number may differ
 NOISE = 3.0  # makes people so similar that many ranks are wrong
+DISTANCES = ("jaccard", "ca_jaccard")
 OURS, PYTHON, CYTHON = "ours", "fast-reid, Python", "fast-reid, Cython"
 
 
@@ -40,7 +41,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gallery", type=int, default=10_000, help="images; default: 10000; MSMT17 has 82161")
     parser.add_argument("--dim", type=int, default=2048, help="dimensions of a feature; default: 2048, as of ResNet-50")
     parser.add_argument("--repeats", type=int, default=5, help="how often each is measured; default: 5")
-    parser.add_argument("--rerank", action="store_true", help="with re-ranking, for which fast-reid needs N x N memory")
+    parser.add_argument(
+        "--rerank",
+        nargs="?",
+        choices=DISTANCES,
+        const=DISTANCES[0],
+        help=f"with re-ranking by {DISTANCES[0]}, for which fast-reid needs N x N memory, or by {DISTANCES[1]}, which "
+        "fast-reid has not",
+    )
 
 
 def check(args: argparse.Namespace) -> None:
@@ -48,11 +56,21 @@ def check(args: argparse.Namespace) -> None:
 
 
 def ours(
-    features: Tensor, clock: Clock, device: str, *, queries: int, who: np.ndarray, cameras: np.ndarray, rerank: bool
+    features: Tensor,
+    clock: Clock,
+    device: str,
+    *,
+    queries: int,
+    who: np.ndarray,
+    cameras: np.ndarray,
+    rerank: str | None,
 ) -> list[float]:
     queries = first_of(queries, features, who)
-    blocks = distance_blocks(features[:queries], features[queries:], device=device)
-    if rerank:
+    parts = features[:queries], features[queries:]
+    blocks = distance_blocks(*parts, device=device)
+    if rerank == "ca_jaccard":
+        blocks = camera_reranked_blocks(*parts, *halves(cameras, features, queries), device=device)
+    elif rerank:
         with clock.stage("Jaccard graph"):
             _, ranks = k_nearest(features, K1, device=device)
             graph = jaccard_graph(features, ranks, k1=K1, k2=K2)[:queries, queries:]
@@ -70,7 +88,7 @@ def theirs(
     queries: int,
     who: np.ndarray,
     cameras: np.ndarray,
-    rerank: bool,
+    rerank: str | None,
 ) -> list[float]:
     """As in ReidEvaluator: on the CPU, except the search for neighbours, which uses a GPU if there is one."""
     queries = first_of(queries, features, who)
@@ -108,8 +126,10 @@ def run(args: argparse.Namespace) -> None:
         who = draw_people(file, total, args.dim, per_person=30, noise=NOISE)
         cameras = np.random.default_rng(1).integers(6, size=total)
         known = {"queries": args.queries, "who": who, "cameras": cameras, "rerank": args.rerank}
-        works = {OURS: partial(ours, **known), PYTHON: partial(theirs, rank=eval_market1501, **known)}
-        if evaluate_cy is not None:
+        works = {OURS: partial(ours, **known)}
+        if args.rerank != "ca_jaccard":
+            works[PYTHON] = partial(theirs, rank=eval_market1501, **known)
+        if args.rerank != "ca_jaccard" and evaluate_cy is not None:
             works[CYTHON] = partial(theirs, rank=evaluate_cy, **known)
         start = partial(Worker, features=file, threads=args.threads, device=args.device)
         workers = {name: stack.enter_context(start(work)) for name, work in works.items()}

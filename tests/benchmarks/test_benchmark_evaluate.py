@@ -25,6 +25,14 @@ def test_evaluate_beside_fastreid(options: list[str]) -> None:
 
 
 @pytest.mark.slow
+def test_the_camera_aware_distance_is_measured_alone() -> None:
+    sizes = ["--queries", 60, "--gallery", 240, "--dim", 16, "--repeats", 1, "--threads", 1]
+    done = run_command("bench", "evaluate", *sizes, "--rerank", "ca_jaccard")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [line.split("|")[1].strip() for line in done.stdout.splitlines() if line.startswith("|")][2:] == ["ours"]
+
+
+@pytest.mark.slow
 def test_few_queries_and_a_large_gallery() -> None:
     """Among the thousand rows of the warm-up, hardly any query would have a true match."""
     sizes = ["--queries", 20, "--gallery", 20000, "--dim", 16, "--repeats", 1, "--threads", 1]
