@@ -54,7 +54,8 @@ class Process:
         """None while it runs; the negative number of the signal that killed it."""
         return self._process.exitcode
 
-    poll = returncode.fget
+    def poll(self) -> int | None:
+        return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
         """
