@@ -14,9 +14,9 @@ fastreid-ice bench recipe --synthetic --device cuda --steps 100 --profile MODEL.
 fastreid-ice bench market --weights osnet_x0_25_msmt17.pth --seeds 2
 fastreid-ice bench tracks --weights osnet_x0_25_msmt17.pth
 
-recluster: stages, total and peak memory, compared with only faiss's exact search, only a plain matrix product with
-top-k, and, with --dense, the dense oracle of the tests; in turns, each in its own process. Reports whether the labels
-are those of neighbours searched in float64, and of the oracle.
+recluster: stages, total and peak memory, also by the camera-aware distance, compared with only faiss's exact search,
+only a plain matrix product with top-k, and, with --dense, the dense oracle of the tests; in turns, each in its own
+process. Reports whether the labels are those of neighbours searched in float64, and of the oracle.
 
 scaling: time and peak memory over the number of images, for each way to search neighbours, with the adjusted Rand index
 to the truth and to the labels of the exact search. Each row is measured in its own process and kept in

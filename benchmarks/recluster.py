@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from tabulate import tabulate
 from torch import Tensor
 
-from fastreid_ice.core import dbscan, jaccard_graph, k_nearest
+from fastreid_ice.core import camera_jaccard_graph, dbscan, jaccard_graph, k_nearest
 from fastreid_ice.progress import progress
 
 from .measuring import Clock, Measurement, Work, Worker, check_least, draw_people, machine
@@ -63,6 +63,15 @@ def labels_of(features: Tensor, ranks: Tensor, clock: Clock) -> np.ndarray:
         return dbscan(graph, eps=EPS)
 
 
+def camera_recluster(features: Tensor, clock: Clock, device: str) -> np.ndarray:
+    """The same with the camera-aware distance, as ``CLUSTER.DISTANCE ca_jaccard``; images lie in any of six cameras."""
+    cameras = np.random.default_rng(1).integers(6, size=len(features))
+    with clock.stage("camera-aware graph, with its search"):
+        graph = camera_jaccard_graph(features, cameras, max_distance=EPS, device=device)
+    with clock.stage("DBSCAN"):
+        return dbscan(graph, eps=EPS)
+
+
 def dense(features: Tensor, clock: Clock, device: str) -> np.ndarray:
     """The oracle of the tests; always on the CPU."""
     from dense_recluster import dense_recluster
@@ -103,6 +112,7 @@ def run(args: argparse.Namespace) -> None:
     faiss_name = f"faiss IndexFlatIP on {faiss_device(args.device)}, search alone"
     works: dict[str, Work] = {
         ours: recluster,
+        "recluster by ca_jaccard": camera_recluster,
         faiss_name: faiss_search,
         "float32 product + top-k, search alone": product_search,
     }

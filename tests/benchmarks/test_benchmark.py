@@ -45,6 +45,8 @@ def test_recluster_beside_its_baselines() -> None:
         "- neighbors",
         "- Jaccard graph",
         "- DBSCAN",
+        "recluster by ca_jaccard",
+        "- camera-aware graph, with its search",
         "faiss IndexFlatIP on CPU, search alone",
         "float32 product + top-k, search alone",
         "dense oracle",
