@@ -5,6 +5,8 @@ ICE: `chenhao2345/ICE` a206eb9. CC (Cluster Contrast): `alibaba/cluster-contrast
 examples/unsupervised_train.py and ice/trainers.py of the first; E, C and R are
 examples/cluster_contrast_train_usl.py, clustercontrast/models/cm.py and clustercontrast/trainers.py of the others.
 O2CAP: `Terminator8758/O2CAP` a893b7a, whose constants are the defaults of train.py; those of SHARED are the same there.
+TransReID-SSL: `damo-cv/TransReID-SSL` fc39e88, a copy of Cluster Contrast with vision transformers; there E is
+cluster-contrast-reid/examples/cluster_contrast_train_usl.py and V clustercontrast/models/vision_transformer.py.
 Known differences are listed in docs/differences.md.
 """
 
@@ -188,6 +190,46 @@ IBN: Recipe = {
     "MODEL.BACKBONE.WITH_IBN": (True, "the authors' table: IBN"),
     "MODEL.HEADS.POOL_LAYER": ("GeneralizedMeanPoolingP", "the authors' table: GeM"),
 }
+VIT: Recipe = CLUSTER_CONTRAST | {
+    "MODEL.BACKBONE.NAME": ("build_timm_backbone", "market_usl.sh:5 -a vit_small, V:413-418"),
+    "MODEL.BACKBONE.DEPTH": ("vit_small_patch16_224.dino", "V:413-418, weights by dino/script/vit-s_cfs_lup.sh"),
+    "MODEL.BACKBONE.DROP_PATH": (0.3, "E:282"),
+    "MODEL.PIXEL_MEAN": ([127.5] * 3, "market_usl.sh:5 --self-norm, E:45"),
+    "MODEL.PIXEL_STD": ([127.5] * 3, "market_usl.sh:5 --self-norm, E:46"),
+    "MODEL.HEADS.POOL_LAYER": ("Identity", "V:331, the class token"),
+    "MODEL.HEADS.WITH_BNNECK": (True, "V:291-293, V:335"),
+    "MODEL.LOSSES.DISCREPANT_PROXY": (
+        PROXIES | {"UPDATES": ("hardest",), "MARGINS": (), "MOMENTUM": 0.2},
+        "market_usl.sh:5 --use-hard, E:279, E:298",
+    ),
+    "MODEL.BN_SPLITS": (4, "market_usl.sh:5, E:110"),
+    "CLUSTER.EPS": (0.6, "market_usl.sh:5"),
+    "CLUSTER.K1": (30, "E:268"),
+    "CLUSTER.K2": (6, "E:270"),
+    "CLUSTER.MIN_SAMPLES": (4, "E:175"),
+    "INPUT.SIZE_TRAIN": ([256, 128], "E:256-257"),
+    "INPUT.SIZE_TEST": ([256, 128], "E:256-257"),
+    "INPUT.REA.VALUE": ([189.3375, 185.64, 179.265], "E:58: (0.485, 0.456, 0.406) after Normalize"),
+    "DATALOADER.NUM_INSTANCE": (8, "market_usl.sh:5"),
+    "SOLVER.OPT": ("SGD", "E:290"),
+    "SOLVER.MOMENTUM": (0.9, "E:155"),
+    "SOLVER.NESTEROV": (False, "E:155"),
+    "SOLVER.BASE_LR": (0.00035, "E:287"),
+    "SOLVER.WEIGHT_DECAY": (0.0005, "E:289"),
+    "SOLVER.WEIGHT_DECAY_NORM": (0.0005, "E:148: all parameters"),
+    "SOLVER.WEIGHT_DECAY_BIAS": (0.0005, "E:148: all parameters"),
+    "SOLVER.IMS_PER_BATCH": (256, "market_usl.sh:5"),
+    "SOLVER.ITERS_PER_EPOCH": (200, "market_usl.sh:5"),
+    "SOLVER.MAX_EPOCH": (50, "E:291"),
+    "SOLVER.STEPS": ([20, 40], "E:293: every 20 epochs"),
+    "TEST.EVAL_PERIOD": (10, "E:297"),
+}
+ICS: Recipe = {"MODEL.BACKBONE.DEPTH": ("vit_small_patch16_ics", "market_usl.sh:2 --conv-stem, V:196-245")}
+VIT_MSMT17: Recipe = {
+    "CLUSTER.EPS": (0.7, "msmt_usl.sh:2, msmt_usl.sh:5"),
+    "MODEL.BN_SPLITS": (2, "msmt_usl.sh:2, README.md:19: two GPUs"),
+    "TEST.EVAL_PERIOD": (50, "msmt_usl.sh:2, msmt_usl.sh:5"),
+}
 MSMT17: Recipe = {"MODEL.LOSSES.DISCREPANT_PROXY": (PROXIES | {"UPDATES": ("each", "mean")}, "C:79-82")}
 LONGER: Recipe = {"SOLVER.ITERS_PER_EPOCH": (400, "README.md:91, README.md:115")}
 SQUARE: Recipe = {
@@ -207,6 +249,10 @@ RECIPES: dict[str, list[Recipe]] = {
     "cluster_contrast_market": [CLUSTER_CONTRAST],
     "cluster_contrast_msmt17": [CLUSTER_CONTRAST | LONGER],
     "cluster_contrast_veri": [CLUSTER_CONTRAST | LONGER | SQUARE],
+    "cluster_contrast_vit_market": [VIT],
+    "cluster_contrast_vit_msmt17": [VIT | VIT_MSMT17],
+    "cluster_contrast_ics_market": [VIT | ICS],
+    "cluster_contrast_ics_msmt17": [VIT | VIT_MSMT17 | ICS],
 }
 
 

@@ -148,6 +148,9 @@ def _add_model(model: CfgNode) -> None:
     # What a stage after the first starts from: the "last" weights of the stage before, or its "best" (TEST.ENCODER).
     # A labelled test set chooses the best, so labels leak into unsupervised training, as in the published DCMIP.
     model.START_FROM = "last"
+    # timm only: stochastic depth, the probability in [0, 1) with which training leaves out a path of the last block;
+    # that of earlier blocks is lower in proportion. fast-reid's DROP_PATH_RATIO is for its own vision transformer.
+    model.BACKBONE.DROP_PATH = 0.0
     # torch.compile for both encoders in training: the first step takes minutes. Needs a C++ compiler.
     model.COMPILE = False
     # A config file whose BACKBONE and WEIGHTS replace these if the weights of BACKBONE.PRETRAIN cannot be downloaded,

@@ -51,6 +51,7 @@ RANGES = {
     "DATALOADER.UNREADABLE": ("must be 'error' or 'skip'", lambda value: value in ("error", "skip")),
     "DATASETS.CHANGED": ("must be 'error' or 'relabel'", lambda value: value in ("error", "relabel")),
     "DATALOADER.CACHE": ("must be 'none' or 'ram'", lambda value: value in ("none", "ram")),
+    "MODEL.BACKBONE.DROP_PATH": ("must be at least 0 and below 1", lambda value: 0 <= value < 1),
     "MODEL.START_FROM": ("must be 'last' or 'best'", lambda value: value in ("last", "best")),
     "MODEL.MOMENTUM.ALPHA": SHARE,
     "MODEL.LOSSES.CLUSTER_PROXY.TEMPERATURE": ABOVE_ZERO,

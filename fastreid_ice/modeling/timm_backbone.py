@@ -21,6 +21,7 @@ from timm.models import get_pretrained_cfg, load_state_dict
 from torch import Tensor, nn
 
 from ..errors import InputError
+from . import ics_stem  # noqa: F401  registers its model in timm
 from .weights import read_weights
 
 CONNECT_SECONDS = 10
@@ -93,17 +94,20 @@ class TimmBackbone(nn.Module):
 @BACKBONE_REGISTRY.register()
 def build_timm_backbone(cfg: CfgNode) -> TimmBackbone:
     """The timm model that ``MODEL.BACKBONE.DEPTH`` names, such as "resnet50", "vit_small_patch16_224.dino" (after the
-    dot which of its weights) or "vit_small_patch14_dinov2". timm has no IBN networks; fast-reid's ResNets do.
+    dot which of its weights) or "vit_small_patch14_dinov2"; or the ViT-S of TransReID-SSL with its convolutional stem,
+    "vit_small_patch16_ics". timm has no IBN networks; fast-reid's ResNets do.
 
     It also reads ``PRETRAIN`` (a download by timm) and ``PRETRAIN_PATH`` (a safetensors or torch file, from which only
-    tensors are read; with or without its classifier); ``LAST_STRIDE``, where 1 gives maps of a 16th of the image's size
-    by dilation, if timm offers that; and ``INPUT.SIZE_TRAIN``, to which grids and position embeddings are fitted.
+    tensors are read; with or without its classifier; of a checkpoint of DINO the teacher); ``DROP_PATH``;
+    ``LAST_STRIDE``, where 1 gives maps of a 16th of the image's size by dilation, if timm offers that; and
+    ``INPUT.SIZE_TRAIN``, to which grids and position embeddings are fitted.
     MomentumReID determines ``FEAT_DIM`` itself. It sets ``MODEL.PIXEL_MEAN`` and ``PIXEL_STD`` to the values with which
     the model was pretrained, unless they differ from fast-reid's defaults. fast-reid's own meta-architectures take all
     three from the config.
 
     Raises:
-        InputError: no such model, weights in ``PRETRAIN_PATH`` that do not fit, or a size that the model cannot take.
+        InputError: no such model, weights in ``PRETRAIN_PATH`` that do not fit, or a size or ``DROP_PATH`` that the
+            model cannot take.
         OSError: weights that cannot be downloaded.
     """
     node = cfg.MODEL.BACKBONE
@@ -115,6 +119,10 @@ def build_timm_backbone(cfg: CfgNode) -> TimmBackbone:
             f"{node.DEPTH} takes no images of INPUT.SIZE_TRAIN {cfg.INPUT.SIZE_TRAIN}: "
             f"{textwrap.shorten(str(error), 200)}"
         ) from error
+    except TypeError as error:
+        if not node.DROP_PATH:
+            raise
+        raise InputError(f"MODEL.BACKBONE.DROP_PATH: {node.DEPTH} has no paths to drop; set it to 0") from error
     if get_pretrained_cfg(node.DEPTH).fixed_input_size and list(cfg.INPUT.SIZE_TEST) != list(cfg.INPUT.SIZE_TRAIN):
         raise InputError(
             f"{node.DEPTH} takes images of one size: INPUT.SIZE_TEST {cfg.INPUT.SIZE_TEST} must be INPUT.SIZE_TRAIN "
@@ -159,6 +167,8 @@ def _create(cfg: CfgNode, *, pretrained: bool) -> nn.Module:
     """The model without its classifier. It is loaded as a whole first, so that timm notices what a file lacks."""
     name = cfg.MODEL.BACKBONE.DEPTH
     arguments: dict[str, Any] = {}
+    if cfg.MODEL.BACKBONE.DROP_PATH:
+        arguments["drop_path_rate"] = cfg.MODEL.BACKBONE.DROP_PATH
     if get_pretrained_cfg(name).fixed_input_size:
         arguments["img_size"] = tuple(cfg.INPUT.SIZE_TRAIN)
     elif cfg.MODEL.BACKBONE.LAST_STRIDE == 1:
@@ -197,7 +207,11 @@ def _from_file(name: str, path: str, needed: set[str], arguments: dict[str, Any]
     """
     if not path.endswith(".safetensors"):
         read_weights(path)  # its error gives the reason, and not torch's advice to load the file anyway
-    source: dict[str, Any] = {"state_dict": load_state_dict(path)}
+    weights = load_state_dict(path)
+    if "teacher" in weights:  # a checkpoint of DINO: its teacher, a network in "backbone" with a head
+        teacher = weights["teacher"]
+        weights = {key.partition("backbone.")[2]: value for key, value in teacher.items() if "backbone." in key}
+    source: dict[str, Any] = {"state_dict": weights}
     if needed <= set(source["state_dict"]):
         source["state_dict"] = {key: source["state_dict"][key] for key in needed}
         source["num_classes"] = 0

@@ -49,6 +49,8 @@ def test_published_recipes_normalise_as_on_their_gpus(path: Path) -> None:
         assert recipe == (1, 32, 4), "O2CAP, on one GPU"
     elif "HardInstanceLoss" in cfg.MODEL.LOSSES.NAME:
         assert recipe == (4, 32, 4), "ICE"
+    elif cfg.MODEL.BACKBONE.NAME == "build_timm_backbone":
+        assert recipe == (4 if cfg.DATASETS.NAMES == ("Market1501",) else 2, 256, 8), "TransReID-SSL"
     else:
         assert recipe == (4, 256, 16), "DCMIP and Cluster Contrast"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,14 @@ from fastreid.config import CfgNode, get_cfg
 from fastreid.modeling.meta_arch import build_model
 from torch import Tensor, nn
 
-from fastreid_ice import InputError
+from fastreid_ice import InputError, add_ice_config
 from fastreid_ice.core import Clusters, ImageTable
 from fastreid_ice.deploy.export import export_encoder
 from fastreid_ice.engine import check_config
 from fastreid_ice.modeling import MomentumReID, build_timm_backbone
 from fastreid_ice.modeling.batch_norm import split_batch_norms
 from fastreid_ice.modeling.timm_backbone import TimmBackbone
-from support import osnet_config, small_config, train
+from support import ROOT, SMALL, osnet_config, small_config, train
 
 CONV, TOKENS = "test_resnet.r160_in1k", "test_vit.r160_in1k"
 # Of 64 x 32 images: C, h, w.
@@ -31,6 +32,7 @@ FAMILIES = {
     "test_efficientnet": (256, 4, 2),
     "mobilenetv3_small_050": (288, 2, 1),  # no other stride
     "mambaout_femto": (288, 2, 1),  # channels last
+    "vit_small_patch16_ics": (384, 1, 1),  # convolutional stem
     TOKENS: (64, 1, 1),  # class token
     "test_vit3": (96, 1, 1),  # attention
     "levit_128s": (384, 1, 1),  # caches values computed from its parameters in evaluation mode
@@ -153,6 +155,115 @@ def test_weights_of_a_file(tmp_path: Path, name: str, classes: int, suffix: str)
     assert "state_dict" not in model.backbone.net.pretrained_cfg
 
 
+class TestPublishedWeights:
+    """Files with the layout of published weights, with names and shapes as there and random values."""
+
+    @pytest.mark.parametrize(
+        ("name", "what"),
+        [
+            ("vit_small_patch16_224.dino", "converted"),
+            ("vit_small_patch16_224.dino", "checkpoint"),
+            ("vit_small_patch16_ics", "converted"),
+            ("vit_small_patch16_ics", "checkpoint of several processes"),  # these wrap a teacher with batch norm
+        ],
+    )
+    def test_of_transreid_ssl(self, tmp_path: Path, name: str, what: str) -> None:
+        """DINO on images of 256 x 128: the checkpoint of its run, or the teacher's backbone alone."""
+        original = timm_model(name, img_size=(256, 128), num_classes=0)
+        weights = original.state_dict()
+        assert weights["pos_embed"].shape == (1, 1 + 16 * 8, 384)
+        if what != "converted":
+            prefix = "module." if what == "checkpoint of several processes" else ""
+            teacher = {f"{prefix}backbone.{key}": value for key, value in weights.items()}
+            teacher[f"{prefix}head.last_layer.weight_v"] = torch.zeros(8, 4)
+            student = {key: torch.zeros_like(value) for key, value in teacher.items()}
+            args = argparse.Namespace(arch="vit_small", height=256)
+            weights = {"student": student, "teacher": teacher, "epoch": 100, "args": args}
+        torch.save(weights, tmp_path / "vit_small_cfs_lup.pth")
+        size = {"INPUT__SIZE_TRAIN": [256, 128], "INPUT__SIZE_TEST": [256, 128]}
+        backbone = build_timm_backbone(pretrained(tmp_path / "vit_small_cfs_lup.pth", name, **size))
+        torch.testing.assert_close(backbone.net.state_dict(), original.state_dict(), rtol=0, atol=0)
+        assert backbone.layout == "pooled"
+        sample = images((256, 128), 2) / 255
+        torch.testing.assert_close(backbone(sample)[..., 0, 0], original.forward_features(sample)[:, 0])
+
+    def test_of_clip(self, tmp_path: Path) -> None:
+        """The state dict of OpenAI's ViT-B/16: half precision, with the text encoder, for square images."""
+        generator = torch.Generator().manual_seed(0)
+
+        def draw(*shape: int) -> Tensor:
+            return (0.02 * torch.randn(shape, generator=generator)).half()
+
+        weights = {
+            "visual.class_embedding": draw(768),
+            "visual.positional_embedding": draw(1 + 14 * 14, 768),
+            "visual.proj": draw(768, 512),
+            "visual.conv1.weight": draw(768, 3, 16, 16),
+            "positional_embedding": draw(77, 512),
+            "text_projection": draw(512, 512),
+            "logit_scale": draw(),
+            "input_resolution": torch.tensor(224),
+            "token_embedding.weight": draw(16, 512),
+            "transformer.resblocks.0.ln_1.weight": draw(512),
+            "ln_final.weight": draw(512),
+        }
+        for norm in ("ln_pre", "ln_post", *(f"transformer.resblocks.{i}.ln_{k}" for i in range(12) for k in (1, 2))):
+            weights |= {f"visual.{norm}.weight": 1 + draw(768), f"visual.{norm}.bias": draw(768)}
+        for block in (f"visual.transformer.resblocks.{i}" for i in range(12)):
+            weights |= {
+                f"{block}.attn.in_proj_weight": draw(3 * 768, 768),
+                f"{block}.attn.in_proj_bias": draw(3 * 768),
+                f"{block}.attn.out_proj.weight": draw(768, 768),
+                f"{block}.attn.out_proj.bias": draw(768),
+                f"{block}.mlp.c_fc.weight": draw(4 * 768, 768),
+                f"{block}.mlp.c_fc.bias": draw(4 * 768),
+                f"{block}.mlp.c_proj.weight": draw(768, 4 * 768),
+                f"{block}.mlp.c_proj.bias": draw(768),
+            }
+        torch.save(weights, tmp_path / "clip.pth")
+        backbone = build_timm_backbone(
+            pretrained(tmp_path / "clip.pth", "vit_base_patch16_clip_quickgelu_224.openai")
+        ).eval()
+        loaded = backbone.net.state_dict()
+        for ours, theirs in {
+            "cls_token": "class_embedding",
+            "patch_embed.proj.weight": "conv1.weight",
+            "norm_pre.bias": "ln_pre.bias",
+            "norm.weight": "ln_post.weight",
+            "blocks.11.attn.qkv.weight": "transformer.resblocks.11.attn.in_proj_weight",
+            "blocks.11.mlp.fc2.bias": "transformer.resblocks.11.mlp.c_proj.bias",
+        }.items():
+            assert torch.equal(loaded[ours].squeeze(), weights[f"visual.{theirs}"].float()), ours
+        assert loaded["pos_embed"].shape == (1, 1 + 4 * 2, 768), "resized to 64 x 32"
+        assert backbone(images() / 255).shape == (8, 768, 1, 1) and not any("head" in key for key in loaded)
+
+    def test_a_torchscript_archive(self, tmp_path: Path) -> None:
+        """OpenAI publishes CLIP as one, with code; its state dict is to be saved first."""
+        torch.jit.script(nn.Linear(2, 2)).save(str(tmp_path / "ViT-B-16.pt"))
+        with pytest.raises(InputError, match=r"ViT-B-16.pt: it is a TorchScript archive.*save its state_dict\(\)"):
+            build_timm_backbone(pretrained(tmp_path / "ViT-B-16.pt", TOKENS))
+
+
+class TestDropPath:
+    def test_grows_from_block_to_block_in_training_alone(self) -> None:
+        backbone = build_timm_backbone(config(TOKENS, MODEL__BACKBONE__DROP_PATH=0.3))
+        rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in backbone.net.blocks]
+        torch.testing.assert_close(torch.tensor(rates), torch.linspace(0, 0.3, len(rates)))
+        for training in (True, False):
+            backbone.train(training)
+            assert torch.equal(backbone(images() / 255), backbone(images() / 255)) is not training
+
+    def test_is_off_by_default(self) -> None:
+        backbone = build_timm_backbone(config(TOKENS)).train()
+        assert torch.equal(backbone(images() / 255), backbone(images() / 255))
+
+    def test_values_and_networks_that_cannot_have_it(self) -> None:
+        with pytest.raises(InputError, match="MODEL.BACKBONE.DROP_PATH 1.0 must be at least 0 and below 1"):
+            check_config(config(TOKENS, MODEL__BACKBONE__DROP_PATH=1.0))
+        with pytest.raises(InputError, match="MODEL.BACKBONE.DROP_PATH: densenet121 has no paths to drop; set it to 0"):
+            build_timm_backbone(config("densenet121", MODEL__BACKBONE__DROP_PATH=0.1))
+
+
 class TestNormalisation:
     def test_is_that_of_the_pretraining(self) -> None:
         model = build_model(config(TOKENS))
@@ -254,6 +365,24 @@ def test_bfloat16_is_near_float32(name: str) -> None:
             near = model(images())
     assert near.dtype == torch.float32
     assert torch.nn.functional.cosine_similarity(exact, near).min() > 0.99
+
+
+@pytest.mark.parametrize("name", ["vit", "ics"])
+@pytest.mark.parametrize("data", ["market", "msmt17"])
+def test_the_recipes_of_vision_transformers_train(tmp_path: Path, name: str, data: str) -> None:
+    """On few drawn people, with images of two patches; all else is the recipe's."""
+    cfg = get_cfg()
+    add_ice_config(cfg)
+    cfg.merge_from_file(str(ROOT / "configs" / f"cluster_contrast_{name}_{data}.yml"))
+    changes = {key: value for key, value in SMALL.items() if not key.startswith("MODEL.BACKBONE.")}
+    changes |= {"MODEL.BACKBONE.PRETRAIN": False, "SOLVER.MAX_EPOCH": 1, "OUTPUT_DIR": str(tmp_path)}
+    cfg.merge_from_list([part for item in changes.items() for part in item])
+    check_config(cfg)
+    trainer = train(cfg)
+    assert trainer.iter == 2 and trainer.storage.latest()["total_loss"][0] > 0
+    backbone = trainer.model.backbone
+    assert sum(parameter.numel() for parameter in backbone.parameters()) > 21e6, "the whole network"
+    assert backbone.net.blocks[-1].drop_path1.drop_prob == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize("name", [CONV, TOKENS])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 from collections.abc import Callable
@@ -33,6 +34,10 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "code": (lambda path: torch.save({"model": RunsCode()}, path), "holds posix.mkdir, .* could run code; use a file"),
     "old code": (
         lambda path: torch.save({"model": RunsCode()}, path, _use_new_zipfile_serialization=False),
+        "holds posix.mkdir, .* could run code; use a file",
+    ),
+    "code in arguments": (
+        lambda path: torch.save({"args": argparse.Namespace(lr=RunsCode())}, path),
         "holds posix.mkdir, .* could run code; use a file",
     ),
     "cut off": (cut, BROKEN),
