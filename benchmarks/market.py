@@ -52,6 +52,7 @@ METHODS = {
     "hybrid": Method("ice_hybrid_market", ICE),
     "o2cap": Method("o2cap_market", ICE),
     "ice_camera_norm": Method("ice_market", ICE | {"CLUSTER.CAMERA_NORM": True}),
+    "hybrid_camera_norm": Method("ice_hybrid_market", ICE | {"CLUSTER.CAMERA_NORM": True}),
     "ice_ca_jaccard": Method("ice_market", ICE | {"CLUSTER.DISTANCE": "ca_jaccard"}),
     "ice_auto_eps": Method("ice_market", ICE | {"CLUSTER.AUTO_EPS": True}),
     "ice_groundtruth": Method("ice_groundtruth_market", ICE),

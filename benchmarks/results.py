@@ -30,6 +30,7 @@ METHODS = {
     "hybrid": "ICE with DCMIP's proxies",
     "o2cap": "O2CAP",
     "ice_camera_norm": "ICE, `CLUSTER.CAMERA_NORM`",
+    "hybrid_camera_norm": "ICE with DCMIP's proxies, `CLUSTER.CAMERA_NORM`",
     "ice_ca_jaccard": "ICE, `CLUSTER.DISTANCE ca_jaccard`",
     "ice_auto_eps": "ICE, `CLUSTER.AUTO_EPS`",
     "ice_groundtruth": "ICE, true identities in place of clusters",
