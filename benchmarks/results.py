@@ -36,6 +36,8 @@ METHODS = {
     "ice_groundtruth": "ICE, true identities in place of clusters",
     "baseline": "fast-reid's Baseline, with labels",
 }
+# Runs of other repositories, of which only the metrics are here.
+PUBLISHED = {"published_cluster_contrast": "the published code of Cluster Contrast"}
 EPOCHS = (2, 4, 6)
 PASSES = "baseline"  # its epochs are passes over all images, two in place of six
 
@@ -54,7 +56,7 @@ def read_runs(folder: Path = DOCS / "results") -> dict[tuple[str, str], list[Run
 def table(runs: Mapping[tuple[str, str], Sequence[Run]]) -> str:
     """A row for each method from ``START``, with the mean and the range over its runs; the best mAP comes last."""
     rows = {}
-    for method, label in METHODS.items():
+    for method, label in (METHODS | PUBLISHED).items():
         if found := runs.get((method, START)):
             cells = ["", "", _evaluated(found, 2)] if method == PASSES else [_evaluated(found, each) for each in EPOCHS]
             clusters = [run["epochs"][-1] for run in found]
@@ -91,9 +93,10 @@ def _mean(values: Sequence[float | None], scale: float, form: str) -> str:
 
 
 def curve(run: Run) -> list[Point]:
-    """(epochs trained, mAP), from the start on."""
+    """(epochs trained, mAP), with that of the start if it was evaluated."""
     points = [(float(done), scalars["mAP"]) for done, scalars in enumerate(run["epochs"], 1) if "mAP" in scalars]
-    return [(0.0, run["epochs"][0]["start/mAP"]), *points]
+    start = run["epochs"][0].get("start/mAP")
+    return points if start is None else [(0.0, start), *points]
 
 
 def main() -> None:
