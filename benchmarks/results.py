@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fastreid_ice.commands.compare import mean_and_spread
 from fastreid_ice.reporting.chart import Point, draw_curves
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -54,14 +55,16 @@ def read_runs(folder: Path = DOCS / "results") -> dict[tuple[str, str], list[Run
 
 
 def table(runs: Mapping[tuple[str, str], Sequence[Run]]) -> str:
-    """A row for each method from ``START``, with the mean and the range over its runs; the best mAP comes last."""
+    """A row for each method from ``START``, with mean and standard deviation over its runs; the best mAP comes last."""
     rows = {}
     for method, label in (METHODS | PUBLISHED).items():
         if found := runs.get((method, START)):
             cells = ["", "", _evaluated(found, 2)] if method == PASSES else [_evaluated(found, each) for each in EPOCHS]
             clusters = [run["epochs"][-1] for run in found]
             cells += [
-                _mean([clustered.get(f"cluster/{name}") for clustered in clusters], scale, form)
+                mean_and_spread(
+                    [scale * each[f"cluster/{name}"] for each in clusters if f"cluster/{name}" in each], form
+                )
                 for name, scale, form in (("number", 1, ".0f"), ("noise_share", 100, ".0f"), ("ari", 1, ".3f"))
             ]
             commits = ", ".join(dict.fromkeys(run["commit"] for run in found))
@@ -81,15 +84,7 @@ def _evaluated(runs: Sequence[Run], epoch: int) -> str:
     found = [scalars for scalars in epochs if "mAP" in scalars]
     if not found:
         return ""
-    return " / ".join(_mean([scalars[name] for scalars in found], 1, ".1f") for name in ("mAP", "Rank-1"))
-
-
-def _mean(values: Sequence[float | None], scale: float, form: str) -> str:
-    known = [scale * value for value in values if value is not None]
-    if not known:
-        return ""
-    spread = f" ± {(max(known) - min(known)) / 2:{form}}" if len(known) > 1 else ""
-    return f"{statistics.mean(known):{form}}{spread}"
+    return " / ".join(mean_and_spread([scalars[name] for scalars in found], ".1f") for name in ("mAP", "Rank-1"))
 
 
 def curve(run: Run) -> list[Point]:

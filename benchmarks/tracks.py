@@ -89,10 +89,10 @@ def market(args: argparse.Namespace) -> Iterator[Images]:
         (f"same box number, frames at most {GAP} apart", tracks_by_name(paths, known)),
         (f"same person, frames at most {TRUE_GAP} apart", tracks_by_truth(known)),
     ):
-        told = replace(known, tracks=tracks)
-        yield Images(f"Market-1501, {name}", features, told, k1=30)
+        tracked = replace(known, tracks=tracks)
+        yield Images(f"Market-1501, {name}", features, tracked, k1=30)
         standardized = standardize_by_camera(features, known.cameras)
-        yield Images(f"Market-1501, {name}, standardised within cameras", standardized, told, k1=30)
+        yield Images(f"Market-1501, {name}, standardised within cameras", standardized, tracked, k1=30)
 
 
 def first_features(cfg: CfgNode) -> tuple[Tensor, ImageTable]:
@@ -106,7 +106,7 @@ def first_features(cfg: CfgNode) -> tuple[Tensor, ImageTable]:
 def tracks_by_name(paths: list[str], known: ImageTable) -> Tensor:
     """Market-1501's names end with _<frame>_<box>.jpg: assumes that a person keeps the number of the box.
 
-    Names tell no position, so this is all that they tell of which box follows which. The identity is not read.
+    Names tell no position, so this is all that they say about which box follows which. The identity is not read.
     """
     boxes = [int(re.search(r"_([0-9]+)\.jpg$", path)[1]) for path in paths]
     return following(torch.stack((known.cameras, torch.tensor(boxes)), 1), known.times, GAP)

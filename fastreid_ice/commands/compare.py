@@ -146,16 +146,17 @@ def comparison_table(groups: dict[str, list[Trial]]) -> str:
     for name, runs in groups.items():
         figures = [run.figures() for run in runs]
         starts += [run["start"] for run in figures if "start" in run]
-        cells = [_mean_and_spread([run[key] for run in figures if key in run], COLUMNS[key]) for key in COLUMNS]
+        cells = [mean_and_spread([run[key] for run in figures if key in run], COLUMNS[key]) for key in COLUMNS]
         rows.append([name, len(runs), *cells])
     if starts:
-        rows.insert(0, ["(start)", None, _mean_and_spread(starts, ".1f"), *[None] * (len(COLUMNS) - 1)])
+        rows.insert(0, ["(start)", None, mean_and_spread(starts, ".1f"), *[None] * (len(COLUMNS) - 1)])
     headers = ["config", "runs", *COLUMNS]
     align = ["left", *["right"] * (len(headers) - 1)]
     return tabulate(rows, headers, missingval="", disable_numparse=True, colalign=align)
 
 
-def _mean_and_spread(values: list[float], form: str) -> str:
+def mean_and_spread(values: Sequence[float], form: str) -> str:
+    """The mean and the standard deviation in a format such as ".1f"; without a deviation if all values are equal."""
     if not values:
         return ""
     spread = f" ± {statistics.stdev(values):{form}}" if len(set(values)) > 1 else ""

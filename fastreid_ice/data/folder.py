@@ -75,7 +75,7 @@ class UnlabeledFolder(ImageDataset):
                 "at least 2 are needed"
             )
         self.paths = [str(self.root / name) for name in names]
-        self._rule, self._cameras_told = self._metadata_rule(metadata, names, parts)
+        self._rule, self._knows_cameras = self._metadata_rule(metadata, names, parts)
         self._facts = dict(zip(self.paths, self._facts_of_part("", names), strict=True))
         self.cameras = [self._facts[path].camera for path in self.paths]
         train = [
@@ -105,7 +105,7 @@ class UnlabeledFolder(ImageDataset):
     def show_train(self) -> None:
         """Logs how many images each camera has, and how many tracks and times are known."""
         logger.info("%d images in %s (DATASETS.FOLDER.CAMERAS %s)", len(self.paths), self.root, self.rule)
-        if self._cameras_told:
+        if self._knows_cameras:
             counts = sorted(Counter(camera or "" for camera in self.cameras).items())
             more = len(counts) - SHOWN_CAMERAS
             table = tabulate(counts[:SHOWN_CAMERAS], ["camera", "images"], disable_numparse=True)
@@ -124,17 +124,17 @@ class UnlabeledFolder(ImageDataset):
             return (lambda part, names: [Facts()] * len(names)), self._camera is not None
         if metadata.lower().endswith(".csv"):
             others = (f"{part}/{name}" for part in parts for name in list_images(self.root / part))
-            rule, tells_cameras = table_rule(self.root / metadata, {*names, *others})
+            rule, gives_cameras = table_rule(self.root / metadata, {*names, *others})
         else:
-            rule, tells_cameras = pattern_rule(metadata)
-        if tells_cameras and self._camera is not None:
+            rule, gives_cameras = pattern_rule(metadata)
+        if gives_cameras and self._camera is not None:
             raise InputError(
                 f"{KEY} {metadata!r} gives cameras, and so does DATASETS.FOLDER.CAMERAS {self.rule!r}; set one of them"
             )
-        return rule, tells_cameras or self._camera is not None
+        return rule, gives_cameras or self._camera is not None
 
     def _facts_of_part(self, part: str, names: list[str]) -> list[Facts]:
-        """What both rules tell of the images of query or gallery, or with "" of those to train on."""
+        """What both rules give for the images of query or gallery, or with "" of those to train on."""
         facts = self._rule(part, names)
         if self._camera is None:
             return facts
@@ -160,7 +160,7 @@ class UnlabeledFolder(ImageDataset):
         if not any(seen[person] - {camera} for _, person, camera in query):
             raise InputError(
                 f"no image in {str(self.root / QUERY)!r} has its identity in {str(self.root / GALLERY)!r}"
-                + (" in another camera" if self._cameras_told else "")
+                + (" in another camera" if self._knows_cameras else "")
             )
         people, cameras = (
             {text: number for number, text in enumerate(sorted({item[column] for item in query + gallery}))}
@@ -179,7 +179,7 @@ class UnlabeledFolder(ImageDataset):
             if name.count("/") <= layout.count("/"):
                 raise InputError(f"{str(folder / name)!r} must lie in a folder {part}/{layout}")
         cameras = [facts.camera for facts in self._facts_of_part(part, names)]
-        if not self._cameras_told:  # query and gallery count as two cameras, so that all images of a person count
+        if not self._knows_cameras:  # query and gallery count as two cameras, so that all images of a person count
             cameras = [part] * len(names)
         if None in cameras:
             unknown = str(folder / names[cameras.index(None)])

@@ -31,8 +31,8 @@ def test_rows_are_sorted_and_seeds_are_averaged() -> None:
     }
     assert table(runs).splitlines()[2:] == [
         "| DCMIP, both stages (`dcmip`) | 39.0 / 69.0 | 44.0 / 74.0 | 49.0 / 79.0 | 700 | 20 | 0.500 | 1 | abc |",
-        "| ICE, camera-aware (`ice`) | 40.5 ± 0.5 / 70.5 ± 0.5 | 46.0 ± 1.0 / 76.0 ± 1.0 | 52.0 ± 2.0 / 82.0 ± 2.0 "
-        "| 700 ± 0 | 20 ± 0 | 0.500 ± 0.000 | 2 | abc |",
+        "| ICE, camera-aware (`ice`) | 40.5 ± 0.7 / 70.5 ± 0.7 | 46.0 ± 1.4 / 76.0 ± 1.4 | 52.0 ± 2.8 / 82.0 ± 2.8 "
+        "| 700 | 20 | 0.500 | 2 | abc |",
         "| fast-reid's Baseline, with labels (`baseline`) |  |  | 60.0 / 90.0 | 700 | 20 | 0.500 | 1 | abc |",
     ]
     assert curve(runs["ice", "osnet"][0]) == [(0, 31), (2, 40), (4, 45), (6, 50)]

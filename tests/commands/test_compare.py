@@ -117,6 +117,6 @@ def test_bad_input_is_told_before_anything_runs(configs: list[Path], tmp_path: P
 
 
 def test_mean_and_spread() -> None:
-    assert compare._mean_and_spread([1.0, 2.0, 3.0], ".1f") == "2.0 ± 1.0"
-    assert compare._mean_and_spread([1.0], ".1f") == "1.0"
-    assert compare._mean_and_spread([], ".1f") == ""
+    assert compare.mean_and_spread([1.0, 2.0, 3.0], ".1f") == "2.0 ± 1.0"
+    assert compare.mean_and_spread([1.0], ".1f") == "1.0"
+    assert compare.mean_and_spread([], ".1f") == ""
