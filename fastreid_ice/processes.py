@@ -17,11 +17,11 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from types import ModuleType
 from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
-from fastreid.utils import comm
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from .errors import InputError
@@ -183,10 +183,10 @@ def process_group(store: dist.Store, backend: str, *, timeout: timedelta = TIMEO
         ranks = range(first, first + local_size)
         local_group = dist.new_group(list(ranks), timeout=timeout)
         if rank in ranks:
-            comm._LOCAL_PROCESS_GROUP = local_group
+            _comm()._LOCAL_PROCESS_GROUP = local_group
     # After an error the others no longer answer: the process ends without waiting for them.
     yield
-    comm.synchronize()
+    _comm().synchronize()
     _ended_groups.append(dist.group.WORLD)
     dist.destroy_process_group()
 
@@ -205,6 +205,7 @@ def of_first(function: Callable[[], T], store: dist.Store | None = None) -> T:
         if os.environ["RANK"] == "0":
             store.set("of first", pickle.dumps(_outcome(function)))
         return _result(pickle.loads(store.get("of first")))
+    comm = _comm()
     if comm.get_world_size() == 1:
         return function()
     outcome = [_outcome(function) if comm.is_main_process() else None]
@@ -219,9 +220,16 @@ def in_each(function: Callable[[], T]) -> T:
         InputError: in every process, that of the first process in which ``function`` raised it.
     """
     value, refusal = _outcome(function)
-    for found in comm.all_gather(refusal):
+    for found in _comm().all_gather(refusal):
         _result((None, found))
     return value
+
+
+def _comm() -> ModuleType:
+    """fast-reid's part of this; imported late, since with fastreid comes the engine, which imports this module."""
+    from fastreid.utils import comm
+
+    return comm
 
 
 def _outcome(function: Callable[[], T]) -> tuple[T | None, str | None]:

@@ -66,6 +66,14 @@ def test_arrows(path: Path) -> None:
     assert "fastreid_ice" not in rooms_imported_by(path), "import the package's own rooms relatively"
 
 
+@pytest.mark.parametrize("name", ["errors", "files", "moved", "processes", "progress"])
+def test_modules_of_no_room_import_fastreid_late(name: str) -> None:
+    """With fastreid comes the engine, which imports them: whoever imports one first would find it half imported."""
+    module = ast.parse((PACKAGE / f"{name}.py").read_text())
+    imported = [node for node in module.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert not any("fastreid" in (getattr(node, "module", None) or node.names[0].name) for node in imported)
+
+
 @pytest.mark.parametrize(("old", "new"), MOVED.items())
 def test_moved_modules_name_the_new_ones(old: str, new: str) -> None:
     with pytest.raises(
