@@ -129,7 +129,7 @@ class Worker:
 
     def __init__(self, work: Work, features: Path, *, threads: int, device: str) -> None:
         self._work = work
-        self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        self._pool = ProcessPoolExecutor(1, mp_context=get_context("forkserver"))
         self._ready = self._pool.submit(_prepare, work, features, threads, device)
 
     def __enter__(self) -> Worker:
