@@ -44,6 +44,7 @@ class Method(NamedTuple):
 ICE = {"SOLVER.WARMUP_ITERS": 300}
 # A part of 8 images is too small to normalise for a recipe that splits 256.
 PROXIES = {"MODEL.BN_SPLITS": 1}
+REFINED = ("NeighborLabelLoss", "CrossCameraLoss", "HardInstanceLoss", "SoftConsistencyLoss")
 METHODS = {
     "ice_agnostic": Method("ice_agnostic_market", ICE),
     "ice": Method("ice_market", ICE),
@@ -55,6 +56,7 @@ METHODS = {
     "hybrid_camera_norm": Method("ice_hybrid_market", ICE | {"CLUSTER.CAMERA_NORM": True}),
     "ice_ca_jaccard": Method("ice_market", ICE | {"CLUSTER.DISTANCE": "ca_jaccard"}),
     "ice_auto_eps": Method("ice_market", ICE | {"CLUSTER.AUTO_EPS": True}),
+    "ice_neighbor_labels": Method("ice_market", ICE | {"MODEL.LOSSES.NAME": REFINED}),
     "ice_groundtruth": Method("ice_groundtruth_market", ICE),
     "baseline": Method("baseline_market", ICE | {"TEST.EVAL_PERIOD": 1}),
 }

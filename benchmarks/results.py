@@ -34,6 +34,7 @@ METHODS = {
     "hybrid_camera_norm": "ICE with DCMIP's proxies, `CLUSTER.CAMERA_NORM`",
     "ice_ca_jaccard": "ICE, `CLUSTER.DISTANCE ca_jaccard`",
     "ice_auto_eps": "ICE, `CLUSTER.AUTO_EPS`",
+    "ice_neighbor_labels": "ICE, labels refined by neighbours",
     "ice_groundtruth": "ICE, true identities in place of clusters",
     "baseline": "fast-reid's Baseline, with labels",
 }

@@ -217,6 +217,12 @@ def _add_model(model: CfgNode) -> None:
     # paper's overview shows it.
     losses.MULTI_INSTANCE.POSITIVE = "bank"
 
+    losses.NEIGHBOR_LABEL = CfgNode()  # as CLUSTER_PROXY, with labels refined by neighbours (after NCPLR)
+    losses.NEIGHBOR_LABEL.SCALE = 1.0
+    losses.NEIGHBOR_LABEL.TEMPERATURE = 0.5
+    losses.NEIGHBOR_LABEL.NUM_NEIGHBORS = 10
+    losses.NEIGHBOR_LABEL.SHARE = 0.3  # weight of all neighbours' labels together, in [0, 1]
+
     losses.O2CAP = CfgNode()  # O2CAP
     losses.O2CAP.SCALE = 1.0
     losses.O2CAP.PARTS = ("offline", "online")  # proxies of the same cluster; the most similar proxies

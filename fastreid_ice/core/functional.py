@@ -34,16 +34,18 @@ def cluster_proxy_loss(
     Args:
         features: (B, D) raw features.
         proxies: (C, D) cluster means, used as given.
-        labels: (B,) int64 in [0, C).
+        labels: (B,) int64 in [0, C); or soft labels, (B, C) probabilities.
         temperature: above 0.
         label_smoothing: probability spread evenly over all C clusters, in [0, 1].
 
     Raises:
         ValueError: for shapes that do not match, an empty batch, or a temperature that is not positive.
     """
-    _check(temperature, features=features, labels=labels)
+    _check(temperature, features=features, labels=labels[:, 0] if labels.dim() == 2 else labels)
     _check_proxies(features, proxies=proxies, shape="(C, D)")
     logits = features @ proxies.to(features.dtype).T / temperature
+    if labels.dim() == 2 and labels.shape != logits.shape:
+        raise ValueError(f"soft labels must be (B, C) = {tuple(logits.shape)}, got {tuple(labels.shape)}")
     return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
 
 

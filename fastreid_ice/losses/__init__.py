@@ -9,6 +9,7 @@ from pkgutil import iter_modules
 from .base import LOSS_REGISTRY, LossTerm, Step, build_losses, check_cameras, required_views
 from .dcmip import UPDATE_REGISTRY, DiscrepantProxyLoss, MultiInstanceLoss
 from .ice import ClusterProxyLoss, CrossCameraLoss, HardInstanceLoss, SoftConsistencyLoss
+from .neighbors import NeighborLabelLoss
 from .o2cap import OfflineOnlineProxyLoss
 
 for _module in iter_modules(__path__):
@@ -23,6 +24,7 @@ __all__ = [
     "HardInstanceLoss",
     "LossTerm",
     "MultiInstanceLoss",
+    "NeighborLabelLoss",
     "OfflineOnlineProxyLoss",
     "SoftConsistencyLoss",
     "Step",
