@@ -94,6 +94,8 @@ def build_two_layers(cfg: CfgNode) -> nn.Module:
 def run_with_and_without_compiling(cfg: CfgNode) -> None:
     BACKBONE_REGISTRY.register(build_two_layers)
     HOOK_REGISTRY.register(Witness)
+    # Scalar code: otherwise each process first compiles and starts a probe for every vector extension of the CPU.
+    torch._inductor.config.cpp.vec_isa_ok = False
     folder = cfg.OUTPUT_DIR
     for cfg.MODEL.COMPILE in (False, True):
         cfg.OUTPUT_DIR = os.path.join(folder, f"compiled-{cfg.MODEL.COMPILE}")
