@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader
 from ..compat.training import mixed_precision
 from ..progress import progress
 
+CPU_PIXELS = 2**20  # that a CPU encodes at a time, 32 images of 256 x 128: more do not fit its caches
+
 
 def extract_features(
     model: nn.Module, loader: DataLoader, encoder: str, *, amp: bool = False, flip: bool = False
@@ -66,12 +68,20 @@ def encode_images(
         for batch in progress(loader, title):
             images = batch["images"].to(device, non_blocking=True)
             for encoder in encoders:
-                rows = model.encode(images, encoder).float()
+                rows = _encode(model, images, encoder)
                 if flip:
-                    rows = (rows + model.encode(images.flip(3), encoder).float()) / 2
+                    rows = (rows + _encode(model, images.flip(3), encoder)) / 2
                 features[encoder].append(rows.to("cpu", non_blocking=True))
             for name in batch.keys() - {"images"}:
                 columns[name].append(batch[name])
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return tuple({name: torch.cat(parts) for name, parts in lists.items()} for lists in (features, columns))
+
+
+def _encode(model: nn.Module, images: Tensor, encoder: str) -> Tensor:
+    """(B, D) float32, on a CPU in parts that take less time than the whole."""
+    if images.device.type != "cpu":
+        return model.encode(images, encoder).float()
+    parts = images.split(max(CPU_PIXELS // images[0, 0].numel(), 1))
+    return torch.cat([model.encode(part, encoder).float() for part in parts])

@@ -57,6 +57,19 @@ def test_features_are_those_of_each_image(
     features.mul_(2)  # not inference tensors, which cannot be changed in place
 
 
+def test_parts_that_fit_the_caches_change_nothing(
+    cfg: CfgNode, images: TrainingSet, model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _ = extract_features(model, build_feature_loader(cfg, images), "momentum")
+    sizes = []
+    encode = model.encode
+    monkeypatch.setattr(model, "encode", lambda part, encoder: (sizes.append(len(part)), encode(part, encoder))[1])
+    monkeypatch.setattr("fastreid_ice.engine.features.CPU_PIXELS", 7 * 32 * 16 + 1)
+    parts, _ = extract_features(model, build_feature_loader(cfg, images), "momentum")
+    assert max(sizes) == 7 and sum(sizes) == len(images.paths)
+    torch.testing.assert_close(parts, whole)
+
+
 def test_unreadable_images_have_empty_rows(cfg: CfgNode, images: TrainingSet, model: nn.Module, tmp_path: Path) -> None:
     cfg.DATALOADER.UNREADABLE = "skip"
     images.paths[3] = str(tmp_path / "gone.jpg")
