@@ -138,6 +138,9 @@ def add_ice_config(cfg: CfgNode) -> None:
     cfg.TEST.ENCODER = "momentum"
     # Evaluate the other encoder as well, in the same pass over the images; its metrics are called online/mAP and so on.
     cfg.TEST.BOTH_ENCODERS = False
+    # Standardise the features of query and gallery together within each camera before they are compared, as
+    # CLUSTER.CAMERA_NORM does before clustering: without labels, but with all test images at hand.
+    cfg.TEST.CAMERA_NORM = False
     # The distance of TEST.RERANK, as for CLUSTER.DISTANCE: "jaccard" (TEST.RERANK.K1, K2), or "ca_jaccard".
     cfg.TEST.RERANK.DISTANCE = "jaccard"
     cfg.TEST.RERANK.CA_JACCARD = CfgNode({"K1_INTRA": 5, "K1_INTER": 20, "K2_INTRA": 3, "K2_INTER": 3})

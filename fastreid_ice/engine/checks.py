@@ -164,6 +164,8 @@ def _check_stage(cfg: CfgNode, num_processes: int) -> None:
         raise InputError("TEST.PRECISE_BN.ENABLED must be False: it draws batches before there are pseudo labels")
     if cfg.TEST.RERANK.ENABLED and cfg.TEST.RERANK.DISTANCE == "ca_jaccard" and cfg.TEST.METRIC != "cosine":
         raise InputError(f"TEST.RERANK.DISTANCE ca_jaccard needs TEST.METRIC cosine, not {cfg.TEST.METRIC}")
+    if cfg.TEST.CAMERA_NORM and cfg.TEST.METRIC != "cosine":
+        raise InputError(f"TEST.CAMERA_NORM needs TEST.METRIC cosine, not {cfg.TEST.METRIC}")
     warmup_epochs = -(-cfg.SOLVER.WARMUP_ITERS // cfg.SOLVER.ITERS_PER_EPOCH)
     if cfg.SOLVER.SCHED == "CosineAnnealingLR" and max(warmup_epochs, cfg.SOLVER.DELAY_EPOCHS) >= cfg.SOLVER.MAX_EPOCH:
         raise InputError(

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from fastreid.config import CfgNode
 from fastreid.evaluation import ReidEvaluator
 from fastreid.evaluation.roc import evaluate_roc
@@ -20,7 +21,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..core import camera_reranked_blocks, jaccard_graph, k_nearest
+from ..core import camera_reranked_blocks, jaccard_graph, k_nearest, standardize_by_camera
 from ..core.retrieval import distance_blocks, expand_features, rank_blocks, reranked_blocks
 from ..errors import InputError
 from ..progress import progress
@@ -75,7 +76,8 @@ class BlockedReidEvaluator(ReidEvaluator):
     """ReidEvaluator with the same keys and, except for rounding, the same metrics. Images at equal distance, whose
     order ReidEvaluator leaves to an unstable sort, are ranked by index.
 
-    Distances are computed for a block of queries at a time, on the device of the model. ``TEST.AQE`` searches
+    Distances are computed for a block of queries at a time, on the device of the model. ``TEST.CAMERA_NORM`` first
+    standardises features within each camera, those of query and gallery together. ``TEST.AQE`` searches
     neighbours without all similarities, and ``TEST.RERANK`` keeps the Jaccard distances sparse. Two settings still hold
     all distances at once: ``TEST.ROC``, which needs them, and ``TEST.RERANK`` with the Euclidean ``TEST.METRIC``, which
     is left to fast-reid.
@@ -104,6 +106,8 @@ class BlockedReidEvaluator(ReidEvaluator):
         features, people, cameras = (
             torch.cat([prediction[name] for prediction in predictions]) for name in ("feats", "pids", "camids")
         )
+        if test.CAMERA_NORM:
+            features = standardize_by_camera(F.normalize(features), cameras)
         if test.AQE.ENABLED:
             features = self._expand(features)
         columns = (*self._halves(people), *self._halves(cameras))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from fastreid.config import CfgNode
 from fastreid.evaluation import ReidEvaluator
 
 from fastreid_ice import InputError
-from fastreid_ice.core import camera_reranked_blocks
+from fastreid_ice.core import camera_reranked_blocks, rank_metrics, standardize_by_camera
 from fastreid_ice.core.retrieval import rank_blocks
 from fastreid_ice.engine import BlockedReidEvaluator, UnsupervisedTrainer, check_config
 from support import small_config
@@ -58,6 +59,23 @@ def test_the_figures_are_those_of_fastreid(name: str) -> None:
         assert found[key] == pytest.approx(value, abs=1e-4), key
     if name == "RERANK":
         assert found["mAP"] > fed(BlockedReidEvaluator, small_config()).evaluate()["mAP"] + 1
+
+
+def test_features_standardised_within_cameras() -> None:
+    """Equals the ranking of features that were standardised before, query and gallery together."""
+    cfg = small_config(TEST__CAMERA_NORM=True)
+    evaluator = fed(BlockedReidEvaluator, cfg)
+    found = evaluator.evaluate()
+    features, people, cameras = (
+        torch.cat([batch[name] for batch in evaluator._predictions]) for name in ("feats", "pids", "camids")
+    )
+    rows = standardize_by_camera(F.normalize(features), cameras)
+    halves = [part for column in (rows, people, cameras) for part in (column[:NUM_QUERY], column[NUM_QUERY:])]
+    assert found["mAP"] == pytest.approx(100 * rank_metrics(*halves).average_precision.mean())
+    assert found["mAP"] != fed(BlockedReidEvaluator, small_config()).evaluate()["mAP"]
+    cfg.TEST.METRIC = "euclidean"
+    with pytest.raises(InputError, match="TEST.CAMERA_NORM needs TEST.METRIC cosine, not euclidean"):
+        check_config(cfg)
 
 
 def test_camera_aware_reranking() -> None:
