@@ -59,10 +59,9 @@ class UnlabeledFolder(ImageDataset):
 
     def __init__(self, root: str, *, cameras: str = "none", metadata: str = "", **kwargs) -> None:
         self.root, self.rule = Path(root), cameras
-        self._camera = _camera_pattern(cameras)
         if not self.root.is_dir():
             raise InputError(f"DATASETS.ROOT {root!r} is no folder")
-        parts = [name for name in (QUERY, GALLERY) if (self.root / name).is_dir()]
+        parts = _parts(self.root)
         if len(parts) == 1:
             raise InputError(
                 f"{root!r} holds {parts[0]!r} without {QUERY if parts == [GALLERY] else GALLERY!r}: evaluation needs "
@@ -75,8 +74,8 @@ class UnlabeledFolder(ImageDataset):
                 "at least 2 are needed"
             )
         self.paths = [str(self.root / name) for name in names]
-        self._rule, self._knows_cameras = self._metadata_rule(metadata, names, parts)
-        self._facts = dict(zip(self.paths, self._facts_of_part("", names), strict=True))
+        self._rules = FolderRules(self.root, parts, cameras=cameras, metadata=metadata)
+        self._facts = dict(zip(self.paths, self._rules.facts_of("", names), strict=True))
         self.cameras = [self._facts[path].camera for path in self.paths]
         train = [
             (path, None, None if camera is None else f"{self.dataset_name}_{camera}")
@@ -105,7 +104,7 @@ class UnlabeledFolder(ImageDataset):
     def show_train(self) -> None:
         """Logs how many images each camera has, and how many tracks and times are known."""
         logger.info("%d images in %s (DATASETS.FOLDER.CAMERAS %s)", len(self.paths), self.root, self.rule)
-        if self._knows_cameras:
+        if self._rules.knows_cameras:
             counts = sorted(Counter(camera or "" for camera in self.cameras).items())
             more = len(counts) - SHOWN_CAMERAS
             table = tabulate(counts[:SHOWN_CAMERAS], ["camera", "images"], disable_numparse=True)
@@ -118,39 +117,6 @@ class UnlabeledFolder(ImageDataset):
         if not self.query:
             logger.info("%s has no folders query and gallery: nothing to evaluate there", self.root)
 
-    def _metadata_rule(self, metadata: str, names: list[str], parts: list[str]) -> tuple[Rule, bool]:
-        """The rule for paths below ``root``, and whether cameras are known by it or by the other rule."""
-        if not metadata:
-            return (lambda part, names: [Facts()] * len(names)), self._camera is not None
-        if metadata.lower().endswith(".csv"):
-            others = (f"{part}/{name}" for part in parts for name in list_images(self.root / part))
-            rule, gives_cameras = table_rule(self.root / metadata, {*names, *others})
-        else:
-            rule, gives_cameras = pattern_rule(metadata)
-        if gives_cameras and self._camera is not None:
-            raise InputError(
-                f"{KEY} {metadata!r} gives cameras, and so does DATASETS.FOLDER.CAMERAS {self.rule!r}; set one of them"
-            )
-        return rule, gives_cameras or self._camera is not None
-
-    def _facts_of_part(self, part: str, names: list[str]) -> list[Facts]:
-        """What both rules give for the images of query or gallery, or with "" of those to train on."""
-        facts = self._rule(part, names)
-        if self._camera is None:
-            return facts
-        cameras = self._cameras(self.root / part, names)
-        return [found._replace(camera=camera) for found, camera in zip(facts, cameras, strict=True)]
-
-    def _cameras(self, folder: Path, names: list[str]) -> list[str]:
-        matches = map(self._camera.search, names)
-        cameras = [match and match[1] for match in matches]
-        if None in cameras:
-            raise InputError(
-                f"DATASETS.FOLDER.CAMERAS {self.rule!r} finds no camera in {cameras.count(None)} of {len(names)} "
-                f"paths below {str(folder)!r}, the first: {names[cameras.index(None)]!r}"
-            )
-        return cameras
-
     def _test_set(self) -> list[list[tuple]]:
         """fast-reid's (path, person, camera) of query and of gallery."""
         query, gallery = self._labelled(QUERY), self._labelled(GALLERY)
@@ -160,7 +126,7 @@ class UnlabeledFolder(ImageDataset):
         if not any(seen[person] - {camera} for _, person, camera in query):
             raise InputError(
                 f"no image in {str(self.root / QUERY)!r} has its identity in {str(self.root / GALLERY)!r}"
-                + (" in another camera" if self._knows_cameras else "")
+                + (" in another camera" if self._rules.knows_cameras else "")
             )
         people, cameras = (
             {text: number for number, text in enumerate(sorted({item[column] for item in query + gallery}))}
@@ -178,13 +144,115 @@ class UnlabeledFolder(ImageDataset):
         for name in names:
             if name.count("/") <= layout.count("/"):
                 raise InputError(f"{str(folder / name)!r} must lie in a folder {part}/{layout}")
-        cameras = [facts.camera for facts in self._facts_of_part(part, names)]
-        if not self._knows_cameras:  # query and gallery count as two cameras, so that all images of a person count
+        cameras = [facts.camera for facts in self._rules.facts_of(part, names)]
+        if (
+            not self._rules.knows_cameras
+        ):  # query and gallery count as two cameras, so that all images of a person count
             cameras = [part] * len(names)
         if None in cameras:
             unknown = str(folder / names[cameras.index(None)])
             raise InputError(f"{KEY} gives no camera for {unknown!r}, and evaluation needs the cameras of all images")
         return [(str(folder / name), name.split("/")[-2], camera) for name, camera in zip(names, cameras, strict=True)]
+
+
+class FolderRules:
+    """What the rules ``cameras`` and ``metadata`` of ``UnlabeledFolder`` say of the images in a folder.
+
+    Args:
+        root: the folder.
+        parts: the folders in it, such as ``query``, to whose images the rules apply separately.
+        cameras, metadata: as for ``UnlabeledFolder``.
+
+    Attributes:
+        knows_cameras: whether one of the two rules gives cameras.
+
+    Raises:
+        InputError: as for ``UnlabeledFolder``.
+    """
+
+    def __init__(self, root: Path, parts: Sequence[str], *, cameras: str, metadata: str) -> None:
+        self.root, self.cameras = root, cameras
+        self._camera = _camera_pattern(cameras)
+        self.knows_cameras = self._camera is not None
+        self._rule: Rule = lambda part, names: [Facts()] * len(names)
+        if not metadata:
+            return
+        if metadata.lower().endswith(".csv"):
+            places = [("", parts), *((part, ()) for part in parts)]
+            images = {_joined(part, name) for part, out in places for name in _listed(root, part, out)}
+            self._rule, gives_cameras = table_rule(root / metadata, images)
+        else:
+            self._rule, gives_cameras = pattern_rule(metadata)
+        if gives_cameras and self.knows_cameras:
+            raise InputError(
+                f"{KEY} {metadata!r} gives cameras, and so does DATASETS.FOLDER.CAMERAS {cameras!r}; set one of them"
+            )
+        self.knows_cameras |= gives_cameras
+
+    def facts_of(self, part: str, names: Sequence[str]) -> list[Facts]:
+        """What both rules give for images below ``part``, or with "" for those below the folder itself.
+
+        Raises:
+            InputError: a rule does not fit a path.
+        """
+        facts = self._rule(part, names)
+        if self._camera is None:
+            return facts
+        matches = map(self._camera.search, names)
+        cameras = [match and match[1] for match in matches]
+        if None in cameras:
+            raise InputError(
+                f"DATASETS.FOLDER.CAMERAS {self.cameras!r} finds no camera in {cameras.count(None)} of {len(names)} "
+                f"paths below {str(self.root / part)!r}, the first: {names[cameras.index(None)]!r}"
+            )
+        return [found._replace(camera=camera) for found, camera in zip(facts, cameras, strict=True)]
+
+
+def list_with_cameras(root: Path, *, cameras: str, metadata: str) -> list[tuple[str, str]]:
+    """All images below a folder, also those of its ``query`` and ``gallery``, sorted, each with its camera.
+
+    Args:
+        root: the folder.
+        cameras, metadata: as for ``UnlabeledFolder``.
+
+    Returns:
+        Paths relative to ``root``, and the name of the camera, "" if it is not known.
+
+    Raises:
+        InputError: as for ``UnlabeledFolder``, except that any number of images will do.
+    """
+    parts = _parts(root)
+    rules = FolderRules(root, parts, cameras=cameras, metadata=metadata)
+    found = []
+    for part in ("", *parts):
+        names = _listed(root, part, () if part else parts)
+        found += zip([_joined(part, name) for name in names], rules.facts_of(part, names), strict=True)
+    return sorted((path, facts.camera or "") for path, facts in found)
+
+
+def camera_in_name(name: str, *, cameras: str, metadata: str) -> str:
+    """The camera that the rules of ``UnlabeledFolder`` find in the name of one image elsewhere; "" if they find none.
+
+    A table of metadata names only the images of its own folder, and is not read.
+    """
+    metadata = "" if metadata.lower().endswith(".csv") else metadata
+    try:
+        return FolderRules(Path(), (), cameras=cameras, metadata=metadata).facts_of("", [name])[0].camera or ""
+    except InputError:
+        return ""
+
+
+def _parts(root: Path) -> list[str]:
+    """Which of the folders query and gallery exist."""
+    return [name for name in (QUERY, GALLERY) if (root / name).is_dir()]
+
+
+def _listed(root: Path, part: str, leave_out: Sequence[str]) -> list[str]:
+    return list_images(root / part, leave_out=[root / name for name in leave_out])
+
+
+def _joined(part: str, name: str) -> str:
+    return f"{part}/{name}" if part else name
 
 
 def list_images(root: Path, leave_out: Collection[Path] = ()) -> list[str]:

@@ -62,6 +62,11 @@ def inspect_images(paths: Sequence[str], *, unreadable: str) -> None:
         logger.warning("Copies of other images, byte for byte: %d%s", len(copies), _first(copies))
 
 
+def find_unreadable(paths: Sequence[str]) -> list[str]:
+    """Reads every image; returns for each one that cannot be read a sentence that names it and the reason, in order."""
+    return [found for found in _in_threads(_read, paths, "Reading images") if isinstance(found, str)]
+
+
 def _read(path: str) -> tuple[int, int, int] | str:
     """Width, height and bytes of an image, or the reason why it cannot be read."""
     try:
