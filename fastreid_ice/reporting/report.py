@@ -10,7 +10,6 @@ import gzip
 import json
 import logging
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -22,10 +21,11 @@ from fastreid.engine.train_loop import HookBase
 
 from ..config import Run, Stage
 from ..errors import InputError
-from ..files import owned_folder, replacing
+from ..files import owned_folder
 from ..progress import progress
 from .chart import Chart, Point, bar_chart, line_chart, readable
 from .labels import PseudoLabels
+from .pages import render, short_names, write_text
 from .radii import radii_chart
 from .sheets import contact_sheets, shown, thumbnail
 from .tables import describe_evaluations, evaluations, read_stage
@@ -89,10 +89,11 @@ def write_report(run: Run) -> Path:
     sheets = contact_sheets(clustering, seed=run.stages[0].cfg.SEED)
     rows = shown(sheets)
     pictures = {row: thumbnail(clustering.paths[row]) for row in progress(rows, "Reading pictures for the report")}
-    names, common = _short_names(clustering.paths)
+    names, common = short_names(clustering.paths)
     cameras = [readable(camera) for camera in clustering.cameras]
     last = run.stages[-1].cfg
-    page = _render(
+    page = render(
+        TEMPLATE,
         title=readable(run.folder.resolve().name),
         losses=last.MODEL.LOSSES.NAME,
         clusterer=last.CLUSTER.NAME,
@@ -112,11 +113,7 @@ def write_report(run: Run) -> Path:
         tiles={row: Tile(names[row], cameras[row], _rounded(clustering.distances[row]), pictures[row]) for row in rows},
         index=_packed(names, cameras, clustering),
     )
-    try:
-        with replacing(str(run.report)) as file:
-            file.write(page.encode())
-    except OSError as error:
-        raise InputError(f"{run.report}: {error.strerror}") from error
+    write_text(run.report, page)
     logger.info("Report: %s", run.report)
     return run.report
 
@@ -191,20 +188,6 @@ def _curves(epochs: Mapping[int, Mapping[str, float]], pattern: str, factor: flo
     return curves
 
 
-def _render(**values: object) -> str:
-    """The page, rendered from the templates, which escape all values."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader(__package__),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(TEMPLATE).render(values)
-
-
 def _facts(
     charts: Sequence[tuple[str, Curves]], clustering: PseudoLabels, evaluated: Mapping[str, Mapping[str, float]]
 ) -> list[Fact]:
@@ -272,11 +255,3 @@ def _packed(names: Sequence[str], cameras: Sequence[str], clustering: PseudoLabe
 
 def _rounded(distance: float) -> str:
     return "" if math.isnan(distance) else f"{distance:.3f}"
-
-
-def _short_names(paths: Sequence[str]) -> tuple[list[str], str]:
-    """The paths relative to their common folder, and this folder, as printable text."""
-    if not paths:
-        return [], ""
-    common = os.path.commonpath({os.path.dirname(path) for path in paths})
-    return [readable(os.path.relpath(path, common)) for path in paths], readable(common)
