@@ -15,6 +15,7 @@ COMMANDS = {
     "recluster": "cluster features or a folder of images once, into labels.csv",
     "report": "write report.html about a run: curves, clusters to look at, a search over all images",
     "label": "write pseudo labels as a CSV file or a folder of links per cluster",
+    "search": "search any folder of images with a trained encoder, by one or many queries",
     "export": "export a trained encoder to ONNX and to fast-reid without this plugin",
     "compare": "train several configs with the same seeds and compare them in a table and a chart",
     "bench": "measure reclustering, steps, input, evaluation and whole recipes, in a checkout",

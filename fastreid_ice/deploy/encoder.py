@@ -1,0 +1,104 @@
+"""The encoder of a trained run, as something that turns image files into features."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from fastreid.config import CfgNode
+from fastreid.modeling import build_model
+
+from ..config import Run, value_of
+from ..core import ImageTable
+from ..data import TrainingSet, build_feature_loader
+from ..engine import Checkpointer, build_own_config, extract_features
+from ..errors import InputError
+from ..modeling import MomentumReID
+
+# The keys that features depend on, beside the weights.
+SETTINGS = (
+    "MODEL.BACKBONE",
+    "MODEL.HEADS",
+    "MODEL.PIXEL_MEAN",
+    "MODEL.PIXEL_STD",
+    "INPUT.SIZE_TEST",
+    "INPUT.CROP",
+    "TEST.ENCODER",
+    "TEST.FLIP",
+)
+START = ("PRETRAIN", "PRETRAIN_PATH")  # keys of MODEL.BACKBONE about weights that the checkpoint replaces
+READ = 2**20  # bytes at a time
+
+
+class Encoder:
+    """The encoder that a run evaluates (``TEST.ENCODER``), with the run's own image size, normalisation and weights.
+
+    Args:
+        run: the folder of the run, its ``OUTPUT_DIR``.
+        options: config keys and values that override those of the run. Device: a GPU if there is one, else the CPU.
+        weights: the checkpoint; None for the one that the run names as the weights to use.
+
+    Attributes:
+        run: the run.
+        cfg: the config of its last stage, checked.
+        options: as given.
+        weights: the checkpoint, an absolute path.
+        fingerprint: a hash of the checkpoint and of all keys that features depend on.
+
+    Raises:
+        InputError: no run, no weights, or options that do not fit.
+    """
+
+    def __init__(self, run: Path, options: Sequence[str] = (), *, weights: Path | None = None) -> None:
+        self.run, self.options = Run.read(run), list(options)
+        self.weights = (weights or self.run.stages[-1].best_weights).absolute()
+        if not self.weights.is_file():
+            way_out = "" if weights else ", as the run has not ended; name one of its checkpoints by --weights"
+            raise InputError(f"there are no weights {self.weights}{way_out}")
+        fixed = ["MODEL.WEIGHTS", str(self.weights), "MODEL.START_FROM", "last"]  # its stages are not trained again
+        cfg = build_own_config(str(self.run.folder / "config.yaml"), ["MODEL.DEVICE", "auto", *options, *fixed])
+        self.cfg: CfgNode = Run(cfg).stages[-1].cfg
+
+    @cached_property
+    def fingerprint(self) -> str:
+        settings = {key: value_of(self.cfg, key) for key in SETTINGS}
+        backbone = settings["MODEL.BACKBONE"]
+        settings["MODEL.BACKBONE"] = {name: value for name, value in backbone.items() if name not in START}
+        digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16)
+        with self.weights.open("rb") as file:
+            while part := file.read(READ):
+                digest.update(part)
+        return digest.hexdigest()
+
+    @cached_property
+    def model(self) -> MomentumReID:
+        """With its weights, on the device of the config; read when it is first needed."""
+        model = build_model(self.cfg)
+        Checkpointer(model).load(str(self.weights))
+        return model
+
+    def encode(self, paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Features of image files.
+
+        Returns:
+            (N, D) float32 unit rows, and (N,) bool, False for an image that could not be read (its row is zero).
+
+        Raises:
+            InputError: the weights give features that are not finite.
+        """
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.DATALOADER.UNREADABLE, cfg.DATALOADER.CACHE = "skip", "none"
+        if len(paths) <= cfg.TEST.IMS_PER_BATCH:
+            cfg.DATALOADER.NUM_WORKERS = 0  # a single batch is read sooner than processes start
+        images = TrainingSet(list(paths), ImageTable(torch.full((len(paths),), -1)))
+        loader = build_feature_loader(cfg, images)
+        features, usable = extract_features(self.model, loader, cfg.TEST.ENCODER, flip=cfg.TEST.FLIP.ENABLED)
+        if not features[usable].isfinite().all():
+            raise InputError(f"{self.weights} gives features that are not finite: it holds NaN or infinity")
+        return features.numpy(), usable.numpy()

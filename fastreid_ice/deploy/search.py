@@ -1,0 +1,256 @@
+"""Ranks the images of an index by their similarity to a query."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from fastreid.config import CfgNode
+from torch import Tensor
+
+from ..core import camera_reranked_blocks, jaccard_graph, k_nearest
+from ..core.retrieval import distance_blocks, reranked_blocks
+from ..data.folder import camera_in_name
+from ..data.inspection import find_unreadable
+from ..errors import InputError
+from .calibration import similarity_above
+from .encoder import Encoder
+from .index import CELLS, ImageIndex, as_text
+
+if TYPE_CHECKING:
+    import faiss
+
+CANDIDATES = 1000  # the nearest images of a query, among which re-ranking looks for mutual neighbours
+READ_SHARE = 1 / 16  # of the cells that a query reads, and at least
+LEAST_READ = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """The k images that are nearest to a query, the nearest first.
+
+    Attributes:
+        rows: (k,) int64, rows of the index.
+        similarities: (k,) float32, their cosines to the query, in [-1, 1].
+        distances: (k,) float32 ascending, by which they are ranked: 1 - cosine, or the re-ranked distance.
+    """
+
+    rows: np.ndarray
+    similarities: np.ndarray
+    distances: np.ndarray
+
+
+class Gallery:
+    """The images of an index as a gallery for queries.
+
+    Up to a million images (``fastreid_ice.deploy.index.EXACT_ROWS``), each is compared with each query. Beyond, the
+    index has an inverted file, and a query is compared with the images of the cells nearest to it, a sixteenth of all;
+    a few true neighbours are missed. Without that file the search is exact.
+
+    Args:
+        folder: of an index.
+
+    Attributes:
+        index: its content.
+
+    Raises:
+        InputError: the folder holds no index.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.index = ImageIndex.read(folder)
+
+    def encoder(self) -> Encoder:
+        """The encoder that the features were extracted with.
+
+        Raises:
+            InputError: it is not where it was, or has changed.
+        """
+        origin = self.index.origin
+        update = "`fastreid-ice search index` with --run and the same --images brings the index up to date"
+        try:
+            encoder = Encoder(Path(origin.run), origin.options, weights=Path(origin.weights))
+        except InputError as error:
+            raise InputError(f"the encoder of {self.folder} is not as it was ({error}); {update}") from error
+        if encoder.fingerprint != origin.fingerprint:
+            raise InputError(
+                f"the weights {encoder.weights}, or the run's settings, have changed since {self.folder} was made, so "
+                f"that queries cannot be compared with it; {update}"
+            )
+        return encoder
+
+    def encode(self, queries: Sequence[str], encoder: Encoder) -> np.ndarray:
+        """(Q, D) unit rows of query images.
+
+        Raises:
+            InputError: one cannot be read.
+        """
+        if reasons := find_unreadable(queries):
+            raise InputError(f"{reasons[0]}; name a picture, such as a crop of a person as JPEG")
+        return encoder.encode(queries)[0]
+
+    def rows_of(self, paths: Sequence[str]) -> np.ndarray:
+        """(Q,) int64, the row of each file in the index, -1 for one that it does not hold."""
+        return np.array([self._row_of.get(os.path.abspath(path), -1) for path in paths], np.int64)
+
+    def cameras_of(self, paths: Sequence[str], folder_rules: CfgNode) -> list[str]:
+        """The camera of each query, "" if it is not known: that of the index, or what the rule finds in its file name.
+
+        Args:
+            paths: of the queries.
+            folder_rules: the config node DATASETS.FOLDER.
+        """
+        rules = {"cameras": folder_rules.CAMERAS or "none", "metadata": folder_rules.METADATA or ""}
+        return [
+            self.index.cameras[row] if row >= 0 else as_text(camera_in_name(os.path.basename(path), **rules))
+            for path, row in zip(paths, self.rows_of(paths), strict=True)
+        ]
+
+    def threshold(self, share: float, *, other_cameras: bool = False) -> float:
+        """The cosine above which a share of the true matches lies: an estimate from the clusters of the run.
+
+        It is that of pairs of images in one cluster. Clusters are no truth: a person in two clusters counts too few
+        pairs, and two people in one cluster too many.
+
+        Args:
+            share: in (0, 1].
+            other_cameras: only pairs in two cameras count.
+
+        Raises:
+            InputError: the run has no cluster with such a pair.
+        """
+        quantiles = self.index.origin.calibration["other cameras" if other_cameras else "all"]
+        if quantiles is None:
+            pairs = "images of two known cameras" if other_cameras else "two images that still exist"
+            raise InputError(
+                f"--threshold {share:.0%}: the run {self.index.origin.run} has no cluster with {pairs}, from which it "
+                "could be estimated; give a cosine, such as --threshold 0.6"
+            )
+        return similarity_above(quantiles, share)
+
+    def search(
+        self,
+        queries: np.ndarray,
+        *,
+        top_k: int = 10,
+        own: np.ndarray | None = None,
+        other_cameras_than: Sequence[str] | None = None,
+        threshold: float = -1.0,
+        rerank: CfgNode | None = None,
+        query_cameras: Sequence[str] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> list[Ranking]:
+        """Ranks the gallery for each query.
+
+        Args:
+            queries: (Q, D) float32 unit rows.
+            top_k: the length of a ranking, if there are so many images.
+            own: (Q,) int64, the row of each query itself, which is left out; -1 for none.
+            other_cameras_than: Q names of cameras: only images in other known cameras are ranked.
+            threshold: only images with a cosine of at least this are ranked.
+            rerank: the config node TEST.RERANK, to re-rank the ``CANDIDATES`` nearest images of each query by the
+                Jaccard distance that it names. Its numbers of neighbours are lowered if there are fewer images. The
+                ranking of a query does not depend on other queries.
+            query_cameras: Q names of cameras, "" if not known, for its distance "ca_jaccard".
+            device: where re-ranking searches neighbours.
+
+        Raises:
+            InputError: ``top_k`` below 1, or features of another length.
+        """
+        if top_k < 1:
+            raise InputError(f"--top-k {top_k} must be at least 1")
+        if queries.shape[1] != self.index.features.shape[1]:
+            raise InputError(f"the queries have {queries.shape[1]} dimensions, {self.folder} has another number")
+        count = max(top_k, CANDIDATES) if rerank is not None else top_k
+        own = np.full(len(queries), -1) if own is None else own
+        similarities, rows = self._nearest(queries, count + 1, other_cameras_than)
+        cameras = query_cameras or [""] * len(queries)
+        found = []
+        for query, camera, itself, cosines, ranked in zip(queries, cameras, own, similarities, rows, strict=True):
+            kept = np.flatnonzero((ranked >= 0) & (ranked != itself))[:count]
+            # faiss leaves the order of equal similarities open.
+            kept = kept[np.lexsort((ranked[kept], -cosines[kept]))]
+            cosines, ranked = cosines[kept].clip(-1, 1), ranked[kept]
+            distances = 1 - cosines
+            if rerank is not None and len(ranked):
+                distances = self._reranked(query, camera, ranked, rerank, device)
+            order = np.argsort(distances, kind="stable")
+            order = order[cosines[order] >= threshold][:top_k]
+            found.append(Ranking(ranked[order], cosines[order], distances[order]))
+        return found
+
+    def _nearest(self, queries: np.ndarray, count: int, cameras: Sequence[str] | None) -> tuple[np.ndarray, np.ndarray]:
+        """(Q, k) cosines and rows, -1 where there are fewer; without the images in a query's camera, if given."""
+        import faiss
+
+        count = min(count, len(self.index.paths))
+        similarities = np.empty((len(queries), count), np.float32)
+        rows = np.empty((len(queries), count), np.int64)
+        names = np.zeros(len(queries), np.int64) if cameras is None else np.array(cameras, object)
+        for name in dict.fromkeys(names.tolist()):
+            same = np.flatnonzero(names == name)
+            selector = None
+            if cameras is not None:
+                allowed = (self._cameras != name) & (self._cameras != "")
+                selector = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+            if isinstance(self._faiss, faiss.IndexIVFFlat):
+                read = max(LEAST_READ, round(self._faiss.nlist * READ_SHARE))
+                settings = faiss.SearchParametersIVF(sel=selector, nprobe=read)
+            else:
+                settings = faiss.SearchParameters(sel=selector)
+            similarities[same], rows[same] = self._faiss.search(queries[same], count, params=settings)
+        return similarities, rows
+
+    def _reranked(
+        self, query: np.ndarray, camera: str, rows: np.ndarray, rerank: CfgNode, device: torch.device | str
+    ) -> np.ndarray:
+        """(M,) re-ranked distances from a query to M candidates."""
+        candidates = torch.from_numpy(self.index.features[rows]).to(device)
+        first = torch.from_numpy(query[None]).to(device)
+        if rerank.DISTANCE == "ca_jaccard":
+            names = np.append(self._cameras[rows], camera).astype(str)
+            numbers = np.unique(names, return_inverse=True)[1]
+            sizes = {name.lower(): min(size, len(rows)) for name, size in rerank.CA_JACCARD.items()}
+            blocks = camera_reranked_blocks(
+                first, candidates, numbers[-1:], numbers[:-1], **sizes, distance_weight=rerank.LAMBDA
+            )
+        else:
+            blocks = reranked_blocks(
+                distance_blocks(first, candidates),
+                _jaccard(torch.cat([first, candidates]), rerank.K1, rerank.K2),
+                distance_weight=rerank.LAMBDA,
+            )
+        return next(iter(blocks))[0].cpu().numpy()
+
+    @cached_property
+    def _faiss(self) -> faiss.Index:
+        import faiss
+
+        cells = self.folder / CELLS.format(self.index.origin.id)
+        if cells.is_file():
+            return faiss.read_index(str(cells), faiss.IO_FLAG_MMAP)
+        index = faiss.IndexFlatIP(self.index.features.shape[1])
+        index.add(self.index.features)
+        return index
+
+    @cached_property
+    def _cameras(self) -> np.ndarray:
+        return np.array(self.index.cameras, object)
+
+    @cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {path: row for row, path in enumerate(self.index.paths)}
+
+
+def _jaccard(features: Tensor, k1: int, k2: int):
+    """(1, M) Jaccard distances from the first row to the others."""
+    k1 = min(k1, len(features))
+    graph = jaccard_graph(features, k_nearest(features, k1)[1], k1=k1, k2=min(k2, k1))
+    return graph[:1, 1:]
