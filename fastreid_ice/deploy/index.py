@@ -198,6 +198,7 @@ def inverted_file(features: np.ndarray) -> faiss.IndexIVFFlat:
 
     cells = max(1, min(round(4 * len(features) ** 0.5), len(features) // 39))  # faiss wants 39 rows for each
     index = faiss.index_factory(features.shape[1], f"IVF{cells},Flat", faiss.METRIC_INNER_PRODUCT)
+    index.cp.max_points_per_centroid = 64  # of the 256 by default: a quarter of the time
     index.train(features)
     index.add(features)
     return index

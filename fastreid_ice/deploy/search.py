@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import faiss
 
 CANDIDATES = 1000  # the nearest images of a query, among which re-ranking looks for mutual neighbours
-READ_SHARE = 1 / 16  # of the cells that a query reads, and at least
+READ_SHARE = 1 / 8  # of the cells that a query reads, and at least
 LEAST_READ = 16
 
 
@@ -50,8 +50,8 @@ class Gallery:
     """The images of an index as a gallery for queries.
 
     Up to a million images (``fastreid_ice.deploy.index.EXACT_ROWS``), each is compared with each query. Beyond, the
-    index has an inverted file, and a query is compared with the images of the cells nearest to it, a sixteenth of all;
-    a few true neighbours are missed. Without that file the search is exact.
+    index has an inverted file, and a query is compared with the images of the cells nearest to it, about an eighth of
+    all; a few neighbours are missed. Without that file the search is exact.
 
     Args:
         folder: of an index.

@@ -26,7 +26,7 @@ from fastreid_ice.data import (
     existing_tests,
     inspect_images,
 )
-from fastreid_ice.data.folder import list_images
+from fastreid_ice.data.folder import camera_in_name, list_images, list_with_cameras
 from fastreid_ice.engine import UnsupervisedTrainer, check_config
 from fastreid_ice.losses import check_cameras
 from processes import run_command
@@ -304,3 +304,33 @@ def test_one_command(datasets_root: Path, tmp_path: Path) -> None:
     arguments += ["MODEL.WEIGHTS", str(output / "model_final.pth")]
     with pytest.raises(InputError, match="--eval-only: nothing to evaluate"):
         setup(default_argument_parser().parse_args(["--eval-only", *arguments]))
+
+
+def test_all_images_of_a_folder_with_their_cameras(tmp_path: Path) -> None:
+    """Also those of query and gallery, of one of them alone, and a single image."""
+    draw(tmp_path, "query/1/anna/a.jpg", "2/b.jpg")
+    pairs = list_with_cameras(tmp_path, cameras="folders", metadata="")
+    assert pairs == [("2/b.jpg", "2"), ("query/1/anna/a.jpg", "1")]
+    assert list_with_cameras(tmp_path / "2", cameras="none", metadata="") == [("b.jpg", "")]
+    (tmp_path / "m.csv").write_text("path,camera\nquery/1/anna/a.jpg,door\n")
+    pairs = list_with_cameras(tmp_path, cameras="none", metadata="m.csv")
+    assert pairs == [("2/b.jpg", ""), ("query/1/anna/a.jpg", "door")]
+    with pytest.raises(InputError, match="finds no camera in 1 of 1 paths below '.*query', the first: '1/anna/a.jpg'"):
+        list_with_cameras(tmp_path, cameras="([0-9])/[ab].jpg", metadata="")
+
+
+@pytest.mark.parametrize(
+    ("cameras", "metadata", "camera"),
+    [
+        ("_c([0-9]+)", "", "12"),
+        ("none", "_c(?P<camera>[0-9]+)_t(?P<track>[0-9]+)", "12"),
+        ("none", "_t(?P<track>[0-9]+)", ""),
+        ("cam([0-9])", "", ""),
+        ("none", "cam(?P<camera>[0-9])", ""),
+        ("folders", "", ""),
+        ("none", "missing.csv", ""),
+        ("none", "", ""),
+    ],
+)
+def test_the_camera_in_the_name_of_an_image_elsewhere(cameras: str, metadata: str, camera: str) -> None:
+    assert camera_in_name("0007_c12_t3.jpg", cameras=cameras, metadata=metadata) == camera
