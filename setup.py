@@ -47,8 +47,9 @@ setup(
         "tqdm",  # progress on terminals; huggingface_hub
         "Pillow",  # reading crops and drawing the synthetic data; fastreid
         "tabulate",  # the closing table; fastreid's result tables
-        # k-means, approximate neighbours; fastreid's re-ranking. Runs without a GPU too; wheels for Linux x86-64 only.
+        # k-means, search in an index; fastreid's re-ranking. Runs without a GPU too; wheels for Linux x86-64 only.
         "faiss-gpu>=1.15",
+        "pyarrow>=17",  # fastreid-ice search: features, paths and cameras as a Parquet file
         "pyyaml",  # fastreid: config files
         "yacs",  # fastreid: configs
         "tensorboard",  # fastreid: scalars

@@ -25,6 +25,7 @@ def make_trained(folder: Path, crops: Path, **changes: Any) -> Path:
     cfg = small_config(OUTPUT_DIR=str(folder), DATASETS__TESTS=(), **changes)
     (folder / "config.yaml").write_text(cfg.dump())
     torch.manual_seed(0)
+    cfg.MODEL.COMPILE = False  # takes seconds, and weights are the same
     model = build_model(cfg)
     with torch.no_grad():
         for parameter in model.momentum.parameters():

@@ -144,10 +144,10 @@ def run_query(args: argparse.Namespace) -> None:
         gallery.encode(args.queries, encoder),
         top_k=args.top_k,
         own=gallery.rows_of(args.queries),
-        other_cameras_than=cameras if args.other_cameras else None,
+        cameras=cameras,
+        other_cameras=args.other_cameras,
         threshold=threshold,
         rerank=encoder.cfg.TEST.RERANK if args.rerank else None,
-        query_cameras=cameras,
         device=encoder.cfg.MODEL.DEVICE,
     )
     index = gallery.index

@@ -1,5 +1,8 @@
-"""What a trained encoder is exported to: an ONNX file, and a checkpoint of plain fast-reid."""
+"""What becomes of a trained encoder: an ONNX file, a checkpoint of plain fast-reid, an index of images to search."""
 
+from .encoder import Encoder
 from .export import export_encoder
+from .index import ImageIndex, Origin, Update, update_index
+from .search import Gallery, Ranking
 
-__all__ = ["export_encoder"]
+__all__ = ["Encoder", "Gallery", "ImageIndex", "Origin", "Ranking", "Update", "export_encoder", "update_index"]

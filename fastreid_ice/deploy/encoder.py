@@ -60,7 +60,13 @@ class Encoder:
         if not self.weights.is_file():
             way_out = "" if weights else ", as the run has not ended; name one of its checkpoints by --weights"
             raise InputError(f"there are no weights {self.weights}{way_out}")
-        fixed = ["MODEL.WEIGHTS", str(self.weights), "MODEL.START_FROM", "last"]  # its stages are not trained again
+        fixed = ["MODEL.WEIGHTS", str(self.weights)]
+        fixed += [
+            "MODEL.START_FROM",
+            "last",
+            "MODEL.COMPILE",
+            "False",
+        ]  # nothing is trained: no best epoch, no compiler
         cfg = build_own_config(str(self.run.folder / "config.yaml"), ["MODEL.DEVICE", "auto", *options, *fixed])
         self.cfg: CfgNode = Run(cfg).stages[-1].cfg
 

@@ -141,10 +141,10 @@ class Gallery:
         *,
         top_k: int = 10,
         own: np.ndarray | None = None,
-        other_cameras_than: Sequence[str] | None = None,
+        cameras: Sequence[str] | None = None,
+        other_cameras: bool = False,
         threshold: float = -1.0,
         rerank: CfgNode | None = None,
-        query_cameras: Sequence[str] | None = None,
         device: torch.device | str = "cpu",
     ) -> list[Ranking]:
         """Ranks the gallery for each query.
@@ -153,12 +153,12 @@ class Gallery:
             queries: (Q, D) float32 unit rows.
             top_k: the length of a ranking, if there are so many images.
             own: (Q,) int64, the row of each query itself, which is left out; -1 for none.
-            other_cameras_than: Q names of cameras: only images in other known cameras are ranked.
+            cameras: Q names, "" if not known; needed for ``other_cameras``, and for re-ranking by "ca_jaccard".
+            other_cameras: only images in other known cameras than the query's are ranked.
             threshold: only images with a cosine of at least this are ranked.
             rerank: the config node TEST.RERANK, to re-rank the ``CANDIDATES`` nearest images of each query by the
                 Jaccard distance that it names. Its numbers of neighbours are lowered if there are fewer images. The
                 ranking of a query does not depend on other queries.
-            query_cameras: Q names of cameras, "" if not known, for its distance "ca_jaccard".
             device: where re-ranking searches neighbours.
 
         Raises:
@@ -170,8 +170,8 @@ class Gallery:
             raise InputError(f"the queries have {queries.shape[1]} dimensions, {self.folder} has another number")
         count = max(top_k, CANDIDATES) if rerank is not None else top_k
         own = np.full(len(queries), -1) if own is None else own
-        similarities, rows = self._nearest(queries, count + 1, other_cameras_than)
-        cameras = query_cameras or [""] * len(queries)
+        cameras = [""] * len(queries) if cameras is None else cameras
+        similarities, rows = self._nearest(queries, count + 1, cameras if other_cameras else None)
         found = []
         for query, camera, itself, cosines, ranked in zip(queries, cameras, own, similarities, rows, strict=True):
             kept = np.flatnonzero((ranked >= 0) & (ranked != itself))[:count]

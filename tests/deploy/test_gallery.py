@@ -50,7 +50,7 @@ def test_rankings_are_those_of_brute_force(gallery: Gallery) -> None:
     own = np.array([-1] * 5 + [7, 11])
     cameras, asked = np.array(gallery.index.cameras), ["a", "b", "a", "c", "b", "", "b"]
     everywhere = gallery.search(queries, top_k=30, own=own)
-    elsewhere = gallery.search(queries, top_k=30, own=own, other_cameras_than=asked)
+    elsewhere = gallery.search(queries, top_k=30, own=own, cameras=asked, other_cameras=True)
     for q, query in enumerate(queries):
         allowed = np.arange(200) != own[q]
         np.testing.assert_array_equal(everywhere[q].rows, brute_force(gallery, query, allowed)[:30])
@@ -70,7 +70,7 @@ def test_a_threshold_and_no_result(gallery: Gallery) -> None:
     assert set(found.rows) == set(np.flatnonzero(cosines >= 0.5)) and 0 < len(found.rows) < 100
     assert len(gallery.search(query[None], top_k=5, threshold=0.5)[0].rows) == 5
     assert len(gallery.search(query[None], threshold=1.0)[0].rows) == 0
-    assert len(gallery.search(query[None], top_k=200, other_cameras_than=["a"])[0].rows) == 100
+    assert len(gallery.search(query[None], top_k=200, cameras=["a"], other_cameras=True)[0].rows) == 100
 
 
 def test_equal_images_are_ranked_by_row(tmp_path: Path) -> None:
@@ -82,8 +82,8 @@ def test_equal_images_are_ranked_by_row(tmp_path: Path) -> None:
 def test_reranking_is_that_of_the_evaluation_of_this_query(gallery: Gallery, distance: str) -> None:
     node = small_config(TEST__RERANK__DISTANCE=distance, TEST__RERANK__K1=15, TEST__RERANK__LAMBDA=0.4).TEST.RERANK
     queries = units(3, 12, seed=3)
-    found = gallery.search(queries, top_k=200, rerank=node, query_cameras=["a", "b", ""])
-    alone = gallery.search(queries[1:2], top_k=200, rerank=node, query_cameras=["b"])
+    found = gallery.search(queries, top_k=200, rerank=node, cameras=["a", "b", ""])
+    alone = gallery.search(queries[1:2], top_k=200, rerank=node, cameras=["b"])
     np.testing.assert_array_equal(found[1].rows, alone[0].rows)
     cameras = np.unique(gallery.index.cameras, return_inverse=True)[1]
     for query, camera, ranking in zip(queries, (1, 2, 0), found, strict=True):
@@ -110,7 +110,7 @@ def test_reranking_is_that_of_the_evaluation_of_this_query(gallery: Gallery, dis
 def test_reranking_of_few_images(tmp_path: Path, distance: str, count: int) -> None:
     gallery = make_gallery(tmp_path, units(count, 3), ["a"] * count)
     node = small_config(TEST__RERANK__DISTANCE=distance).TEST.RERANK
-    (found,) = gallery.search(units(1, 3, seed=1), rerank=node, query_cameras=["b"])
+    (found,) = gallery.search(units(1, 3, seed=1), rerank=node, cameras=["b"])
     assert sorted(found.rows) == list(range(count)) and np.isfinite(found.distances).all()
 
 
@@ -128,9 +128,9 @@ def test_the_inverted_file_finds_almost_all(tmp_path: Path) -> None:
     assert type(gallery._faiss).__name__ == "IndexIVFFlat" and 0.9 <= recall(found) < 1
     for one, query in zip(found, queries, strict=True):
         np.testing.assert_allclose(one.similarities, features[one.rows] @ query, atol=1e-6)
-    odd = gallery.search(queries[:3], other_cameras_than=["a", "b", "a"])
+    odd = gallery.search(queries[:3], cameras=["a", "b", "a"], other_cameras=True)
     assert [set(one.rows % 2) for one in odd] == [{1}, {0}, {1}]
-    assert len(gallery.search(queries[:1], rerank=small_config().TEST.RERANK, query_cameras=["a"])[0].rows) == 10
+    assert len(gallery.search(queries[:1], rerank=small_config().TEST.RERANK, cameras=["a"])[0].rows) == 10
     next(gallery.folder.glob("cells-*.faiss")).unlink()
     exact = Gallery(gallery.folder).search(queries)
     assert recall(exact) == 1

@@ -150,6 +150,19 @@ def test_another_encoder_extracts_all(folder: Path, run: Path, crops: Path, tmp_
     assert Encoder(moved).fingerprint != Encoder(run).fingerprint
 
 
+def test_the_encoder_of_a_run_in_stages_is_that_of_the_last(crops: Path, tmp_path: Path) -> None:
+    """Also if it started from the best epoch of the stage before, and was compiled for training."""
+    stages = ({"SOLVER": {"MAX_EPOCH": 2}}, {"MODEL": {"START_FROM": "best"}, "INPUT": {"SIZE_TEST": [48, 24]}})
+    run = make_trained(tmp_path / "run", crops, STAGES=stages, MODEL__COMPILE=True)
+    with pytest.raises(InputError, match="no weights .*stage2/model_final.pth, as the run has not ended; .* --weights"):
+        Encoder(run)
+    (run / "stage2").mkdir()
+    shutil.move(run / "model_final.pth", run / "stage2")
+    encoder = Encoder(run)
+    assert encoder.cfg.INPUT.SIZE_TEST == [48, 24] and not encoder.cfg.MODEL.COMPILE
+    assert encoder.encode([str(path) for path in crops.iterdir()][:3])[1].all()
+
+
 def test_a_file_of_labels_names_images_and_cameras(
     folder: Path, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
