@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -56,7 +57,7 @@ class Encoder:
 
     def __init__(self, run: Path, options: Sequence[str] = (), *, weights: Path | None = None) -> None:
         self.run, self.options = Run.read(run), list(options)
-        self.weights = (weights or self.run.stages[-1].best_weights).absolute()
+        self.weights = Path(os.path.abspath(weights or self.run.stages[-1].best_weights))
         if not self.weights.is_file():
             way_out = "" if weights else ", as the run has not ended; name one of its checkpoints by --weights"
             raise InputError(f"there are no weights {self.weights}{way_out}")

@@ -146,7 +146,8 @@ class ImageIndex:
         scratch = parent / f"{prefix}{self.origin.id}{PART}"
         try:
             for left in parent.glob(f"{glob.escape(prefix)}*{PART}"):  # by a command that was killed
-                shutil.rmtree(left)
+                if "." not in left.name[len(prefix) : -len(PART)]:  # or it is that of an index with a longer name
+                    shutil.rmtree(left)
             scratch.mkdir()
             if len(self.paths) > exact_rows:
                 self._write_cells(scratch / CELLS.format(self.origin.id))
@@ -271,17 +272,17 @@ def update_index(folder: Path, encoder: Encoder, source: Path, *, exact_rows: in
     cameras = [as_text(listed[path]) for path in paths]
     labels, calibration = _calibration(encoder, before.origin if before and not afresh else None, paths, features)
     origin = Origin(
-        run=str(encoder.run.folder.absolute()),
+        run=os.path.abspath(encoder.run.folder),
         weights=str(encoder.weights),
         options=encoder.options,
         fingerprint=encoder.fingerprint,
-        source=str(source.absolute()),
+        source=os.path.abspath(source),
         labels=labels,
         calibration=calibration,
         id=before.origin.id if before else "",
     )
     index = ImageIndex(paths, cameras, np.array([stamps[path] for path in paths], np.int64), features, origin)
-    if not (before and not fresh and (paths, cameras, origin) == (before.paths, before.cameras, before.origin)):
+    if not (before and not row_of and (paths, cameras, origin) == (before.paths, before.cameras, before.origin)):
         index = replace(index, origin=replace(origin, id=secrets.token_hex(8)))
         index.write(folder, exact_rows=exact_rows)
     earlier = set(before.paths) if before else set()
@@ -316,8 +317,8 @@ def list_source(source: Path, encoder: Encoder) -> dict[str, str]:
         InputError: there is no image, a file of another kind, or a path in which no camera is found.
     """
     if source.is_dir():
-        root, node = source.absolute(), encoder.cfg.DATASETS.FOLDER
-        pairs = list_with_cameras(root, cameras=node.CAMERAS or "none", metadata=node.METADATA or "")
+        root, node = os.path.abspath(source), encoder.cfg.DATASETS.FOLDER
+        pairs = list_with_cameras(Path(root), cameras=node.CAMERAS or "none", metadata=node.METADATA or "")
         if not pairs:
             raise InputError(f"--images {source} holds no image ({', '.join(SUFFIXES)}); name another folder")
         return {os.path.join(root, name): camera for name, camera in pairs}

@@ -170,7 +170,9 @@ def test_a_file_of_labels_names_images_and_cameras(
     names = names_in(folder)
     lines = [f"images/{name},door {number % 2},0,\n" for number, name in enumerate(names)]
     Path("l.csv").write_text("path,camera,label,distance_to_centroid\nimages/gone.jpg,,0,\n" + "".join(lines))
-    done = update_index(Path("index"), encoder, Path("l.csv"))
+    done = update_index(Path("index"), encoder, Path("images/../l.csv"))
+    assert done.index.origin.source == str(tmp_path / "l.csv")
+    assert update_index(Path("other"), encoder, Path("images/../images")).index.paths == done.index.paths
     assert done.gone == [str(tmp_path / "images" / "gone.jpg")]
     assert done.index.paths == [str(folder / name) for name in names]
     assert done.index.cameras == ["door 0", "door 1"] * 5
@@ -203,6 +205,9 @@ def test_unreadable_images_are_refused_or_left_out(folder: Path, run: Path, enco
     skipping = Encoder(run, [*CAMERAS, "DATALOADER.UNREADABLE", "skip"])
     done = update_index(tmp_path / "index", skipping, folder)
     assert done.unreadable == [str(folder / "broken_c1.jpg")] and counts(done) == (0, 0, 10, 0)
+    before = (tmp_path / "index" / "features.parquet").stat()
+    assert update_index(tmp_path / "index", skipping, folder).unreadable == done.unreadable
+    assert (tmp_path / "index" / "features.parquet").stat().st_ino == before.st_ino, "nothing was written"
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "a_c1.jpg").touch()
     with pytest.raises(InputError, match="none of the 1 images of .*none can be read"):
