@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 
 def command_parser(name: str, description: str) -> argparse.ArgumentParser:
@@ -10,3 +11,8 @@ def command_parser(name: str, description: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         f"fastreid-ice {name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+
+
+def add_run(parser: argparse._ActionsContainer, uses: str) -> None:
+    """Adds ``--run``, the folder of a run; ``uses`` says what of it the command uses."""
+    parser.add_argument("--run", metavar="OUTPUT_DIR", type=Path, help=f"the folder of a run: {uses}")

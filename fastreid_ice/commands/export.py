@@ -1,7 +1,9 @@
 """Exports the encoder of a trained model: to ONNX, and to fast-reid without this plugin.
 
+fastreid-ice export --run logs/demo --output exported
 fastreid-ice export --config-file configs/ice_demo.yml --weights logs/demo/model_best.pth --output exported
 
+takes the encoder of a run (its OUTPUT_DIR) with its own config and weights, or that of a config and a checkpoint, and
 writes three files to the folder exported, after comparing their features with the model's. With a timm backbone, which
 fast-reid lacks, it writes only the first:
 
@@ -35,36 +37,36 @@ from pathlib import Path
 
 from fastreid.modeling import build_model
 
-from ..config import Run
 from ..deploy.export import WEIGHTS_FILE, export_encoder, exported_files
-from ..engine import Checkpointer, build_own_config
+from ..engine import Checkpointer, build_trained_config
 from ..errors import InputError
-from . import command_parser
+from . import add_run, command_parser
 
 
 def run(args: argparse.Namespace) -> None:
     """Raises InputError if the arguments cannot work; nothing is written then."""
-    weights = ["MODEL.WEIGHTS", args.weights] if args.weights else []
-    cfg = build_own_config(args.config_file, [*args.options, *weights])
-    if not cfg.MODEL.WEIGHTS:
+    named = ["MODEL.WEIGHTS", args.weights] if args.weights else []
+    cfg, weights = build_trained_config(args.config_file, args.run, [*args.options, *named])
+    if not weights:
         raise InputError("no weights to export: give --weights, such as --weights logs/demo/model_best.pth")
-    last = Run(cfg).stages[-1].cfg
-    model = build_model(last)
-    Checkpointer(model).load(cfg.MODEL.WEIGHTS)
-    difference = export_encoder(last, model, args.output)
-    print(f"The {last.TEST.ENCODER} encoder of {cfg.MODEL.WEIGHTS}, features equal within {difference:.0e}:")
-    for name in exported_files(last):
+    model = build_model(cfg)
+    Checkpointer(model).load(weights)
+    difference = export_encoder(cfg, model, args.output)
+    print(f"The {cfg.TEST.ENCODER} encoder of {weights}, features equal within {difference:.0e}:")
+    for name in exported_files(cfg):
         print(args.output / name)
-    if WEIGHTS_FILE not in exported_files(last):
+    if WEIGHTS_FILE not in exported_files(cfg):
         print("fast-reid alone has no timm backbones, so there is no checkpoint for it.")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = command_parser("export", __doc__)
+    source = parser.add_mutually_exclusive_group(required=True)
+    add_run(source, "its config and its weights, the best if it was evaluated")
+    source.add_argument("--config-file", metavar="FILE", help="the config that the model was trained with")
     parser.add_argument(
-        "--config-file", metavar="FILE", required=True, help="the config that the model was trained with"
+        "--weights", metavar="FILE", help="the checkpoint; default: that of --run, or MODEL.WEIGHTS of the config"
     )
-    parser.add_argument("--weights", metavar="FILE", help="the checkpoint; default: MODEL.WEIGHTS of the config")
     parser.add_argument("--output", metavar="FOLDER", type=Path, required=True, help="created if missing")
     parser.add_argument("options", nargs=argparse.REMAINDER, help="config keys and values, as in training")
     args = parser.parse_args(arguments)

@@ -1,6 +1,6 @@
 """Writes pseudo labels: as a CSV file sorted by cluster, and as a folder of links to look through.
 
-fastreid-ice label logs/ice_folder --links clusters
+fastreid-ice label --run logs/ice_folder --links clusters
 fastreid-ice label labels.csv --links clusters --output by_cluster.csv --write
 
 The labels are those of a run's last clustering (its OUTPUT_DIR), or of a file that `fastreid-ice recluster` wrote.
@@ -30,7 +30,7 @@ from ..config import Run
 from ..errors import InputError
 from ..progress import progress
 from ..reporting import PseudoLabels
-from . import command_parser
+from . import add_run, command_parser
 
 LONGEST = 255  # bytes of a file name
 SHOWN = 5
@@ -152,7 +152,7 @@ def describe(links: Links, folder: Path, *, done: bool) -> str:
 
 def run(args: argparse.Namespace) -> None:
     """Raises InputError if the arguments cannot work; nothing is written then."""
-    clustering = read_labels(args.source)
+    clustering = read_labels(args.run or args.source)
     check_targets(args.links, args.output)
     links = plan_links(clustering) if args.links else None
     if args.output:
@@ -172,7 +172,11 @@ def run(args: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = command_parser("label", __doc__)
-    parser.add_argument("source", metavar="LABELS", type=Path, help="a run's OUTPUT_DIR, or a CSV file of labels")
+    source = parser.add_mutually_exclusive_group(required=True)
+    add_run(source, "the labels of its last clustering")
+    source.add_argument(
+        "source", metavar="LABELS", type=Path, nargs="?", help="a CSV file of labels, or the folder of a run"
+    )
     parser.add_argument("--links", metavar="FOLDER", type=Path, help="a folder of links, one sub-folder per cluster")
     parser.add_argument(
         "--output", metavar="FILE", type=Path, help="a CSV file of the labels, by cluster and then by distance"

@@ -1,12 +1,15 @@
-"""Clusters features, or a folder of images with a trained model, and writes a label for each image to a CSV file.
+"""Clusters features, or images with a trained model, and writes a label for each of them to a CSV file.
 
+fastreid-ice recluster --run logs/ice_folder CLUSTER.K1 20
+fastreid-ice recluster --run logs/ice_folder --images path/to/other/crops
 fastreid-ice recluster --features features.npy CLUSTER.EPS 0.5 CLUSTER.K1 20
 fastreid-ice recluster --images path/to/crops --config-file configs/ice_folder.yml \
     MODEL.WEIGHTS logs/ice_folder/model_final.pth
 
 The file has the columns path, camera, label (0, 1, ..., or -1 for noise) and distance_to_centroid: 1 - cosine between
 the image's feature and the mean of its cluster's unit features, for noise the nearest such mean. The config chooses the
-clusterer and its CLUSTER.* keys, as in training; without a config file they are those of ICE.
+clusterer and its CLUSTER.* keys, as in training; without a config file they are those of ICE. --run, the OUTPUT_DIR of
+a run, stands for its own config and weights, and without --images and --features for its training images.
 
 Features are a float16, float32 or float64 array (N, D) in a .npy file, which is not read into memory as a whole; their
 paths are row numbers unless --paths names a file with one per line. The images of a folder are those that training
@@ -33,15 +36,15 @@ from fastreid.utils.logger import setup_logger
 from torch import Tensor
 
 from ..clusterers import build_clusterer
-from ..config import CONFIGS, Run
+from ..config import CONFIGS
 from ..core import ImageTable
 from ..data import build_feature_loader, build_training_set, inspect_images
-from ..engine import Checkpointer, build_own_config, extract_features
+from ..engine import Checkpointer, build_trained_config, extract_features
 from ..engine.log import log_any_name
 from ..errors import InputError
 from ..progress import progress
 from ..reporting import PseudoLabels, centroid_distances
-from . import command_parser
+from . import add_run, command_parser
 
 DEFAULT_CONFIG = CONFIGS / "base-ice.yml"
 BLOCK = 4096  # rows at a time
@@ -67,20 +70,22 @@ class Images:
     known: ImageTable
 
 
-def read_config(args: argparse.Namespace) -> CfgNode:
-    """The config, checked as for training.
+def read_config(args: argparse.Namespace) -> tuple[CfgNode, str]:
+    """The config, checked as for training, and the weights of its encoder.
 
     Raises:
         InputError: a key that cannot work, or a config without an encoder for the images.
     """
     if args.features:
         fixed = ["MODEL.WEIGHTS", ""]
-    else:
+    elif args.images:
         fixed = ["DATASETS.ROOT", repr(args.images), "DATASETS.NAMES", "('UnlabeledFolder',)", "DATASETS.TESTS", "()"]
-    cfg = build_own_config(args.config_file or str(DEFAULT_CONFIG), [*args.options, *fixed])
-    if args.images and not cfg.MODEL.WEIGHTS:
+    else:
+        fixed = ["DATASETS.TESTS", "()"]
+    cfg, weights = build_trained_config(args.config_file or str(DEFAULT_CONFIG), args.run, [*args.options, *fixed])
+    if not (args.features or weights):
         raise InputError("MODEL.WEIGHTS is empty: it must name the checkpoint of a trained model")
-    return cfg
+    return cfg, weights
 
 
 def read_features(path: str, names: str | None) -> Images:
@@ -170,10 +175,14 @@ def recluster(cfg: CfgNode, images: Images, seconds: dict[str, float]) -> tuple[
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = command_parser("recluster", __doc__)
-    source = parser.add_mutually_exclusive_group(required=True)
+    source = parser.add_mutually_exclusive_group()
     source.add_argument("--features", metavar="FILE", help="features of N images, a .npy file (N, D)")
-    source.add_argument("--images", metavar="FOLDER", help="a folder of images; needs --config-file and MODEL.WEIGHTS")
-    parser.add_argument(
+    source.add_argument(
+        "--images", metavar="FOLDER", help="a folder of images; needs --run, or --config-file and MODEL.WEIGHTS"
+    )
+    config = parser.add_mutually_exclusive_group()
+    add_run(config, "its config, weights and training images")
+    config.add_argument(
         "--config-file",
         metavar="FILE",
         help="the config of the model, or of the clusterer alone; default: base-ice.yml",
@@ -186,8 +195,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("options", nargs=argparse.REMAINDER, help="config keys and values, such as CLUSTER.EPS 0.5")
     args = parser.parse_args(arguments)
-    if args.images and (args.paths or not args.config_file):
-        parser.error("--images needs --config-file, and takes no --paths")
+    if not (args.run or args.features or args.images):
+        parser.error("nothing to cluster: name a run with --run, an array with --features, or a folder with --images")
+    if args.images and not (args.run or args.config_file):
+        parser.error("--images needs --run or --config-file")
+    if args.paths and not args.features:
+        parser.error("--paths names the rows of --features; leave it out")
     try:
         run(args)
     except InputError as error:
@@ -198,14 +211,13 @@ def run(args: argparse.Namespace) -> None:
     """Raises InputError if the arguments cannot work; nothing is written then."""
     if not args.output.parent.is_dir() or args.output.is_dir():
         raise InputError(f"--output {args.output}: its folder is missing, or it is a folder itself")
-    cfg = read_config(args)
-    last = Run(cfg).stages[-1].cfg
+    cfg, weights = read_config(args)
     setup_logger()
     log_any_name()
     seconds: dict[str, float] = {}
     with timed(seconds, "features"):
-        images = read_features(args.features, args.paths) if args.features else extract(last, cfg.MODEL.WEIGHTS)
-    labels, distances = recluster(last, images, seconds)
+        images = read_features(args.features, args.paths) if args.features else extract(cfg, weights)
+    labels, distances = recluster(cfg, images, seconds)
     try:
         PseudoLabels(images.paths, images.cameras, labels.numpy(), distances.numpy()).write(args.output)
     except OSError as error:

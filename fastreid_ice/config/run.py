@@ -14,6 +14,8 @@ from ..errors import InputError
 from .files import merge_config_file, merge_values
 from .keys import add_ice_config, value_of
 
+CONFIG = "config.yaml"
+
 # All stages train one network on one machine; this module decides where each reads and writes.
 COMMON = (
     "STAGES",
@@ -39,7 +41,7 @@ class Stage:
 
     @property
     def config(self) -> Path:
-        return self.folder / "config.yaml"
+        return self.folder / CONFIG
 
     @property
     def metrics(self) -> Path:
@@ -81,6 +83,12 @@ class Stage:
         """The weights of the best evaluation, chosen on the test set; the last weights if nothing is evaluated."""
         return self.folder / "model_best.pth" if self.evaluates else self.last_weights
 
+    @property
+    def weights(self) -> Path | None:
+        """The weights to use: the best; if there are none yet the last, or the last checkpoint; None without any."""
+        found = (self.best_weights, self.last_weights, self.last_checkpoint)
+        return next((path for path in found if path and path.is_file()), None)
+
 
 class Run:
     """What a config trains: one stage, or several that are each trained from the weights of the one before.
@@ -110,7 +118,7 @@ class Run:
         Raises:
             InputError: the folder holds no run, or a run whose config does not fit this version.
         """
-        path = folder / "config.yaml"
+        path = folder / CONFIG
         if not path.is_file():
             raise InputError(f"{folder} holds no config.yaml; it must be the OUTPUT_DIR of a run")
         cfg = get_cfg()
@@ -118,6 +126,16 @@ class Run:
         merge_config_file(cfg, str(path))
         cfg.OUTPUT_DIR = str(folder)
         return cls(cfg)
+
+    @property
+    def trained(self) -> Stage | None:
+        """The last stage that has weights, None if there is none."""
+        return next((stage for stage in reversed(self.stages) if stage.weights), None)
+
+    @property
+    def config(self) -> Path:
+        """The whole config, as the run was trained."""
+        return self.folder / CONFIG
 
     @property
     def report(self) -> Path:

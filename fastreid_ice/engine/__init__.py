@@ -5,7 +5,7 @@ from .checks import check_config
 from .evaluator import BlockedReidEvaluator
 from .features import extract_features
 from .hooks import HOOK_REGISTRY, MomentumHook, ReclusterHook
-from .setup import build_config, build_own_config
+from .setup import build_config, build_own_config, build_trained_config
 from .stages import train_stages
 from .trainer import UnsupervisedTrainer
 
@@ -18,6 +18,7 @@ __all__ = [
     "UnsupervisedTrainer",
     "build_config",
     "build_own_config",
+    "build_trained_config",
     "check_config",
     "extract_features",
     "train_stages",

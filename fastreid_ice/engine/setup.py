@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from fastreid.config import CfgNode, get_cfg
@@ -89,3 +90,32 @@ def build_own_config(path: str, options: Sequence[str] = ()) -> CfgNode:
     if not trains_without_labels(cfg):
         raise InputError(f"{path}: MODEL.META_ARCHITECTURE must be MomentumReID")
     return cfg
+
+
+def build_trained_config(path: str, run: Path | None, options: Sequence[str] = ()) -> tuple[CfgNode, str]:
+    """The config and the weights of an encoder, for commands that use it after training.
+
+    Args:
+        path: the config file, whose ``MODEL.WEIGHTS`` are the weights; not used with ``run``.
+        run: the folder of a run, ``--run``: its own config and weights are used, those of its last stage that has any,
+            the best if it was evaluated. It may have been moved since, to a machine without a GPU as well.
+        options: keys and values that override both.
+
+    Returns:
+        The config of one stage, and the file of its weights; "" if ``options`` or the config file say so.
+
+    Raises:
+        InputError: as for ``build_own_config``, or a folder without a run or without weights.
+    """
+    if run is None:
+        cfg = build_own_config(path, options)
+        return Run(cfg).stages[-1].cfg, cfg.MODEL.WEIGHTS
+    left = Run.read(run)
+    stage = left.trained or left.stages[-1]
+    if not stage.weights and "MODEL.WEIGHTS" not in options[::2]:
+        raise InputError(f"--run {run}: no weights there yet; wait for its first checkpoint, or name MODEL.WEIGHTS")
+    own = {"MODEL.WEIGHTS": repr(str(stage.weights or "")), "OUTPUT_DIR": repr(str(run))}
+    if stage.cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        own["MODEL.DEVICE"] = "auto"
+    cfg = build_own_config(str(left.config), [*(part for item in own.items() for part in item), *options])
+    return Run(cfg).stages[left.stages.index(stage)].cfg, cfg.MODEL.WEIGHTS

@@ -75,6 +75,7 @@ def train_stages(cfg: CfgNode, *, resume: bool = False) -> OrderedDict | None:
     best, last = run.stages[-1].best_weights, run.stages[-1].last_weights
     chosen = "" if best == last else f" (the best, {CHOSEN}; the last: {last})"
     logger.info("The weights to use: %s%s", best, chosen)
+    logger.info("fastreid-ice recluster, export, report and label find them by --run %s", run.folder)
     return results
 
 
