@@ -43,7 +43,7 @@ from ..engine import Checkpointer, build_trained_config, extract_features
 from ..engine.log import log_any_name
 from ..errors import InputError
 from ..progress import progress
-from ..reporting import PseudoLabels, centroid_distances
+from ..reporting import PseudoLabels, centroid_distances, describe_doubt
 from . import add_run, command_parser
 
 DEFAULT_CONFIG = CONFIGS / "base-ice.yml"
@@ -228,3 +228,5 @@ def run(args: argparse.Namespace) -> None:
         f"{len(labels)} images, {len(sizes)} clusters, {(labels < 0).float().mean():.1%} noise, largest cluster "
         f"{max(sizes.tolist(), default=0)} images: {args.output}"
     )
+    if doubt := describe_doubt(labels[images.usable].numpy(), cfg):
+        print(doubt)

@@ -21,7 +21,7 @@ from ..config import Stage, lookup
 from ..core import Clusters, churn, label_quality
 from ..errors import InputError
 from ..files import explaining_writes
-from ..reporting import save_labels, save_radii
+from ..reporting import describe_doubt, save_labels, save_radii
 from .features import extract_features
 
 HOOK_REGISTRY = Registry("HOOK")
@@ -208,6 +208,8 @@ class ReclusterHook(HookBase):
             f"ARI {scalars['cluster/ari']:.3f}, " if known.any() else "",
             sum(seconds.values()),
         )
+        if doubt := describe_doubt(found[readable].numpy(), self.trainer.cfg):
+            logger.warning("Epoch %d: %s", self.trainer.epoch + 1, doubt)
         scalars |= {f"cluster/{name}": value for name, value in self.clusterer.scalars.items()}
         scalars |= {f"seconds/{stage}": value for stage, value in seconds.items()}
         self.trainer.storage.iter = self.trainer.iter

@@ -1,5 +1,6 @@
 """The results of a run for people to read: labels.csv, tables, charts, and the report page."""
 
+from .doubts import describe_doubt
 from .labels import PseudoLabels, centroid_distances, save_labels
 from .radii import save_radii
 from .report import WriteReport, write_left_report, write_report
@@ -18,6 +19,7 @@ __all__ = [
     "PseudoLabels",
     "WriteReport",
     "centroid_distances",
+    "describe_doubt",
     "describe_evaluations",
     "epoch_table",
     "first_test_set",

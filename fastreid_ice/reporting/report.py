@@ -24,6 +24,7 @@ from ..errors import InputError
 from ..files import owned_folder
 from ..progress import progress
 from .chart import Chart, Point, bar_chart, line_chart, readable
+from .doubts import describe_doubt
 from .labels import PseudoLabels
 from .pages import render, short_names, write_text
 from .radii import radii_chart
@@ -99,6 +100,7 @@ def write_report(run: Run) -> Path:
         clusterer=last.CLUSTER.NAME,
         datasets=last.DATASETS.NAMES,
         images=common,
+        doubt=describe_doubt(clustering.labels, last),
         facts=_facts(curves, clustering, evaluations(epochs)),
         evaluations=describe_evaluations(epochs, encoder),
         charts=[

@@ -74,6 +74,16 @@ def test_labels_and_distances_of_features(tmp_path: Path) -> None:
     )
 
 
+def test_a_giant_cluster_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """After the numbers, with the keys that were used."""
+    monkeypatch.chdir(tmp_path)
+    np.save("features.npy", np.random.default_rng(0).normal(size=(120, 8)))
+    run(monkeypatch, "--features", "features.npy", "MODEL.DEVICE", "cpu", "CLUSTER.K1", "40", "CLUSTER.EPS", "0.9")
+    numbers, said = capsys.readouterr().out.splitlines()[-2:]
+    assert numbers.startswith("120 images, 1 clusters, ")
+    assert said.startswith("One cluster holds ") and "lower CLUSTER.EPS (0.9) or CLUSTER.K1 (40), or let" in said
+
+
 def test_names_and_another_clusterer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """k-means, too, depends only on the direction of a row, not on its length."""
     monkeypatch.chdir(tmp_path)

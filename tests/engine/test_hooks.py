@@ -254,3 +254,15 @@ def test_a_hook_of_ones_own_takes_the_place_of_its_base(cfg: CfgNode, monkeypatc
     monkeypatch.setitem(HOOK_REGISTRY._obj_map, "Recluster", Recluster)
     cfg.HOOKS = ("Recluster",)
     assert [type(hook) for hook in build_hooks(cfg)] == [MomentumHook, Recluster]
+
+
+def test_a_giant_cluster_is_told(cfg: CfgNode, inject, caplog, tmp_path, monkeypatch) -> None:
+    """In the epoch in which it appears, with the key; not about a usual clustering."""
+    monkeypatch.setenv("FASTREID_DATASETS", str(tmp_path))
+    cfg.merge_from_list(["DATASETS.SYNTHETIC.IMAGES_PER_CAMERA", 6, "DATASETS.TESTS", ()])
+    number = 2 * N
+    inject(torch.arange(number) // 9, torch.where(torch.arange(number) < 80, 0, torch.arange(number) // 4 - 19))
+    with caplog.at_level(logging.WARNING, logger="fastreid"):
+        train(cfg)
+    (said,) = [record.getMessage() for record in caplog.records if "cluster" in record.getMessage()]
+    assert said.startswith("Epoch 2: One cluster holds 80 of 108 images (74%), the median of the others is 4; ")
