@@ -17,6 +17,7 @@ from ..core import (
     ImageTable,
     camera_jaccard_graph,
     choose_eps,
+    choose_k1,
     constrain_graph,
     dbscan,
     enforce_constraints,
@@ -42,6 +43,7 @@ class JaccardClusterer(Clusterer):
     Args:
         min_samples: number of images near an image, including itself, that make it a core image.
         k1: neighbours in the k-reciprocal sets; lowered, with a line in the log, if the set has fewer images.
+        auto_k1: instead of using ``k1``, choose it by the number of images at each call; see ``choose_k1``.
         k2: neighbours averaged in the query expansion.
         camera_norm: first standardise features within each camera, see ``standardize_by_camera``; over all images if
             no camera is known.
@@ -64,6 +66,7 @@ class JaccardClusterer(Clusterer):
         *,
         min_samples: int = 4,
         k1: int = 30,
+        auto_k1: bool = False,
         k2: int = 6,
         camera_norm: bool = False,
         neighbors: str = "exact",
@@ -75,6 +78,7 @@ class JaccardClusterer(Clusterer):
         super().__init__()
         self.min_samples = min_samples
         self.k1 = k1
+        self.auto_k1 = auto_k1
         self.k2 = k2
         self.camera_norm = camera_norm
         self.neighbors = neighbors
@@ -94,6 +98,7 @@ class JaccardClusterer(Clusterer):
         return {
             "min_samples": node.MIN_SAMPLES,
             "k1": node.K1,
+            "auto_k1": node.AUTO_K1,
             "k2": node.K2,
             "camera_norm": node.CAMERA_NORM,
             "neighbors": node.NEIGHBORS,
@@ -150,8 +155,11 @@ class JaccardClusterer(Clusterer):
 
     def _graph(self, features: Tensor) -> sparse.csr_array | None:
         """In the first process."""
-        k1 = min(self.k1, len(features) - 1)
-        if k1 < self.k1:
+        k1 = min(choose_k1(len(features)) if self.auto_k1 else self.k1, len(features) - 1)
+        if self.auto_k1:
+            self.scalars["k1"] = k1
+            logger.info("CLUSTER.AUTO_K1 chose %d neighbours for %d images", k1, len(features))
+        elif k1 < self.k1:
             logger.warning("CLUSTER.K1 %d exceeds what %d images can have; using %d", self.k1, len(features), k1)
         with self.stage("neighbors"):
             ranks = self._ranks(features, k1)

@@ -13,6 +13,9 @@ from fastreid.utils.registry import Registry
 
 from ..errors import InputError
 
+# A key that is named on the command line turns off the key that would choose its value.
+CHOSEN_BY = {"CLUSTER.EPS": "CLUSTER.AUTO_EPS", "CLUSTER.K1": "CLUSTER.AUTO_K1"}
+
 
 def value_of(cfg: CfgNode, key: str) -> Any:
     """The value of a dotted key such as "SOLVER.MAX_EPOCH"."""
@@ -69,6 +72,9 @@ def add_ice_config(cfg: CfgNode) -> None:
     # (CA-Jaccard, CVPR 2024), whose sets take neighbours in the same camera and in the others separately.
     cfg.CLUSTER.DISTANCE = "jaccard"
     cfg.CLUSTER.K1 = 30  # neighbours in the k-reciprocal sets
+    # Choose K1 by the number of images, 3 ln N and at most 30, instead: the published 30 merges people in sets of a few
+    # hundred images. JaccardDBSCAN and HDBSCAN only; not with "ca_jaccard".
+    cfg.CLUSTER.AUTO_K1 = False
     cfg.CLUSTER.K2 = 6  # neighbours averaged in the query expansion; 1 turns it off
     # Instead of K1 and K2: neighbours in the same camera and in other cameras for the k-reciprocal sets, and images of
     # either kind that are averaged in the query expansion.

@@ -15,7 +15,7 @@ from .functional import (
     soft_consistency_loss,
 )
 from .images import ImageTable
-from .jaccard import jaccard_graph
+from .jaccard import choose_k1, jaccard_graph
 from .momentum import update_momentum
 from .neighbors import k_nearest
 from .proxies import (
@@ -45,6 +45,7 @@ __all__ = [
     "camera_reranked_blocks",
     "centroids",
     "choose_eps",
+    "choose_k1",
     "churn",
     "constrain_graph",
     "cluster_proxy_loss",

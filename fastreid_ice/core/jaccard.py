@@ -13,6 +13,7 @@ Letters: N images, D dimensions, R(i, k) the mutual neighbours of i, E(i) its ex
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -70,6 +71,20 @@ def jaccard_graph(
     if k2 > 1:
         weights = average_over_neighbors(weights, ranks[:, :k2])
     return jaccard_distances(weights, max_distance)
+
+
+def choose_k1(num_images: int) -> int:
+    """The neighbours in the k-reciprocal sets of a set of images: 3 ln N, rounded, at least 2 and at most 30.
+
+    The published 30 is made for 10,000 images and more. Of a few hundred images it joins different people, since the
+    lists of people with fewer images overlap; docs/clustering.md has the measurements. What would decide is the number
+    of images of a person, which is not known; it grows with the set, but more slowly. 48 images give 12, 300 give 17,
+    1,000 give 21, and from about 18,600 on it is 30.
+
+    Args:
+        num_images: N, at least 1.
+    """
+    return min(max(round(3 * math.log(num_images)), 2), 30)
 
 
 def mutual_neighbors(ranks: np.ndarray) -> sparse.csr_array:

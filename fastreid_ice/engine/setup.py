@@ -9,7 +9,16 @@ from pathlib import Path
 import torch
 from fastreid.config import CfgNode, get_cfg
 
-from ..config import Run, add_ice_config, import_files, merge_config_file, merge_options, shipped_file, without_keys
+from ..config import (
+    CHOSEN_BY,
+    Run,
+    add_ice_config,
+    import_files,
+    merge_config_file,
+    merge_options,
+    shipped_file,
+    without_keys,
+)
 from ..data import existing_tests
 from ..errors import InputError
 from ..modeling import trains_without_labels
@@ -18,11 +27,18 @@ from .fallback import fall_back
 
 
 def read_config(path: str, options: Sequence[str] = ()) -> CfgNode:
-    """The config of a file, or the default one for "", overridden by the keys and values of ``options``."""
+    """The config of a file, or the default one for "", overridden by the keys and values of ``options``.
+
+    A value that these name is not chosen by another key as well (``CHOSEN_BY``), unless they name that one too.
+    """
     cfg = get_cfg()
     add_ice_config(cfg)
     if path:
         merge_config_file(cfg, shipped_file(path))
+    named = options[::2]
+    for key, by in CHOSEN_BY.items():
+        if key in named and by not in named:
+            options = [*options, by, "False"]
     merge_options(cfg, options)
     cfg.STAGES = without_keys(cfg.STAGES or (), options[::2])  # a bare `STAGES:` is None
     cfg.MODEL.WEIGHTS = shipped_file(cfg.MODEL.WEIGHTS)

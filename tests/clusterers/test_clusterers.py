@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from fastreid_ice.core import (
     ImageTable,
     camera_jaccard_graph,
     choose_eps,
+    choose_k1,
     dbscan,
     jaccard_graph,
     k_nearest,
@@ -68,6 +70,28 @@ def test_auto_eps_and_camera_norm_are_those_of_core() -> None:
     unknown = clusterer(shifted, replace(known, cameras=None)).labels
     quality = [label_quality(labels, known.identities).adjusted_rand_index for labels in (found, unknown)]
     assert quality[0] > quality[1] + 0.1
+
+
+@pytest.mark.parametrize("name", ["JaccardDBSCAN", "HDBSCAN"])
+def test_auto_k1_is_that_of_core(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The labels are those of the K1 that it chooses, for the images that are clustered."""
+    features, known = blobs(noise=0.15)
+    for images in (len(features), 40, 3):
+        part = features[:images], known[:images]
+        k1 = min(choose_k1(images), images - 1)
+        with caplog.at_level(logging.INFO, logger="fastreid"):
+            clusterer = build_clusterer(small_config(CLUSTER__NAME=name, CLUSTER__AUTO_K1=True, CLUSTER__K1=999))
+            found = clusterer(*part)
+        plain = build_clusterer(small_config(CLUSTER__NAME=name, CLUSTER__K1=k1))(*part)
+        assert found.labels.tolist() == plain.labels.tolist() and clusterer.scalars == {"k1": k1}
+        assert f"CLUSTER.AUTO_K1 chose {k1} neighbours for {images} images" in caplog.text
+    assert "exceeds" not in caplog.text
+
+
+def test_k1_grows_with_the_set() -> None:
+    chosen = [choose_k1(images) for images in range(1, 40_000)]
+    assert chosen == sorted(chosen) and (chosen[0], chosen[-1]) == (2, 30)
+    assert [choose_k1(images) for images in (48, 300, 1000, 12_936)] == [12, 17, 21, 28]
 
 
 @pytest.mark.parametrize("name", ["JaccardDBSCAN", "HDBSCAN"])

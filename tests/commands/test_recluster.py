@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
 import resource
 import shutil
@@ -84,6 +85,17 @@ def test_a_giant_cluster_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert said.startswith("One cluster holds ") and "lower CLUSTER.EPS (0.9) or CLUSTER.K1 (40), or let" in said
 
 
+def test_the_defaults_suit_a_small_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    """K1 follows the number of images, unless it or a config is named."""
+    monkeypatch.chdir(tmp_path)
+    np.save("features.npy", blobs())
+    for options, said in (([], True), (["CLUSTER.K1", "12"], False), (["--config-file", "base-ice.yml"], False)):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, logger="fastreid"):
+            run(monkeypatch, "--features", "features.npy", *options, "MODEL.DEVICE", "cpu")
+        assert ("CLUSTER.AUTO_K1 chose 14 neighbours for 103 images" in caplog.text) == said
+
+
 def test_names_and_another_clusterer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """k-means, too, depends only on the direction of a row, not on its length."""
     monkeypatch.chdir(tmp_path)
@@ -121,6 +133,8 @@ def test_images_of_a_folder(datasets_root: Path, tmp_path: Path, monkeypatch: py
         str(ROOT / "configs" / "source_osnet_x0_25.pth"),
         "DATASETS.FOLDER.CAMERAS",
         "_c([0-9])",
+        "CLUSTER.AUTO_EPS",
+        "True",
     ]
     monkeypatch.chdir(tmp_path)
     arguments = [

@@ -30,6 +30,11 @@ NOISE = labels_of(20, 20, noise=260)
             "identities: lower CLUSTER.EPS (0.55) or CLUSTER.K1 (30), or let CLUSTER.AUTO_EPS True choose the radius",
         ),
         (GIANT, {"CLUSTER__AUTO_EPS": True, "CLUSTER__K1": 30}, "lower CLUSTER.K1 (30), or start from better weights"),
+        (
+            GIANT,
+            {"CLUSTER__AUTO_K1": True},
+            "lower CLUSTER.EPS (0.6) or CLUSTER.K1 (17, which CLUSTER.AUTO_K1 chose), or",
+        ),
         (GIANT, {"CLUSTER__NAME": "HDBSCAN", "CLUSTER__K1": 30}, "lower CLUSTER.K1 (30), or start from better weights"),
         (GIANT, {"CLUSTER__NAME": "KMeans"}, "raise CLUSTER.NUM_CLUSTERS (500)"),
         (GIANT, {"CLUSTER__DISTANCE": "ca_jaccard"}, "or CLUSTER.CA_JACCARD.K1_INTER (20) and K1_INTRA (5), or"),
