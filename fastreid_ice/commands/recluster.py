@@ -2,6 +2,7 @@
 
 fastreid-ice recluster --run logs/ice_folder CLUSTER.K1 20
 fastreid-ice recluster --run logs/ice_folder --images path/to/other/crops
+fastreid-ice recluster --run logs/ice_folder --sweep
 fastreid-ice recluster --features features.npy CLUSTER.EPS 0.5 CLUSTER.K1 20
 fastreid-ice recluster --images path/to/crops --config-file configs/ice_folder.yml \
     MODEL.WEIGHTS logs/ice_folder/model_final.pth
@@ -16,6 +17,12 @@ Features are a float16, float32 or float64 array (N, D) in a .npy file, which is
 paths are row numbers unless --paths names a file with one per line. The images of a folder are those that training
 would use (UnlabeledFolder: not query and gallery). Their cameras follow DATASETS.FOLDER.CAMERAS, and their features are
 those of the encoder CLUSTER.FEATURES. An image that cannot be read becomes noise (DATALOADER.UNREADABLE).
+
+--sweep writes no labels. It clusters with several K1 at 21 radii each, and shows the clusters, the noise, the largest
+cluster and the expected F-measure by which CLUSTER.AUTO_EPS chooses a radius: as a table, in sweep.csv and as a
+picture, sweep.png (--output names the first). No identities are needed. A good choice lies where the curves are flat
+and no cluster is a giant; set it by CLUSTER.K1 and CLUSTER.EPS. The F-measure compares radii of one K1, not different
+K1.
 """
 
 from __future__ import annotations
@@ -38,17 +45,25 @@ from torch import Tensor
 
 from ..clusterers import build_clusterer
 from ..config import CONFIGS
-from ..core import ImageTable
+from ..core import EpsSweep, ImageTable, choose_k1
 from ..data import build_feature_loader, build_training_set, inspect_images
 from ..engine import Checkpointer, build_trained_config, extract_features
 from ..engine.log import log_any_name
 from ..errors import InputError
 from ..progress import progress
-from ..reporting import PseudoLabels, centroid_distances, describe_doubt
+from ..reporting import (
+    PseudoLabels,
+    centroid_distances,
+    describe_doubt,
+    draw_sweep,
+    save_sweep,
+    sweep_table,
+)
 from . import add_run, command_parser
 
 DEFAULT_CONFIG = CONFIGS / "base-ice.yml"
 BLOCK = 4096  # rows at a time
+SWEPT = (6, 10, 15, 20, 30)  # K1, with that of the config
 
 logger = logging.getLogger("fastreid.recluster")
 
@@ -162,12 +177,46 @@ def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     seconds[name] = time.perf_counter() - start
 
 
-def recluster(cfg: CfgNode, images: Images, seconds: dict[str, float]) -> tuple[Tensor, Tensor]:
-    """Labels (N,) and distances to the centroids (N,); an image that could not be read is noise."""
+def usable_features(images: Images) -> Tensor:
+    """The features of the images that could be read.
+
+    Raises:
+        InputError: they are fewer than 3.
+    """
     usable = images.usable
     if int(usable.sum()) < 3:
         raise InputError(f"only {int(usable.sum())} of {len(usable)} images can be read; at least 3 are needed")
-    features = images.features if usable.all() else images.features[usable]
+    return images.features if usable.all() else images.features[usable]
+
+
+def check_sweep(cfg: CfgNode) -> None:
+    """Raises InputError if the clusterer has no K1 and radius to vary."""
+    if cfg.CLUSTER.NAME != "JaccardDBSCAN" or cfg.CLUSTER.DISTANCE != "jaccard":
+        raise InputError(
+            f"--sweep varies CLUSTER.K1 and CLUSTER.EPS, which CLUSTER.NAME {cfg.CLUSTER.NAME} with CLUSTER.DISTANCE "
+            f"{cfg.CLUSTER.DISTANCE} does not have; set them to JaccardDBSCAN and jaccard"
+        )
+
+
+def sweep(cfg: CfgNode, images: Images) -> dict[int, EpsSweep]:
+    """K1 -> what ``choose_eps`` compares with it; an image that could not be read is left out."""
+    features, known = usable_features(images), images.known[images.usable]
+    own = choose_k1(len(features)) if cfg.CLUSTER.AUTO_K1 else cfg.CLUSTER.K1
+    found = {}
+    for k1 in sorted({min(k1, len(features) - 1) for k1 in (*SWEPT, own)}):
+        varied = cfg.clone()
+        varied.defrost()
+        varied.merge_from_list(["CLUSTER.K1", k1, "CLUSTER.AUTO_K1", False, "CLUSTER.AUTO_EPS", True])
+        clusterer = build_clusterer(varied)
+        clusterer(features, known)
+        found[k1] = clusterer.sweep
+    return found
+
+
+def recluster(cfg: CfgNode, images: Images, seconds: dict[str, float]) -> tuple[Tensor, Tensor]:
+    """Labels (N,) and distances to the centroids (N,); an image that could not be read is noise."""
+    usable = images.usable
+    features = usable_features(images)
     clusterer = build_clusterer(cfg)
     labels, distances = torch.full((len(usable),), -1), torch.full((len(usable),), torch.nan)
     labels[usable] = clusterer(features, images.known[usable]).labels.cpu()
@@ -195,7 +244,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--paths", metavar="FILE", help="a text file with the path of each row of --features, one per line"
     )
     parser.add_argument(
-        "--output", metavar="FILE", type=Path, default=Path("labels.csv"), help="the CSV file; default: labels.csv"
+        "--output", metavar="FILE", type=Path, help="the CSV file; default: labels.csv, or sweep.csv with --sweep"
+    )
+    parser.add_argument(
+        "--sweep", action="store_true", help="instead of labels: clusters, noise and the largest cluster by K1 and eps"
     )
     parser.add_argument("options", nargs=argparse.REMAINDER, help="config keys and values, such as CLUSTER.EPS 0.5")
     args = parser.parse_args(arguments)
@@ -213,24 +265,50 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Raises InputError if the arguments cannot work; nothing is written then."""
-    if not args.output.parent.is_dir() or args.output.is_dir():
-        raise InputError(f"--output {args.output}: its folder is missing, or it is a folder itself")
+    output = args.output or Path("sweep.csv" if args.sweep else "labels.csv")
+    if not output.parent.is_dir() or output.is_dir():
+        raise InputError(f"--output {output}: its folder is missing, or it is a folder itself")
+    if args.sweep and output.suffix == ".png":
+        raise InputError(f"--output {output} names the table of --sweep, beside which the picture is; end it in .csv")
     cfg, weights = read_config(args)
+    if args.sweep:
+        check_sweep(cfg)
     setup_logger()
     log_any_name()
     seconds: dict[str, float] = {}
     with timed(seconds, "features"):
         images = read_features(args.features, args.paths) if args.features else extract(cfg, weights)
+    if args.sweep:
+        report_sweep(sweep(cfg, images), output, num_images=int(images.usable.sum()))
+        return
     labels, distances = recluster(cfg, images, seconds)
-    try:
-        PseudoLabels(images.paths, images.cameras, labels.numpy(), distances.numpy()).write(args.output)
-    except OSError as error:
-        raise InputError(f"--output {args.output}: {error.strerror}") from error
+    with explaining_output(output):
+        PseudoLabels(images.paths, images.cameras, labels.numpy(), distances.numpy()).write(output)
     sizes = torch.bincount(labels[labels >= 0])
     logger.info("Seconds: %s", ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items()))
     print(
         f"{len(labels)} images, {len(sizes)} clusters, {(labels < 0).float().mean():.1%} noise, largest cluster "
-        f"{max(sizes.tolist(), default=0)} images: {args.output}"
+        f"{max(sizes.tolist(), default=0)} images: {output}"
     )
     if doubt := describe_doubt(labels[images.usable].numpy(), cfg):
         print(doubt)
+
+
+def report_sweep(sweeps: dict[int, EpsSweep], output: Path, *, num_images: int) -> None:
+    """Writes a sweep as a CSV file, with a picture of the same name beside it, and prints it as a table."""
+    picture = output.with_suffix(".png")
+    with explaining_output(output):
+        save_sweep(sweeps, output)
+    with explaining_output(picture):
+        draw_sweep(sweeps, picture, num_images=num_images)
+    print(sweep_table(sweeps))
+    print(f"{num_images} images; * has the highest expected F-measure of its K1. All radii: {output}, {picture}")
+
+
+@contextmanager
+def explaining_output(path: Path) -> Iterator[None]:
+    """Turns a file system error into one sentence about ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"--output {path}: {error.strerror}") from error

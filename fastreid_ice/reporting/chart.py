@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
+from ..files import replacing
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -121,6 +123,44 @@ def draw_curves(
         words = _sentence(((name, mean) for name, _, mean in drawn), lambda x: f"at {x:,.10g} {x_label}")
         about = {"Title": title, "Description": f"{y_label} over {x_label}: {words}", "Software": None}
         figure.savefig(path, dpi=DOTS, metadata=about)
+
+
+def draw_panels(
+    panels: Mapping[str, Mapping[str, Sequence[Point]]], path: str | Path, *, title: str, x_label: str
+) -> None:
+    """Draws panels side by side, two in a row, with the same curves in each; they share the legend and the x axis.
+
+    The PNG, written completely or not at all, also contains a description of each panel in words.
+
+    Args:
+        panels: title -> name -> its points, at least one, in the order of x; the names are those of the first panel.
+        path: the PNG file.
+        title, x_label: texts.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    rows = math.ceil(len(panels) / 2)
+    with _figure((PICTURE[0], rows * CHART[1] + 4 * LEGEND_LINE), CHART_TEXT) as (figure, single):
+        single.remove()
+        grid = figure.subplots(rows, 2, sharex=True, squeeze=False).ravel()
+        for axes, (name, curves) in zip(grid, panels.items(), strict=False):
+            for (label, curve), colour, mark in zip(curves.items(), cycle(COLOURS), cycle(MARKS), strict=False):
+                look = {"color": colour, "marker": mark, "markersize": 4, "linewidth": 1.8, "clip_on": False}
+                axes.plot(*zip(*curve, strict=True), label=readable(label), **look)
+            axes.set_title(name, loc="left", color="black")
+            axes.set_ylim(bottom=0)
+            _label_ticks(axes, whole=False)
+        for axes in grid[len(panels) :]:
+            axes.remove()
+        for axes in grid[-2:]:
+            axes.set_xlabel(x_label)
+        figure.suptitle(title, x=0.01, ha="left")
+        figure.legend(*grid[0].get_legend_handles_labels(), loc="outside right upper")
+        words = [f"{name}: {_sentence(curves.items(), lambda x: f'at {x:,.10g}')}" for name, curves in panels.items()]
+        with replacing(str(path)) as file:
+            about = {"Title": title, "Description": f"Over {x_label}. {' '.join(words)}", "Software": None}
+            figure.savefig(file, format="png", dpi=DOTS, metadata=about)
 
 
 def mean_curve(runs: Sequence[Sequence[Point]]) -> list[Point]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.cluster import DBSCAN
 
 from fastreid_ice.commands import recluster
@@ -94,6 +95,30 @@ def test_the_defaults_suit_a_small_set(tmp_path: Path, monkeypatch: pytest.Monke
         with caplog.at_level(logging.INFO, logger="fastreid"):
             run(monkeypatch, "--features", "features.npy", *options, "MODEL.DEVICE", "cpu")
         assert ("CLUSTER.AUTO_K1 chose 14 neighbours for 103 images" in caplog.text) == said
+
+
+def test_a_sweep_shows_k1_and_radii(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """Each row of the file is what clustering with these keys gives; the table marks the radius that AUTO_EPS takes."""
+    monkeypatch.chdir(tmp_path)
+    np.save("features.npy", blobs())
+    run(monkeypatch, "--features", "features.npy", "--sweep", "MODEL.DEVICE", "cpu", "CLUSTER.K1", "12")
+    assert sorted(os.listdir()) == ["features.npy", "sweep.csv", "sweep.png"]
+    columns = read(Path("sweep.csv"))
+    assert list(columns) == ["k1", "eps", "clusters", "noise_share", "largest", "expected_f"]
+    assert list(dict.fromkeys(columns["k1"])) == ["6", "10", "12", "15", "20", "30"] and len(columns["k1"]) == 6 * 21
+    said = capsys.readouterr().out
+    assert said.splitlines()[-1].startswith("103 images; * has the highest expected F-measure of its K1.")
+    marked = [line.split() for line in said.splitlines() if line.endswith(" *")]
+    assert [row[0] for row in marked] == list(dict.fromkeys(columns["k1"]))
+    for k1, _, clusters, noise, largest, *_ in marked[2:4]:
+        keys = ["CLUSTER.K1", k1, "CLUSTER.AUTO_EPS", "True"]
+        run(monkeypatch, "--features", "features.npy", "MODEL.DEVICE", "cpu", *keys)
+        expected = f"103 images, {clusters} clusters, {noise}% noise, largest cluster {largest} images: labels.csv"
+        assert capsys.readouterr().out.splitlines()[-1] == expected
+    with Image.open("sweep.png") as picture:
+        assert picture.size[0] == 960
+        for panel in ("clusters", "noise, % of images", "largest cluster, % of images", "expected F-measure"):
+            assert f"{panel}: K1 6 " in picture.text["Description"]
 
 
 def test_names_and_another_clusterer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,6 +216,14 @@ BAD = {
         "--output no/l.csv: its folder",
     ),
     "an output folder": (lambda folder: [*save(folder, blobs()), "--output", folder], "or it is a folder itself"),
+    "a sweep of other keys": (
+        lambda folder: [*save(folder, blobs()), "--sweep", "CLUSTER.NAME", "KMeans"],
+        "--sweep varies CLUSTER.K1 and CLUSTER.EPS, which CLUSTER.NAME KMeans with CLUSTER.DISTANCE jaccard does not",
+    ),
+    "a sweep into a picture": (
+        lambda folder: [*save(folder, blobs()), "--sweep", "--output", folder / "s.png"],
+        "s.png names the table of --sweep.* end it in .csv",
+    ),
     "a key": (lambda folder: [*save(folder, blobs()), "CLUSTER.EPS", "1.5"], "CLUSTER.EPS 1.5 must lie"),
     "the upper bound": (lambda folder: [*save(folder, blobs()), "CLUSTER.NAME", "GroundTruth"], "needs the identities"),
     "no weights": (
