@@ -28,10 +28,12 @@ from .doubts import describe_doubt
 from .labels import PseudoLabels
 from .pages import render, short_names, write_text
 from .radii import radii_chart
-from .sheets import contact_sheets, shown, thumbnail
+from .sheets import Picture, contact_sheets, shown, small_pictures, thumbnail
 from .tables import describe_evaluations, evaluations, read_stage
 
 TEMPLATE = "report.html"
+TILE_AREA = 10_600  # square pixels of a picture on a sheet
+TILE_ASPECTS = (0.4, 2.5)  # width over height, at least and at most
 
 NAMES = {"number": "clusters", "ari": "ARI", "nmi": "NMI"}  # curves that are not named like their scalars
 # Title of a chart, a pattern that fully matches the scalars it shows, and the factor they are multiplied by.
@@ -90,6 +92,7 @@ def write_report(run: Run) -> Path:
     sheets = contact_sheets(clustering, seed=run.stages[0].cfg.SEED)
     rows = shown(sheets)
     pictures = {row: thumbnail(clustering.paths[row]) for row in progress(rows, "Reading pictures for the report")}
+    small, complete = small_pictures(clustering, without=pictures)
     names, common = short_names(clustering.paths)
     cameras = [readable(camera) for camera in clustering.cameras]
     last = run.stages[-1].cfg
@@ -112,8 +115,15 @@ def write_report(run: Run) -> Path:
         lost=sum(picture is None for picture in pictures.values()),
         shown=len(rows),
         sheets=sheets,
-        tiles={row: Tile(names[row], cameras[row], _rounded(clustering.distances[row]), pictures[row]) for row in rows},
-        index=_packed(names, cameras, clustering),
+        tiles={
+            row: Tile(names[row], cameras[row], _rounded(clustering.distances[row]), picture and picture.uri)
+            for row, picture in pictures.items()
+        },
+        tile_size=_tile_size([picture for picture in pictures.values() if picture]),
+        complete=complete,
+        pictured=sum(picture is not None for picture in pictures.values()) + len(small),
+        total=len(names),
+        index=_packed(names, cameras, clustering, small),
     )
     write_text(run.report, page)
     logger.info("Report: %s", run.report)
@@ -241,8 +251,14 @@ def _figures(charts: Sequence[tuple[str, Curves]]) -> Figures:
     )
 
 
-def _packed(names: Sequence[str], cameras: Sequence[str], clustering: PseudoLabels) -> str:
-    """All images for the page's search: gzipped JSON in base64."""
+def _tile_size(pictures: Sequence[Picture]) -> tuple[int, int]:
+    """Width and height in pixels of the pictures on sheets: the median shape of these, always of the same area."""
+    aspect = float(np.clip(np.median([picture.aspect for picture in pictures]) if pictures else 0.5, *TILE_ASPECTS))
+    return round(math.sqrt(TILE_AREA * aspect)), round(math.sqrt(TILE_AREA / aspect))
+
+
+def _packed(names: Sequence[str], cameras: Sequence[str], clustering: PseudoLabels, pictures: Mapping[int, str]) -> str:
+    """All images for the page's search, with the pictures of some: gzipped JSON in base64."""
     known = sorted(set(cameras) - {""}, key=lambda name: (not name.isdecimal(), len(name) * name.isdecimal(), name))
     number = {name: i for i, name in enumerate(known)} | {"": -1}
     index = {
@@ -250,6 +266,7 @@ def _packed(names: Sequence[str], cameras: Sequence[str], clustering: PseudoLabe
         "cameraNames": known,
         "cameras": [number[camera] for camera in cameras],
         "labels": clustering.labels.tolist(),
+        "pictures": pictures,
         "distances": [None if math.isnan(value) else round(value, 3) for value in clustering.distances.tolist()],
     }
     return base64.b64encode(gzip.compress(json.dumps(index, separators=(",", ":")).encode(), mtime=0)).decode()

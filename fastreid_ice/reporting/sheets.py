@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from fastreid.data.data_utils import read_image
+from PIL import Image
 
 from .labels import PseudoLabels
 
 CLUSTERS, IMAGES, NOISE_IMAGES = 6, 14, 56  # clusters per sheet, images per cluster, images of noise
-THUMBNAIL = (96, 192)  # pixels, across and down, at most
+THUMBNAIL = (144, 192)  # pixels, across and down, at most
 QUALITY = 75  # of JPEG
+SMALL, SMALL_QUALITY = (64, 64), 50  # of pictures in search results, WebP
+SMALL_TOTAL = 3_000_000  # characters of base64 for all of them
 
 
 @dataclass(frozen=True)
@@ -107,16 +111,65 @@ def _camera_spread(labels: np.ndarray, cameras: Sequence[str]) -> tuple[np.ndarr
     )
 
 
-def thumbnail(path: str) -> str | None:
-    """A small JPEG of an image, as training reads it, as a data URI; None if it is missing or cannot be read."""
+class Picture(NamedTuple):
+    """A small picture as a data URI, and its width over its height."""
+
+    uri: str
+    aspect: float
+
+
+def thumbnail(path: str) -> Picture | None:
+    """A small JPEG of an image, as training reads it; None if it is missing or cannot be read."""
     try:
         image = read_image(path)
     except OSError:
         return None
-    image.thumbnail(THUMBNAIL)
+    aspect = image.width / image.height
+    data = _encoded(image, THUMBNAIL, "JPEG", quality=QUALITY, optimize=True)
+    return Picture(f"data:image/jpeg;base64,{data}", aspect)
+
+
+def small_pictures(
+    clustering: PseudoLabels, *, without: Collection[int] = (), total: int = SMALL_TOTAL
+) -> tuple[dict[int, str], bool]:
+    """Row -> a WebP of at most 64 x 64 pixels in base64, for as many images as fit into ``total`` characters.
+
+    The first images of all clusters come first, then their second ones, and so on, with noise as one more cluster. So
+    no cluster is without a picture while others have many.
+
+    Args:
+        clustering: that of N images.
+        without: rows that need none.
+        total: a limit of the characters, which bounds the size of the page.
+
+    Returns:
+        The pictures, without images that are missing or cannot be read; and whether all others fitted.
+    """
+    order = np.argsort(clustering.labels, kind="stable")
+    starts = np.flatnonzero(np.diff(clustering.labels[order], prepend=-2))
+    places = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
+    found: dict[int, str] = {}
+    for row in order[np.argsort(places, kind="stable")].tolist():
+        if row in without:
+            continue
+        try:
+            image = read_image(clustering.paths[row])
+        except OSError:
+            continue
+        data = _encoded(image, SMALL, "WEBP", quality=SMALL_QUALITY)
+        total -= len(data)
+        if total < 0:
+            return found, False
+        found[row] = data
+    return found, True
+
+
+def _encoded(image: Image.Image, size: tuple[int, int], form: str, **options: Any) -> str:
+    """The image in base64, reduced to at most ``size``."""
+    image.thumbnail(size)
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=QUALITY, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    image.save(buffer, form, **options)
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def shown(sheets: Iterable[Sheet]) -> list[int]:

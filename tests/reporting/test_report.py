@@ -24,7 +24,8 @@ from fastreid_ice.config import Run
 from fastreid_ice.engine import train_stages
 from fastreid_ice.losses import LOSS_REGISTRY
 from fastreid_ice.reporting import PseudoLabels, centroid_distances, read_epochs, write_left_report, write_report
-from fastreid_ice.reporting.sheets import contact_sheets, shown
+from fastreid_ice.reporting.report import _tile_size
+from fastreid_ice.reporting.sheets import Picture, contact_sheets, shown, small_pictures
 
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome found")
 EVIL = '"><img src=x onerror=window.injected=1>.jpg'  # would leave an attribute
@@ -227,6 +228,30 @@ class TestInTheBrowser:
         assert seen["answers"][6]["answer"] == "0 of 12 images" and seen["answers"][7]["tiles"] == everything
         assert set(seen["clicked"]["tiles"]) == {0, 1, 2, 3}, "the largest cluster, whose name was clicked"
 
+    def test_pictures_of_all_that_is_found_and_the_marks_of_the_page(self, cfg: CfgNode, tmp_path: Path) -> None:
+        """Also of images on no sheet; the pictures on sheets have the shape of the crops, which are square here."""
+        (tmp_path / "crops").mkdir()
+        paths = [tmp_path / "crops" / f"{number:03d}.png" for number in range(80)]
+        for number, path in enumerate(paths):
+            Image.new("RGB", (50, 50), (3 * number, 90, 200)).save(path)
+        clustering = clustering_of(paths, [0] * 79 + [1])
+        on_sheets = shown(contact_sheets(clustering, seed=cfg.SEED))
+        page = write_left(cfg, clustering)
+        assert len(on_sheets) < 20 and "To keep this page small" not in page.read_text()
+        with Browser(page, tmp_path / "browser") as browser:
+            browser.wait_for("document.getElementById('answer') && 'DecompressionStream' in window")
+            browser.ask("document.getElementById('name').value = '.png'")
+            browser.wait_for(f"(document.getElementById('search').dispatchEvent(new Event('input')), {ANSWER} !== '')")
+            found = "[...document.querySelectorAll('#found tbody img')]"
+            browser.wait_for(f"{found}.length === 80 && {found}.every((image) => image.naturalWidth > 0)")
+            assert browser.ask("document.querySelectorAll('main').length") == 1
+            assert browser.ask("[...document.querySelectorAll('th')].every((head) => head.scope)")
+            assert browser.ask("document.querySelectorAll('#found th[scope=row]').length") == 80
+            size = (
+                "(({width, height}) => [width, height])(document.querySelector('.tiles img').getBoundingClientRect())"
+            )
+            assert browser.ask(size) == [103, 103]
+
     def test_without_clusters_truth_and_pictures(self, cfg: CfgNode, crops: list[Path], tmp_path: Path) -> None:
         crops[0].unlink()
         crops[1].write_bytes(b"")
@@ -342,6 +367,26 @@ def test_sheets_hold_what_they_say() -> None:
     many = PseudoLabels([""] * 900, [""] * 900, np.arange(900) // 3, np.zeros(900))
     draws = [[group.label for group in contact_sheets(many, seed=seed)[1].groups] for seed in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2] and len(draws[0]) == 6
+
+
+def test_small_pictures_fit_and_every_cluster_has_some(crops: list[Path]) -> None:
+    clustering = clustering_of(crops, [5] * 6 + [2] * 3 + [-1] * 3)
+    crops[6].unlink()  # the first of cluster 2
+    every, complete = small_pictures(clustering)
+    assert complete and sorted(every) == [0, 1, 2, 3, 4, 5, 7, 8, 9, 10, 11]
+    without, _ = small_pictures(clustering, without={0, 9})
+    assert without == {row: picture for row, picture in every.items() if row not in (0, 9)}
+    few, complete = small_pictures(clustering, total=sum(len(every[row]) for row in (9, 0, 10, 7)))
+    assert not complete and list(few) == [9, 0, 10, 7], "noise, 2, 5 take turns"
+    assert small_pictures(clustering_of([], [])) == ({}, True)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "tile"), [([(64, 128)] * 3, (73, 146)), ([(90, 60)] * 2, (126, 84)), ([], (73, 146))]
+)
+def test_tiles_have_the_shape_of_the_crops(sizes: list, tile: tuple[int, int]) -> None:
+    assert _tile_size([Picture("", width / height) for width, height in sizes]) == tile
+    assert _tile_size([Picture("", 0.01)]) == _tile_size([Picture("", 0.4)]), "not thinner"
 
 
 def test_distances_are_those_of_a_loop() -> None:

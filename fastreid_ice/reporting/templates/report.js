@@ -19,13 +19,24 @@
     tr.insertCell().append(content);
   }
 
+  function small(row) {
+    if (!(row in index.pictures)) return "";
+    const image = new Image();
+    image.alt = "";
+    image.src = "data:image/webp;base64," + index.pictures[row];
+    return image;
+  }
+
   function show(rows) {
     const body = found.querySelector("tbody");
     body.replaceChildren();
     for (const row of rows.slice(0, SHOWN)) {
       const tr = body.insertRow(), picture = pictures.get(row);
-      cell(tr, picture ? picture.cloneNode() : "");
-      cell(tr, index.names[row]);
+      cell(tr, picture ? picture.cloneNode() : small(row));
+      const name = document.createElement("th");
+      name.scope = "row";
+      name.append(index.names[row]);
+      tr.append(name);
       cell(tr, index.labels[row] < 0 ? "noise" : index.labels[row]);
       cell(tr, index.cameraNames[index.cameras[row]] ?? "–");
       cell(tr, index.distances[row] ?? "–");
