@@ -21,7 +21,8 @@ images of a folder by their similarity to a query, and draws the query and the t
     from PIL import Image
     encoder = onnxruntime.InferenceSession("exported/encoder.onnx", providers=["CPUExecutionProvider"])
     height, width = encoder.get_inputs()[0].shape[2:]
-    paths = [Path("query.jpg"), *sorted(Path("gallery").glob("*.jpg"))]
+    known = Image.registered_extensions()  # .jpg, .png and all others that Pillow reads
+    paths = [Path("query.jpg"), *sorted(path for path in Path("gallery").iterdir() if path.suffix.lower() in known)]
     images = [Image.open(path).convert("RGB").resize((width, height), Image.Resampling.BICUBIC) for path in paths]
     rows = np.vstack([encoder.run(None, {"images": np.float32([image]).transpose(0, 3, 1, 2)})[0] for image in images])
     ranking = 1 + np.argsort(-rows[1:] @ rows[0])[:10]

@@ -184,14 +184,19 @@ def test_the_example_of_the_help_as_it_stands(
     with pytest.raises(SystemExit, match="0"):
         run(monkeypatch, "--help")
     text = capsys.readouterr().out.partition("most similar ones:\n")[2]
-    example = re.findall(r"^    (\S.*)$", text, re.MULTILINE)[:10]
-    assert example[0].startswith("from pathlib") and example[9].endswith('save("ranking.png")')
+    example = re.findall(r"^    (\S.*)$", text, re.MULTILINE)[:11]
+    assert example[0].startswith("from pathlib") and example[10].endswith('save("ranking.png")')
     pictures = sorted(people.glob("synthetic-people/*/bounding_box_test/*.jpg"))
     (tmp_path / "exported").symlink_to(exported)
     (tmp_path / "query.jpg").symlink_to(pictures.pop(40))
     (tmp_path / "gallery").mkdir()
-    for path in pictures:
-        (tmp_path / "gallery" / path.name).symlink_to(path)
+    for number, path in enumerate(pictures):  # in every form, in the same order
+        if number % 3:
+            (tmp_path / "gallery" / path.with_suffix((".jpg", ".JPG", ".jpeg")[number % 3]).name).symlink_to(path)
+        else:
+            Image.open(path).save(tmp_path / "gallery" / path.with_suffix(".png").name)
+    (tmp_path / "gallery" / "notes.txt").write_text("no picture")
+    (tmp_path / "gallery" / ".DS_Store").touch()
     monkeypatch.chdir(tmp_path)
     shown: dict = {}
     exec(compile("\n".join(example), "example.py", "exec"), shown)
