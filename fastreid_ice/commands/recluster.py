@@ -46,7 +46,7 @@ from torch import Tensor
 from ..clusterers import build_clusterer
 from ..config import CONFIGS
 from ..core import EpsSweep, ImageTable, choose_k1
-from ..data import build_feature_loader, build_training_set, inspect_images
+from ..data import build_feature_loader, build_training_set, crop_size, inspect_images
 from ..engine import Checkpointer, build_trained_config, extract_features
 from ..engine.log import log_any_name
 from ..errors import InputError
@@ -163,7 +163,7 @@ def extract(cfg: CfgNode, weights: str) -> Images:
         InputError: images or weights that cannot be used.
     """
     images = build_training_set(cfg)
-    inspect_images(images.paths, unreadable=cfg.DATALOADER.UNREADABLE)
+    inspect_images(images.paths, unreadable=cfg.DATALOADER.UNREADABLE, size=crop_size(cfg, "SIZE_TEST"))
     model = build_model(cfg)
     Checkpointer(model).load(weights)
     features, usable = extract_features(model, build_feature_loader(cfg, images), cfg.CLUSTER.FEATURES)

@@ -14,7 +14,12 @@ from fastreid.utils.registry import Registry
 from ..errors import InputError
 
 # A key that is named on the command line turns off the key that would choose its value.
-CHOSEN_BY = {"CLUSTER.EPS": "CLUSTER.AUTO_EPS", "CLUSTER.K1": "CLUSTER.AUTO_K1"}
+CHOSEN_BY = {
+    "CLUSTER.EPS": "CLUSTER.AUTO_EPS",
+    "CLUSTER.K1": "CLUSTER.AUTO_K1",
+    "INPUT.SIZE_TRAIN": "INPUT.AUTO_SIZE",
+    "INPUT.SIZE_TEST": "INPUT.AUTO_SIZE",
+}
 
 
 def value_of(cfg: CfgNode, key: str) -> Any:
@@ -84,6 +89,10 @@ def add_ice_config(cfg: CfgNode) -> None:
     cfg.CLUSTER.NEIGHBORS = "exact"
     cfg.CLUSTER.NUM_CLUSTERS = 500  # KMeans only
     cfg.CLUSTER.PATIENCE = 3  # the run stops after so many epochs in a row with fewer than two clusters
+
+    # UnlabeledFolder only: before training, choose SIZE_TRAIN and SIZE_TEST by the median shape of its images, with
+    # about as many pixels, and PADDING.SIZE in proportion; people's crops stay tall, square ones become square.
+    cfg.INPUT.AUTO_SIZE = False
 
     # Gaussian blur of the strong views (ICE, after MoCo v2); the radius is drawn from SIGMA, in pixels.
     cfg.INPUT.BLUR = CfgNode({"ENABLED": False})

@@ -15,8 +15,9 @@ from .loaders import (
     has_unchecked_images,
 )
 from .samplers import IdentitySampler
+from .shape import fit_size
 from .synthetic import SyntheticMarket, SyntheticPeople, SyntheticSource
-from .views import build_transforms_of_views, build_views
+from .views import build_transforms_of_views, build_views, crop_size
 
 __all__ = [
     "CropCache",
@@ -38,7 +39,9 @@ __all__ = [
     "build_training_set",
     "build_transforms_of_views",
     "build_views",
+    "crop_size",
     "existing_tests",
+    "fit_size",
     "has_unchecked_images",
     "inspect_images",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import statistics
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from multiprocessing.pool import ThreadPool
@@ -21,14 +22,17 @@ SHOWN = 10
 logger = logging.getLogger(f"fastreid.{__name__}")
 
 
-def inspect_images(paths: Sequence[str], *, unreadable: str) -> None:
+def inspect_images(paths: Sequence[str], *, unreadable: str, size: tuple[int, int] | None = None) -> None:
     """Reads every image as training will, and logs the smallest and the largest, unreadable images and duplicates.
+
+    With ``size`` it also logs to what size the images are brought, beside their median shape.
 
     Duplicates are files with the same bytes; only files of the same length and image size are compared. Decoding runs
     in threads; memory is linear in the number of images.
 
     Args:
         paths: the files.
+        size: (H, W) of the crops.
         unreadable: what happens if an image cannot be read, ``DATALOADER.UNREADABLE``: "error" or "skip".
 
     Raises:
@@ -55,6 +59,13 @@ def inspect_images(paths: Sequence[str], *, unreadable: str) -> None:
         *sizes[largest][:2],
         largest,
     )
+    if size:
+        logger.info(
+            "The median image is %.2f times as wide as high; all become %d x %d (width x height): INPUT.SIZE_TRAIN and "
+            "INPUT.SIZE_TEST, height first, set another size",
+            statistics.median(width / height for width, height, _ in sizes.values()),
+            *reversed(size),
+        )
     candidates = [path for group in _groups(sizes) for path in group]
     digests = dict(zip(candidates, _in_threads(_digest, candidates, "Comparing images of equal size"), strict=True))
     copies = [f"{path} = {group[0]}" for group in _groups(digests) for path in group[1:]]

@@ -19,7 +19,7 @@ from ..config import (
     shipped_file,
     without_keys,
 )
-from ..data import existing_tests
+from ..data import existing_tests, fit_size
 from ..errors import InputError
 from ..modeling import trains_without_labels
 from .checks import check_config
@@ -83,6 +83,11 @@ def build_config(
         raise InputError(
             f"--resume: {str(first.folder)!r} (OUTPUT_DIR) holds no checkpoint; train without --resume first"
         )
+    if resume and cfg.INPUT.AUTO_SIZE and first.config.is_file():  # the images may have changed since
+        trained = Run.read(first.folder).stages[0].cfg.INPUT
+        cfg.INPUT.SIZE_TRAIN, cfg.INPUT.SIZE_TEST = trained.SIZE_TRAIN, trained.SIZE_TEST
+        cfg.INPUT.PADDING.SIZE, cfg.INPUT.AUTO_SIZE = trained.PADDING.SIZE, False
+    fit_size(cfg)
     check_config(cfg, num_processes=num_processes)
     if cfg.MODEL.DEVICE.startswith("cuda") and num_local_processes > torch.cuda.device_count():
         raise InputError(

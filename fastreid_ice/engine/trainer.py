@@ -23,6 +23,7 @@ from ..data import (
     build_feature_loader,
     build_test_loader,
     build_training_set,
+    crop_size,
     has_unchecked_images,
     inspect_images,
 )
@@ -117,7 +118,8 @@ class UnsupervisedTrainer(DefaultTrainer):
             check_tracks(images.known)
         _check_batch(cfg, len(images))
         if has_unchecked_images(cfg) and comm.is_main_process():
-            inspect_images(images.paths, unreadable=cfg.DATALOADER.UNREADABLE)
+            size = crop_size(cfg, "SIZE_TRAIN")
+            inspect_images(images.paths, unreadable=cfg.DATALOADER.UNREADABLE, size=size)
         return PseudoLabelLoader.from_config(cfg, images, required_views(cfg))
 
     @classmethod

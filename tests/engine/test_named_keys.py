@@ -7,7 +7,7 @@ import pytest
 from fastreid_ice.config import CHOSEN_BY, Run, value_of
 from fastreid_ice.engine.setup import read_config
 
-VALUES = {"CLUSTER.EPS": "0.4", "CLUSTER.K1": "9"}
+VALUES = {"CLUSTER.EPS": "0.4", "CLUSTER.K1": "9", "INPUT.SIZE_TRAIN": "[64, 64]", "INPUT.SIZE_TEST": "[64, 64]"}
 
 
 @pytest.mark.parametrize("key", CHOSEN_BY)
