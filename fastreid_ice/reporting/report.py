@@ -28,7 +28,7 @@ from .doubts import describe_doubt
 from .labels import PseudoLabels
 from .pages import render, short_names, write_text
 from .radii import radii_chart
-from .sheets import Picture, contact_sheets, shown, small_pictures, thumbnail
+from .sheets import Picture, contact_sheets, picture_of, shown, small_pictures
 from .tables import describe_evaluations, evaluations, read_stage
 
 TEMPLATE = "report.html"
@@ -91,7 +91,7 @@ def write_report(run: Run) -> Path:
     clustering = PseudoLabels.read(path) if path else PseudoLabels((), (), np.empty(0, np.int64), np.empty(0))
     sheets = contact_sheets(clustering, seed=run.stages[0].cfg.SEED)
     rows = shown(sheets)
-    pictures = {row: thumbnail(clustering.paths[row]) for row in progress(rows, "Reading pictures for the report")}
+    pictures = {row: picture_of(clustering.paths[row]) for row in progress(rows, "Reading pictures for the report")}
     small, complete = small_pictures(clustering, without=pictures)
     names, common = short_names(clustering.paths)
     cameras = [readable(camera) for camera in clustering.cameras]

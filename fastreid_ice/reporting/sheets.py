@@ -118,8 +118,14 @@ class Picture(NamedTuple):
     aspect: float
 
 
-def thumbnail(path: str) -> Picture | None:
-    """A small JPEG of an image, as training reads it; None if it is missing or cannot be read."""
+def thumbnail(path: str) -> str | None:
+    """A small JPEG of an image, as training reads it, as a data URI; None if it is missing or cannot be read."""
+    picture = picture_of(path)
+    return picture and picture.uri
+
+
+def picture_of(path: str) -> Picture | None:
+    """The same with its shape."""
     try:
         image = read_image(path)
     except OSError:
