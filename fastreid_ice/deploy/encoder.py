@@ -11,13 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fastreid.config import CfgNode
 from fastreid.modeling import build_model
 
 from ..config import Run, value_of
 from ..core import ImageTable
 from ..data import TrainingSet, build_feature_loader
-from ..engine import Checkpointer, build_own_config, extract_features
+from ..engine import Checkpointer, build_trained_config, extract_features
 from ..errors import InputError
 from ..modeling import MomentumReID
 
@@ -42,11 +41,11 @@ class Encoder:
     Args:
         run: the folder of the run, its ``OUTPUT_DIR``.
         options: config keys and values that override those of the run. Device: a GPU if there is one, else the CPU.
-        weights: the checkpoint; None for the one that the run names as the weights to use.
+        weights: the checkpoint; None for the one to use of the run's last stage that has any.
 
     Attributes:
         run: the run.
-        cfg: the config of its last stage, checked.
+        cfg: the config of that stage, checked.
         options: as given.
         weights: the checkpoint, an absolute path.
         fingerprint: a hash of the checkpoint and of all keys that features depend on.
@@ -57,19 +56,13 @@ class Encoder:
 
     def __init__(self, run: Path, options: Sequence[str] = (), *, weights: Path | None = None) -> None:
         self.run, self.options = Run.read(run), list(options)
-        self.weights = Path(os.path.abspath(weights or self.run.stages[-1].best_weights))
-        if not self.weights.is_file():
-            way_out = "" if weights else ", as the run has not ended; name one of its checkpoints by --weights"
-            raise InputError(f"there are no weights {self.weights}{way_out}")
-        fixed = ["MODEL.WEIGHTS", str(self.weights)]
-        fixed += [
-            "MODEL.START_FROM",
-            "last",
-            "MODEL.COMPILE",
-            "False",
-        ]  # nothing is trained: no best epoch, no compiler
-        cfg = build_own_config(str(self.run.folder / "config.yaml"), ["MODEL.DEVICE", "auto", *options, *fixed])
-        self.cfg: CfgNode = Run(cfg).stages[-1].cfg
+        if weights and not weights.is_file():
+            raise InputError(f"there are no weights {weights}")
+        # Nothing is trained: no best epoch is looked for, and nothing is compiled.
+        fixed = ["MODEL.START_FROM", "last", "MODEL.COMPILE", "False"]
+        fixed += ["MODEL.WEIGHTS", repr(str(weights))] if weights else []
+        self.cfg, found = build_trained_config("", run, ["MODEL.DEVICE", "auto", *options, *fixed])
+        self.weights = Path(os.path.abspath(found))
 
     @cached_property
     def fingerprint(self) -> str:
