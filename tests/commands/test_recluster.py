@@ -227,7 +227,9 @@ BAD = {
     "a key": (lambda folder: [*save(folder, blobs()), "CLUSTER.EPS", "1.5"], "CLUSTER.EPS 1.5 must lie"),
     "the upper bound": (lambda folder: [*save(folder, blobs()), "CLUSTER.NAME", "GroundTruth"], "needs the identities"),
     "no weights": (
-        lambda folder: ["--images", folder, "--config-file", ROOT / "configs" / "ice_folder_r50.yml"],
+        lambda folder: [
+            *("--images", folder, "--config-file", ROOT / "configs" / "ice_folder_r50.yml", "INPUT.AUTO_SIZE", "False")
+        ],
         "MODEL.WEIGHTS is empty",
     ),
     "another model": (
