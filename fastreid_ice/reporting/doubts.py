@@ -1,4 +1,4 @@
-"""A clustering that nobody should train on unseen: one giant cluster, or nearly all noise; and the keys to turn."""
+"""A clustering that nobody should train on unseen: one giant cluster, or nearly all noise; with the keys to change."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _against_giants(cfg: CfgNode, total: int) -> str:
     if node.NAME == "KMeans":
         return f"raise CLUSTER.NUM_CLUSTERS ({node.NUM_CLUSTERS})"
     if node.NAME not in ("JaccardDBSCAN", "HDBSCAN"):
-        return f"turn the keys of CLUSTER.NAME {node.NAME}"
+        return f"change the keys of CLUSTER.NAME {node.NAME}"
     keys = _neighbours(cfg, total)
     if node.NAME == "JaccardDBSCAN" and not node.AUTO_EPS:
         return f"lower CLUSTER.EPS ({node.EPS:g}) or {keys}, or let CLUSTER.AUTO_EPS True choose the radius"
@@ -55,7 +55,7 @@ def _against_giants(cfg: CfgNode, total: int) -> str:
 def _against_noise(cfg: CfgNode, total: int) -> str:
     node = cfg.CLUSTER
     if node.NAME not in ("JaccardDBSCAN", "HDBSCAN"):
-        return f"turn the keys of CLUSTER.NAME {node.NAME}"
+        return f"change the keys of CLUSTER.NAME {node.NAME}"
     keys = _neighbours(cfg, total)
     if node.NAME == "HDBSCAN":
         return f"lower CLUSTER.MIN_CLUSTER_SIZE ({node.MIN_CLUSTER_SIZE}), or raise {keys}"

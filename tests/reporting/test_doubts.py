@@ -38,7 +38,7 @@ NOISE = labels_of(20, 20, noise=260)
         (GIANT, {"CLUSTER__NAME": "HDBSCAN", "CLUSTER__K1": 30}, "lower CLUSTER.K1 (30), or start from better weights"),
         (GIANT, {"CLUSTER__NAME": "KMeans"}, "raise CLUSTER.NUM_CLUSTERS (500)"),
         (GIANT, {"CLUSTER__DISTANCE": "ca_jaccard"}, "or CLUSTER.CA_JACCARD.K1_INTER (20) and K1_INTRA (5), or"),
-        (GIANT, {"CLUSTER__NAME": "Mine"}, "turn the keys of CLUSTER.NAME Mine"),
+        (GIANT, {"CLUSTER__NAME": "Mine"}, "change the keys of CLUSTER.NAME Mine"),
         (
             labels_of(160, 20, noise=20),
             {},
