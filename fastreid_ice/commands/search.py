@@ -96,6 +96,11 @@ def build_parser() -> argparse.ArgumentParser:
         "cluster of the run reach, an estimate without truth",
     )
     query.add_argument(
+        "--camera-norm",
+        action="store_true",
+        help="compare features that are standardised within each camera: for cameras that differ in light and colours",
+    )
+    query.add_argument(
         "--rerank",
         action="store_true",
         help=f"re-rank the {CANDIDATES} nearest images of each query by mutual neighbours, with the run's TEST.RERANK",
@@ -129,7 +134,7 @@ def run_query(args: argparse.Namespace) -> None:
         if file is not None and (not file.absolute().parent.is_dir() or file.is_dir()):
             raise InputError(f"{flag} {file}: its folder is missing, or it is a folder itself")
     logging.getLogger("fastreid").setLevel(logging.WARNING)
-    gallery = Gallery(args.index)
+    gallery = Gallery(args.index, camera_norm=args.camera_norm)
     threshold, words = read_threshold(args.threshold, gallery, other_cameras=args.other_cameras)
     encoder = gallery.encoder()
     if args.camera is not None:
@@ -177,6 +182,7 @@ def run_query(args: argparse.Namespace) -> None:
             "top_k": args.top_k,
             "other_cameras": args.other_cameras,
             "threshold": None if args.threshold is None else threshold,
+            "camera_norm": args.camera_norm,
             "reranked": args.rerank,
         }
         write_matches_json(args.json, found, search=search)
@@ -185,6 +191,7 @@ def run_query(args: argparse.Namespace) -> None:
         sentences = [
             f"{len(index.paths):,} images in {args.index.absolute()}, ranked by "
             + ("re-ranked distance." if args.rerank else "1 − cosine of their features to the query's."),
+            *(["Features are standardised within each camera."] if args.camera_norm else []),
             *(["Only images in other cameras than the query's."] if args.other_cameras else []),
             *([words] if words else []),
         ]

@@ -14,7 +14,7 @@ import torch
 from fastreid.config import CfgNode
 from torch import Tensor
 
-from ..core import camera_reranked_blocks, jaccard_graph, k_nearest
+from ..core import camera_reranked_blocks, jaccard_graph, k_nearest, standardize_by_camera
 from ..core.retrieval import distance_blocks, reranked_blocks
 from ..data.folder import camera_in_name
 from ..data.inspection import find_unreadable
@@ -55,17 +55,23 @@ class Gallery:
 
     Args:
         folder: of an index.
+        camera_norm: compare features that are standardised within each camera, by the statistics of the gallery; see
+            ``standardize_by_camera``. Each image is then compared with each query, whatever the size of the index.
 
     Attributes:
         index: its content.
+        features: (N, D) float32 unit rows that are compared with queries.
 
     Raises:
         InputError: the folder holds no index.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, *, camera_norm: bool = False) -> None:
+        self.folder, self.camera_norm = folder, camera_norm
         self.index = ImageIndex.read(folder)
+        self.features = self.index.features
+        if camera_norm:
+            self.features = self._standardized(self.features, self.index.cameras)
 
     def encoder(self) -> Encoder:
         """The encoder that the features were extracted with.
@@ -124,8 +130,13 @@ class Gallery:
             other_cameras: only pairs in two cameras count.
 
         Raises:
-            InputError: the run has no cluster with such a pair.
+            InputError: the run has no cluster with such a pair, or ``camera_norm``, with which cosines are others.
         """
+        if self.camera_norm:
+            raise InputError(
+                f"--threshold {share:.0%} is estimated for features as they are; with --camera-norm give a cosine, "
+                "such as --threshold 0.5"
+            )
         quantiles = self.index.origin.calibration["other cameras" if other_cameras else "all"]
         if quantiles is None:
             pairs = "images of two known cameras" if other_cameras else "two images that still exist"
@@ -153,7 +164,8 @@ class Gallery:
             queries: (Q, D) float32 unit rows.
             top_k: the length of a ranking, if there are so many images.
             own: (Q,) int64, the row of each query itself, which is left out; -1 for none.
-            cameras: Q names, "" if not known; needed for ``other_cameras``, and for re-ranking by "ca_jaccard".
+            cameras: Q names, "" if not known; needed for ``other_cameras``, for re-ranking by "ca_jaccard", and for
+                standardised features.
             other_cameras: only images in other known cameras than the query's are ranked.
             threshold: only images with a cosine of at least this are ranked.
             rerank: the config node TEST.RERANK, to re-rank the ``CANDIDATES`` nearest images of each query by the
@@ -171,6 +183,8 @@ class Gallery:
         count = max(top_k, CANDIDATES) if rerank is not None else top_k
         own = np.full(len(queries), -1) if own is None else own
         cameras = [""] * len(queries) if cameras is None else cameras
+        if self.camera_norm:
+            queries = self._standardized(queries, cameras)
         similarities, rows = self._nearest(queries, count + 1, cameras if other_cameras else None)
         found = []
         for query, camera, itself, cosines, ranked in zip(queries, cameras, own, similarities, rows, strict=True):
@@ -212,7 +226,7 @@ class Gallery:
         self, query: np.ndarray, camera: str, rows: np.ndarray, rerank: CfgNode, device: torch.device | str
     ) -> np.ndarray:
         """(M,) re-ranked distances from a query to M candidates."""
-        candidates = torch.from_numpy(self.index.features[rows]).to(device)
+        candidates = torch.from_numpy(self.features[rows]).to(device)
         first = torch.from_numpy(query[None]).to(device)
         if rerank.DISTANCE == "ca_jaccard":
             names = np.append(self._cameras[rows], camera).astype(str)
@@ -234,11 +248,16 @@ class Gallery:
         import faiss
 
         cells = self.folder / CELLS.format(self.index.origin.id)
-        if cells.is_file():
+        if cells.is_file() and not self.camera_norm:
             return faiss.read_index(str(cells), faiss.IO_FLAG_MMAP)
-        index = faiss.IndexFlatIP(self.index.features.shape[1])
-        index.add(self.index.features)
+        index = faiss.IndexFlatIP(self.features.shape[1])
+        index.add(self.features)
         return index
+
+    def _standardized(self, features: np.ndarray, cameras: Sequence[str]) -> np.ndarray:
+        names = {name: number for number, name in enumerate(dict.fromkeys(self.index.cameras))}
+        numbers, gallery = (np.array([names.get(name, -1) for name in each]) for each in (cameras, self.index.cameras))
+        return standardize_by_camera(features, numbers, reference=(self.index.features, gallery)).numpy()
 
     @cached_property
     def _cameras(self) -> np.ndarray:

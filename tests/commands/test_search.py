@@ -66,6 +66,7 @@ def test_table_json_and_page(place: Path, tmp_path: Path) -> None:
         "fingerprint": index.origin.fingerprint,
         "top_k": 4,
         "other_cameras": True,
+        "camera_norm": False,
         "reranked": False,
     }
     assert threshold == pytest.approx(index.origin.calibration["other cameras"][40], abs=1e-6)

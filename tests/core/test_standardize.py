@@ -35,6 +35,20 @@ def test_equals_a_loop(prior):
     torch.testing.assert_close(features, before, rtol=0, atol=0)
 
 
+def test_statistics_of_a_reference():
+    """Rows of the reference come out as if standardised with it; a camera that it lacks gets those of all images."""
+    features, cameras = crowd()
+    whole = standardize_by_camera(features, cameras)
+    some = [0, 5, 20, 47]
+    found = standardize_by_camera(features[some], cameras[some], reference=(features, cameras))
+    torch.testing.assert_close(found, whole[some])
+    found = standardize_by_camera(features[some], torch.tensor([-7, 5, 11, 10**10]), reference=(features, cameras))
+    expected = (features[some] - features.mean(0)) / features.std(0, correction=0)
+    torch.testing.assert_close(found, F.normalize(expected))
+    with pytest.raises(ValueError, match="the reference must have rows of 6 dimensions"):
+        standardize_by_camera(features, cameras, reference=(features[:, :5], cameras))
+
+
 def test_undoes_what_a_camera_adds():
     generator = torch.Generator().manual_seed(0)
     people = torch.randn(300, 8, generator=generator, dtype=torch.float64)

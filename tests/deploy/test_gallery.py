@@ -10,7 +10,7 @@ import torch
 
 from dense import jaccard_by_definition
 from fastreid_ice import InputError
-from fastreid_ice.core import camera_reranked_blocks, k_nearest
+from fastreid_ice.core import camera_reranked_blocks, k_nearest, standardize_by_camera
 from fastreid_ice.deploy.index import ImageIndex, Origin
 from fastreid_ice.deploy.search import Gallery
 from support import small_config
@@ -61,6 +61,29 @@ def test_rankings_are_those_of_brute_force(gallery: Gallery) -> None:
         allowed &= (cameras != asked[q]) & (cameras != "")
         np.testing.assert_array_equal(elsewhere[q].rows, brute_force(gallery, query, allowed)[:30])
     assert everywhere[5].rows[0] != 7 and len(gallery.search(queries, top_k=999, own=own)[5].rows) == 199
+
+
+def test_standardised_features(gallery: Gallery) -> None:
+    """Gallery and queries by the gallery's statistics: also a query whose camera is new, or not known."""
+    standardised = Gallery(gallery.folder, camera_norm=True)
+    queries, asked = units(4, 12, seed=1), ["a", "b", "new", ""]
+    codes = {"a": 0, "b": 1, "": 2, "new": 3}
+    cameras = np.array([codes[name] for name in gallery.index.cameras])
+    rows = standardize_by_camera(gallery.index.features, cameras)
+    own = standardize_by_camera(
+        queries, np.array([codes[name] for name in asked]), reference=(gallery.index.features, cameras)
+    )
+    found = standardised.search(queries, top_k=20, cameras=asked)
+    for ranking, cosines in zip(found, (own @ rows.T).numpy(), strict=True):
+        np.testing.assert_array_equal(ranking.rows, np.argsort(-cosines, kind="stable")[:20])
+        np.testing.assert_allclose(ranking.similarities, cosines[ranking.rows], atol=1e-6)
+    assert any(
+        (one.rows != other.rows).any() for one, other in zip(found, gallery.search(queries, top_k=20), strict=True)
+    )
+    reranked = standardised.search(queries, top_k=20, cameras=asked, rerank=small_config().TEST.RERANK)
+    assert all((np.diff(ranking.distances) >= 0).all() for ranking in reranked)
+    with pytest.raises(InputError, match="--threshold 90% is estimated for features as they are; with --camera-norm"):
+        standardised.threshold(0.9)
 
 
 def test_a_threshold_and_no_result(gallery: Gallery) -> None:
