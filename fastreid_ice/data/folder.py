@@ -145,9 +145,8 @@ class UnlabeledFolder(ImageDataset):
             if name.count("/") <= layout.count("/"):
                 raise InputError(f"{str(folder / name)!r} must lie in a folder {part}/{layout}")
         cameras = [facts.camera for facts in self._rules.facts_of(part, names)]
-        if (
-            not self._rules.knows_cameras
-        ):  # query and gallery count as two cameras, so that all images of a person count
+        if not self._rules.knows_cameras:
+            # Query and gallery count as two cameras, so that all images of a person count.
             cameras = [part] * len(names)
         if None in cameras:
             unknown = str(folder / names[cameras.index(None)])

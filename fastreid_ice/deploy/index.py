@@ -34,7 +34,7 @@ from ..data.inspection import find_unreadable
 from ..errors import InputError
 from ..files import PART, replacing
 from ..reporting import PseudoLabels
-from .calibration import pair_quantiles
+from .calibration import calibrate
 from .encoder import Encoder
 
 if TYPE_CHECKING:
@@ -44,7 +44,6 @@ FEATURES = "features.parquet"
 CELLS = "cells-{}.faiss"  # the inverted file of the features with this id
 KEY, VERSION = b"fastreid-ice", 1
 EXACT_ROWS = 10**6  # up to so many rows every one is compared with the query
-CALIBRATED = 4096  # images of clusters, at least, from which the threshold is estimated
 BLOCK = 2**16  # rows that are written or read at a time
 
 
@@ -358,35 +357,11 @@ def _extracted(paths: list[str], encoder: Encoder) -> tuple[np.ndarray, np.ndarr
 def _calibration(
     encoder: Encoder, before: Origin | None, paths: Sequence[str], features: np.ndarray
 ) -> tuple[str, dict[str, list[float] | None]]:
-    """A hash of the labels of the run's last clustering, and the similarities of pairs in one of its clusters.
-
-    Features that the index holds are used; those of other images are extracted, for some thousand images at most.
-    """
+    """A hash of the labels of the run's last clustering, and what ``calibrate`` finds in them, or found before."""
     file = encoder.run.labels
     if file is None:
         return "", {"all": None, "other cameras": None}
     digest = hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
     if before and before.labels == digest:
         return digest, before.calibration
-    clusters = PseudoLabels.read(file)
-    rows = _drawn_clusters(clusters.labels)
-    rows = rows[[os.path.isfile(clusters.paths[row]) for row in rows]]
-    places = [os.path.abspath(clusters.paths[row]) for row in rows]
-    row_of = {path: row for row, path in enumerate(paths)}
-    held = np.array([path in row_of for path in places], bool)
-    units, usable = np.empty((len(places), features.shape[1]), np.float32), np.ones(len(places), bool)
-    units[held] = features[[row_of[path] for path in places if path in row_of]]
-    if not held.all():
-        units[~held], usable[~held] = encoder.encode([path for path in places if path not in row_of])
-    labels = np.where(usable, clusters.labels[rows], -1)
-    names, numbers = np.unique([clusters.cameras[row] for row in rows], return_inverse=True)
-    cameras = np.where((names == "")[numbers], -1, numbers) if len(names) else numbers
-    return digest, {"all": pair_quantiles(units, labels), "other cameras": pair_quantiles(units, labels, cameras)}
-
-
-def _drawn_clusters(labels: np.ndarray) -> np.ndarray:
-    """The rows of clusters drawn with a fixed seed, until they hold ``CALIBRATED`` images."""
-    names, numbers, sizes = np.unique(labels, return_inverse=True, return_counts=True)
-    order = np.random.default_rng(0).permutation(np.flatnonzero(names >= 0))
-    drawn = order[sizes[order].cumsum() - sizes[order] < CALIBRATED]
-    return np.flatnonzero(np.isin(numbers, drawn))
+    return digest, calibrate(PseudoLabels.read(file), encoder, paths, features)

@@ -346,9 +346,9 @@ class TestCalibration:
 
     def test_whole_clusters_are_drawn(self, monkeypatch: pytest.MonkeyPatch) -> None:
         labels = np.array([2**50, 5, -1, 5, 9, 2**50, 9, 9, -1])
-        assert index_module._drawn_clusters(labels).tolist() == [0, 1, 3, 4, 5, 6, 7]
-        monkeypatch.setattr(index_module, "CALIBRATED", 3)
-        drawn = labels[index_module._drawn_clusters(labels)]
+        assert calibration._drawn_clusters(labels).tolist() == [0, 1, 3, 4, 5, 6, 7]
+        monkeypatch.setattr(calibration, "CALIBRATED", 3)
+        drawn = labels[calibration._drawn_clusters(labels)]
         assert 3 <= len(drawn) < 7 and all((drawn == label).sum() == (labels == label).sum() for label in set(drawn))
 
     def test_it_is_that_of_the_run_whatever_is_indexed(
