@@ -44,6 +44,8 @@ class Method(NamedTuple):
 ICE = {"SOLVER.WARMUP_ITERS": 300}
 # A part of 8 images is too small to normalise for a recipe that splits 256.
 PROXIES = {"MODEL.BN_SPLITS": 1}
+CAMERAS = {"CLUSTER.CAMERA_NORM": True}
+PRECISE = {"TEST.PRECISE_BN.ENABLED": True, "TEST.PRECISE_BN.NUM_ITER": 40}
 REFINED = ("NeighborLabelLoss", "CrossCameraLoss", "HardInstanceLoss", "SoftConsistencyLoss")
 METHODS = {
     "ice_agnostic": Method("ice_agnostic_market", ICE),
@@ -52,8 +54,11 @@ METHODS = {
     "dcmip": Method("dcmip_market", PROXIES | {"MODEL.LOSSES.MULTI_INSTANCE.NUM_INSTANCES": 4}),
     "hybrid": Method("ice_hybrid_market", ICE),
     "o2cap": Method("o2cap_market", ICE),
-    "ice_camera_norm": Method("ice_market", ICE | {"CLUSTER.CAMERA_NORM": True}),
-    "hybrid_camera_norm": Method("ice_hybrid_market", ICE | {"CLUSTER.CAMERA_NORM": True}),
+    "ice_camera_norm": Method("ice_market", ICE | CAMERAS),
+    "hybrid_camera_norm": Method("ice_hybrid_market", ICE | CAMERAS),
+    "o2cap_camera_norm": Method("o2cap_market", ICE | CAMERAS),
+    "ice_precise_bn": Method("ice_market", ICE | PRECISE),
+    "hybrid_camera_norm_precise_bn": Method("ice_hybrid_market", ICE | CAMERAS | PRECISE),
     "ice_ca_jaccard": Method("ice_market", ICE | {"CLUSTER.DISTANCE": "ca_jaccard"}),
     "ice_auto_eps": Method("ice_market", ICE | {"CLUSTER.AUTO_EPS": True}),
     "ice_neighbor_labels": Method("ice_market", ICE | {"MODEL.LOSSES.NAME": REFINED}),

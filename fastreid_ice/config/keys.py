@@ -156,6 +156,10 @@ def add_ice_config(cfg: CfgNode) -> None:
     # Standardise the features of query and gallery together within each camera before they are compared, as
     # CLUSTER.CAMERA_NORM does before clustering: without labels, but with all test images at hand.
     cfg.TEST.CAMERA_NORM = False
+    # fast-reid's TEST.PRECISE_BN.ENABLED computes batch-norm statistics for clustering and evaluation, before the first
+    # clustering and after every epoch: here of NUM_ITER training batches drawn from all training images, without
+    # augmentation; DATASET is not read. Training leaves those of augmented images and of other weights.
+
     # The distance of TEST.RERANK, as for CLUSTER.DISTANCE: "jaccard" (TEST.RERANK.K1, K2), or "ca_jaccard".
     cfg.TEST.RERANK.DISTANCE = "jaccard"
     cfg.TEST.RERANK.CA_JACCARD = CfgNode({"K1_INTRA": 5, "K1_INTER": 20, "K2_INTRA": 3, "K2_INTER": 3})

@@ -121,16 +121,22 @@ def build_training_set(cfg: CfgNode) -> TrainingSet:
     return TrainingSet(list(paths), known, cache, names)
 
 
-def build_feature_loader(cfg: CfgNode, training_set: TrainingSet) -> DataLoader:
+def build_feature_loader(
+    cfg: CfgNode, training_set: TrainingSet, batches: Sequence[Sequence[int]] | None = None
+) -> DataLoader:
     """The training set in order at ``INPUT.SIZE_TEST``: the contiguous part of this process.
 
     Crops come from the cache if that size equals ``INPUT.SIZE_TRAIN``. The workers live as long as the loader.
+
+    Args:
+        batches: the indices of each batch of this process, instead of the training set in order.
     """
     same_size = crop_size(cfg, "SIZE_TEST") == crop_size(cfg, "SIZE_TRAIN")
     return _inference_loader(
         cfg,
         training_set.paths,
         {},
+        batches,
         cache=training_set.cache if same_size else None,
         skip_unreadable=cfg.DATALOADER.UNREADABLE == "skip",
     )
@@ -299,15 +305,24 @@ class _Epoch:
         return self.length
 
 
-def _inference_loader(cfg: CfgNode, paths: Sequence[str], columns: dict[str, Tensor], **options: Any) -> DataLoader:
+def _inference_loader(
+    cfg: CfgNode,
+    paths: Sequence[str],
+    columns: dict[str, Tensor],
+    batches: Sequence[Sequence[int]] | None = None,
+    **options: Any,
+) -> DataLoader:
     transforms = {"images": build_test_transform(cfg, "SIZE_TEST")} if cfg.INPUT.CROP.ENABLED else {}
     crops = Crops(paths, crop_size(cfg, "SIZE_TEST"), columns, transforms=transforms, **options)
-    batch_size = max(1, cfg.TEST.IMS_PER_BATCH // comm.get_world_size())
-    batches = BatchSampler(InferenceSampler(len(crops)), batch_size, drop_last=False)
+    if batches is None:
+        batch_size = max(1, cfg.TEST.IMS_PER_BATCH // comm.get_world_size())
+        batches = BatchSampler(InferenceSampler(len(crops)), batch_size, drop_last=False)
     return _loader(crops, batches, cfg.DATALOADER.NUM_WORKERS)
 
 
-def _loader(crops: Crops, batches: Sampler[list[int]], num_workers: int, *, fresh: bool = False) -> DataLoader:
+def _loader(
+    crops: Crops, batches: Sampler[list[int]] | Sequence[Sequence[int]], num_workers: int, *, fresh: bool = False
+) -> DataLoader:
     """Batches of crops by ``batches``, from workers that live as long as the loader.
 
     Args:

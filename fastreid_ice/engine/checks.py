@@ -46,6 +46,7 @@ RANGES = {
     "CLUSTER.FEATURES": ENCODER,
     "TEST.ENCODER": ENCODER,
     "TEST.IMS_PER_BATCH": POSITIVE,
+    "TEST.PRECISE_BN.NUM_ITER": POSITIVE,
     "DATALOADER.NUM_INSTANCE": POSITIVE,
     "DATALOADER.NUM_WORKERS": FROM_ZERO,
     "DATALOADER.UNREADABLE": ("must be 'error' or 'skip'", lambda value: value in ("error", "skip")),
@@ -160,8 +161,6 @@ def _check_stage(cfg: CfgNode, num_processes: int) -> None:
     backbone = cfg.MODEL.BACKBONE
     if backbone.PRETRAIN and backbone.PRETRAIN_PATH and not os.path.isfile(backbone.PRETRAIN_PATH):
         raise InputError(f"MODEL.BACKBONE.PRETRAIN_PATH: no file {backbone.PRETRAIN_PATH!r}")
-    if cfg.TEST.PRECISE_BN.ENABLED:
-        raise InputError("TEST.PRECISE_BN.ENABLED must be False: it draws batches before there are pseudo labels")
     if cfg.TEST.RERANK.ENABLED and cfg.TEST.RERANK.DISTANCE == "ca_jaccard" and cfg.TEST.METRIC != "cosine":
         raise InputError(f"TEST.RERANK.DISTANCE ca_jaccard needs TEST.METRIC cosine, not {cfg.TEST.METRIC}")
     if cfg.TEST.CAMERA_NORM and cfg.TEST.METRIC != "cosine":

@@ -38,6 +38,7 @@ from .evaluator import BlockedReidEvaluator, evaluate_encoders
 from .hooks import build_hooks, sync_buffers, unwrap
 from .log import filtering, for_people
 from .loss_log import LossLog, NotFinite
+from .precise_bn import PreciseBN
 from .summary import EpochTable, EvaluateStart
 from .writers import LOG_PERIOD, ScalarWriter
 
@@ -153,6 +154,7 @@ class UnsupervisedTrainer(DefaultTrainer):
     def build_hooks(self) -> list[HookBase]:
         cfg = self.cfg
         own = build_hooks(cfg)
+        precise_bn = [PreciseBN(cfg)] if cfg.TEST.PRECISE_BN.ENABLED else []
         start, evaluation = [], []
         if Stage(cfg).evaluates:
             start = [EvaluateStart()] if cfg.TEST.BEFORE_TRAINING else []
@@ -172,13 +174,23 @@ class UnsupervisedTrainer(DefaultTrainer):
         # Instead of fast-reid's evaluation and checkpoints, in an order in which a saved epoch is complete.
         saving = [ScalarWriter(), SaveEpochs(cfg.SOLVER.CHECKPOINT_PERIOD)] if comm.is_main_process() else []
         theirs = []
-        for hook in super().build_hooks():
+        for hook in self._hooks_of_fastreid():
             if isinstance(hook, EvalHook):
                 theirs += [*evaluation, *saving]
             elif not isinstance(hook, PeriodicCheckpointer):
                 theirs.append(hook)
         end = [EpochTable()] if comm.is_main_process() else []
-        return [*self.first_hooks, *start, *own, *theirs, *end, *self.last_hooks]
+        return [*self.first_hooks, *start, *precise_bn, *own, *theirs, *end, *self.last_hooks]
+
+    def _hooks_of_fastreid(self) -> list[HookBase]:
+        """Without its PreciseBN, which draws batches by the labels of a dataset."""
+        own, self.cfg = self.cfg, self.cfg.clone()
+        self.cfg.defrost()
+        self.cfg.TEST.PRECISE_BN.ENABLED = False
+        try:
+            return super().build_hooks()
+        finally:
+            self.cfg = own
 
     def build_writers(self) -> list[EventWriter]:
         """Further writers: ``ScalarWriter`` opens fast-reid's own once it is known where training continues."""

@@ -129,11 +129,15 @@ class MomentumReID(nn.Module):
     def terms(self) -> list[LossTerm]:
         return list(self.losses.values())
 
+    def parts_of(self, encoder: str) -> tuple[nn.Module, nn.Module]:
+        """Backbone and heads of "online" or "momentum"."""
+        return tuple(self.momentum.values()) if encoder == "momentum" else (self.backbone, self.heads)
+
     def encode(self, images: Tensor, encoder: str) -> Tensor:
         """(B, 3, H, W) images in [0, 255], which are not changed, to (B, D) features of "online" or "momentum"."""
         images = images.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
         images = (images - self.pixel_mean) / self.pixel_std
-        backbone, heads = self.momentum.values() if encoder == "momentum" else (self.backbone, self.heads)
+        backbone, heads = self.parts_of(encoder)
         uncompiled = self.compiled and not self.training
         features = heads.forward(backbone.forward(images)) if uncompiled else heads(backbone(images))
         return features.to(torch.promote_types(features.dtype, torch.float32))
