@@ -17,9 +17,8 @@ demo: $(INSTALLED)  ## draw the synthetic data, train camera-aware ICE on it and
 compare: $(INSTALLED)  ## train every method with three seeds on the synthetic data; prints a table and draws a chart
 	$(BIN)/fastreid-ice compare
 
-# Three processes for two cores: many tests wait for processes that start, end or meet.
 test: $(INSTALLED)  ## run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)  ## check style and types
 	$(BIN)/ruff check .
