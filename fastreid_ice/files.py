@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -41,6 +42,22 @@ def replacing(path: str, mode: str = "wb", **options: str) -> Iterator[IO]:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A new folder that gets the name ``folder``, which may be that of an empty one, when the block ends.
+
+    Until then it has another name beside it. After an error nothing is left of it.
+    """
+    folder = folder.absolute()
+    scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        scratch.mkdir()
+        yield scratch
+        scratch.replace(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def remove_parts(folder: str) -> None:

@@ -14,7 +14,7 @@ COMMANDS = {
     "train": "train, resume or evaluate what a config describes",
     "recluster": "cluster features or a folder of images once, into labels.csv",
     "report": "write report.html about a run: curves, clusters to look at, a search over all images",
-    "label": "write pseudo labels as a CSV file or a folder of links per cluster",
+    "label": "write pseudo labels as a CSV file, a folder of links, or for COCO, FiftyOne and MOT tools",
     "search": "search any folder of images with a trained encoder, by one or many queries",
     "export": "export a trained encoder to ONNX and to fast-reid without this plugin",
     "compare": "train several configs with the same seeds and compare them in a table and a chart",

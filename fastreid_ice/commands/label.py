@@ -1,47 +1,56 @@
-"""Writes pseudo labels: as a CSV file sorted by cluster, and as a folder of links to look through.
+"""Writes pseudo labels in a form that people or other programs read.
 
-fastreid-ice label --run logs/ice_folder --links clusters
-fastreid-ice label labels.csv --links clusters --output by_cluster.csv --write
+fastreid-ice label --run logs/ice_folder --format folder --output clusters
+fastreid-ice label labels.csv --format coco --output labels.json --write
+fastreid-ice label --run logs/ice_folder --format mot --tracks tracker --output identities --write
 
 The labels are those of a run's last clustering (its OUTPUT_DIR), or of a file that `fastreid-ice recluster` wrote.
-Without --write nothing is created: the command prints what it would create.
+Without --write nothing is created: the command prints what it would create. Images that no longer exist are left out.
 
-The folder has one sub-folder for each cluster, cluster_0000, cluster_0001 and so on with the numbers of the CSV file,
-and one for noise. They contain symbolic links, cam<camera>_<distance to the centroid>_<file name>, which sort by camera
-and then by distance. The images stay as and where they are. Do not put the folder inside that of the images: a later
-run would train on the links as well.
+csv       a file like labels.csv, sorted by cluster and by distance to its centroid
+folder    a folder of symbolic links with one sub-folder for each cluster, cluster_0000, cluster_0001 and so on with the
+          numbers of the CSV file, and one for noise: cam<camera>_<distance to the centroid>_<file name>. The images
+          stay as and where they are. Do not put it inside the folder of the images: a later run would train on the
+          links as well
+coco      a COCO file: each crop is a box of category "person", with its cluster as track_id and as attribute identity
+fiftyone  a folder with a FiftyOneImageClassificationDataset, whose images stay where they are
+mot       a folder with the tracker's files in --tracks, CAMERA.txt in MOTChallenge's form, in which one identity per
+          person across cameras replaces the tracker's number. Needs the run, whose DATASETS.FOLDER.METADATA finds
+          camera and track in the names of the crops; the track is the tracker's number
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import json
 import os
-import re
-import shutil
 import sys
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from ..config import Run
+from ..data import build_dataset, facts_of
 from ..errors import InputError
+from ..files import new_folder, replacing
 from ..progress import progress
 from ..reporting import PseudoLabels
+from ..reporting.exchange import Track, as_coco, as_fiftyone, identify_tracks, read_tracks, track_of
+from ..reporting.links import make_links, plan_links
 from . import add_run, command_parser
 
-LONGEST = 255  # bytes of a file name
 SHOWN = 5
 
 
-@dataclass(frozen=True)
-class Links:
-    """Link names, relative to the folder of the links, with their targets; and the images that no longer exist."""
+class Plan(NamedTuple):
+    """What would be written, in a sentence; further lines to show before; and what writes it."""
 
-    targets: dict[str, str]
-    gone: list[str]
+    sentence: str
+    write: Callable[[Path], None]
+    preview: Sequence[str] = ()
 
 
 def read_labels(source: Path) -> PseudoLabels:
@@ -56,118 +65,145 @@ def read_labels(source: Path) -> PseudoLabels:
             raise InputError(f"{source} holds no labels.csv: this run has not clustered yet")
         source = path
     found = PseudoLabels.read(source)
-    order = np.lexsort((found.distances, found.labels, found.labels < 0))
-    return PseudoLabels(
-        [found.paths[row] for row in order],
-        [found.cameras[row] for row in order],
-        found.labels[order],
-        found.distances[order],
-    )
+    return found[np.lexsort((found.distances, found.labels, found.labels < 0))]
 
 
-def plan_links(clustering: PseudoLabels) -> Links:
-    """The links to create; an image that no longer exists gets none."""
-    targets: dict[str, str] = {}
-    gone = []
-    copies: Counter[str] = Counter()
-    digits = max((len(camera) for camera in clustering.cameras if camera.isdecimal()), default=0)
-    width = max(4, len(str(clustering.labels.max(initial=0))))
-    paths = progress(clustering.paths, "Looking for images")
-    for path, camera, label, distance in zip(
-        paths, clustering.cameras, clustering.labels, clustering.distances, strict=True
-    ):
-        if not os.path.isfile(path):
-            gone.append(path)
-            continue
-        folder = "noise" if label < 0 else f"cluster_{label:0{width}d}"
-        place = camera.zfill(digits) if camera.isdecimal() else re.sub(r"[^-.\w]", "-", camera)
-        front = f"cam{place}_" if camera else ""
-        front += "" if np.isnan(distance) else f"{distance:.4f}_"
-        stem, suffix = os.path.splitext(os.path.basename(path))
-        wanted = name = f"{folder}/{_shortened(front + stem, suffix)}"
-        while name in targets:
-            copies[wanted] += 1
-            name = f"{folder}/{_shortened(front + stem, f'_{copies[wanted] + 1}{suffix}')}"
-        targets[name] = os.path.abspath(path)
-    if clustering.paths and not targets:
+def existing(labels: PseudoLabels) -> tuple[PseudoLabels, list[str]]:
+    """The labels of images that exist, and the paths of the others.
+
+    Raises:
+        InputError: none exists.
+    """
+    here = np.array([os.path.isfile(path) for path in progress(labels.paths, "Looking for images")], bool)
+    gone = [path for path, there in zip(labels.paths, here, strict=True) if not there]
+    if gone and not here.any():
         raise InputError(
             f"none of the {len(gone)} images exists, the first: {gone[0]!r}; paths that do not begin with / are "
             "relative to the current folder"
         )
-    return Links(targets, gone)
+    return labels[np.flatnonzero(here)], gone
 
 
-def _shortened(stem: str, end: str) -> str:
-    """``stem + end``, with the stem cut to the length that a file name can have."""
-    while len(os.fsencode(stem + end)) > LONGEST:
-        stem = stem[:-1]
-    return stem + end
+def plan_csv(labels: PseudoLabels, args: argparse.Namespace) -> Plan:
+    return Plan(f"{len(labels.paths)} images", labels.write)
 
 
-def check_targets(links: Path | None, output: Path | None) -> None:
-    """Raises InputError if something would be overwritten or cannot be created."""
-    if links is not None and links.exists() and not (links.is_dir() and not any(links.iterdir())):
-        raise InputError(f"--links {links} exists and is not empty; name another folder, or remove it first")
-    if output is not None and output.exists():
-        raise InputError(f"--output {output} exists; name another file, or remove it first")
-    for flag, path in (("--links", links), ("--output", output)):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise InputError(f"{flag} {path}: there is no folder {path.absolute().parent}")
+def plan_folder(labels: PseudoLabels, args: argparse.Namespace) -> Plan:
+    links = plan_links(labels)
+    clusters = len(np.unique(labels.labels[labels.labels >= 0]))
+    noise = " and one of noise" if (labels.labels < 0).any() else ""
+    preview = [f"  {name} -> {target}" for name, target in list(links.items())[:SHOWN]]
+    return Plan(
+        f"{clusters} folders of clusters{noise}, {len(links)} links",
+        lambda path: make_links(links, path),
+        [*preview, "  ..."] if len(links) > SHOWN else preview,
+    )
 
 
-def make_links(links: Links, folder: Path) -> None:
-    """Creates the links in a temporary folder next to ``folder``, and renames it when it is complete.
+def plan_coco(labels: PseudoLabels, args: argparse.Namespace) -> Plan:
+    document = as_coco(labels)
+
+    def write(path: Path) -> None:
+        with replacing(str(path), "w", encoding="utf-8", errors="surrogateescape") as file:
+            json.dump(document, file, ensure_ascii=False)
+
+    return Plan(f"{len(labels.paths)} images, with file names relative to {document['info']['root']}", write)
+
+
+def plan_fiftyone(labels: PseudoLabels, args: argparse.Namespace) -> Plan:
+    documents = as_fiftyone(labels)
+
+    def write(path: Path) -> None:
+        with new_folder(path) as folder:
+            for name, document in documents.items():
+                text = json.dumps(document, ensure_ascii=False)
+                (folder / name).write_text(text, encoding="utf-8", errors="surrogateescape")
+
+    classes = len(documents["labels.json"]["classes"])
+    return Plan(f"{len(labels.paths)} images of {classes} classes, for FiftyOneImageClassificationDataset", write)
+
+
+def plan_mot(labels: PseudoLabels, args: argparse.Namespace) -> Plan:
+    cameras = read_tracks(args.tracks)
+    frames: dict[Track, list[int]] = {}
+    for camera, rows in cameras.items():
+        for fields in rows:
+            frames.setdefault(track_of(camera, fields), []).append(int(float(fields[0])))
+    tracks = tracks_of(args.run, labels.paths)
+    of_crops = {track for track in tracks if track is not None}
+    if not of_crops & frames.keys():
+        example = " and ".join(
+            f"{where} have track {track!r} of camera {camera!r}"
+            for where, (camera, track) in (("crops", min(of_crops, default=("", ""))), ("the files", min(frames)))
+        )
+        raise InputError(f"--tracks {args.tracks}: no crop is of a track in these files; {example}")
+    found = identify_tracks(tracks, labels.labels, frames)
+
+    def write(path: Path) -> None:
+        with new_folder(path) as folder:
+            for camera, rows in cameras.items():
+                with (folder / f"{camera}.txt").open("w", newline="", encoding="utf-8") as file:
+                    renamed = ([row[0], found.of_track[track_of(camera, row)], *row[2:]] for row in rows)
+                    csv.writer(file, lineterminator="\n").writerows(renamed)
+
+    people = len(set(found.of_track.values()))
+    return Plan(
+        f"{len(cameras)} cameras, {len(frames)} tracks of {people} identities: {found.named} tracks have that of a "
+        f"cluster, {found.unknown} are in none, {found.refused} share a frame with another track of their cluster",
+        write,
+    )
+
+
+def tracks_of(run: Path, paths: Sequence[str]) -> list[Track | None]:
+    """Camera and track of each image, as the run's config finds them; None where it does not.
 
     Raises:
-        InputError: they cannot be created, as on a file system without links; nothing is left of them.
+        InputError: the images of the run are no longer there, or its config does not say how to find tracks.
     """
-    folder = folder.absolute()
-    scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
-        scratch.mkdir()
-        for name, target in progress(links.targets.items(), "Making links"):
-            (scratch / name).parent.mkdir(exist_ok=True)
-            (scratch / name).symlink_to(target)
-        scratch.replace(folder)
-    except OSError as error:
-        raise InputError(f"--links {folder}: {error.strerror}") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)  # the links, not their targets
+    cfg = Run.read(run).stages[0].cfg
+    found: dict[str, Track] = {}
+    for name in cfg.DATASETS.NAMES:
+        dataset = build_dataset(cfg, name)
+        listing = [path for path, *_ in dataset.train]
+        for path, facts in zip(listing, facts_of(dataset, listing), strict=True):
+            if facts.camera is not None and facts.track is not None:
+                found[os.path.abspath(path)] = (facts.camera, facts.track.lstrip("0") or "0")
+    if not found:
+        raise InputError(
+            f"--format mot: the config of {run} finds no camera and track of an image; train with "
+            "DATASETS.FOLDER.METADATA, or add it to its config.yaml"
+        )
+    return [found.get(os.path.abspath(path)) for path in paths]
 
 
-def describe(links: Links, folder: Path, *, done: bool) -> str:
-    folders = {name.partition("/")[0] for name in links.targets}
-    clusters = len(folders - {"noise"})
-    lines = [
-        f"{'Made' if done else 'Would make'} {folder}: {clusters} folders of clusters"
-        f"{' and one of noise' if 'noise' in folders else ''}, {len(links.targets)} links"
-    ]
-    if links.gone:
-        lines.append(f"{len(links.gone)} images no longer exist and are left out, the first: {links.gone[0]}")
-    if not done:
-        lines += [f"  {name} -> {target}" for name, target in list(links.targets.items())[:SHOWN]]
-        lines += ["  ..."] if len(links.targets) > SHOWN else []
-    return "\n".join(lines)
+FORMATS = {"csv": plan_csv, "folder": plan_folder, "coco": plan_coco, "fiftyone": plan_fiftyone, "mot": plan_mot}
+
+
+def check_output(output: Path) -> None:
+    """Raises InputError if something would be overwritten or cannot be created."""
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise InputError(f"--output {output} exists; name another, or remove it first")
+    if not output.absolute().parent.is_dir():
+        raise InputError(f"--output {output}: there is no folder {output.absolute().parent}")
 
 
 def run(args: argparse.Namespace) -> None:
     """Raises InputError if the arguments cannot work; nothing is written then."""
-    clustering = read_labels(args.run or args.source)
-    check_targets(args.links, args.output)
-    links = plan_links(clustering) if args.links else None
-    if args.output:
-        if args.write:
-            try:
-                clustering.write(args.output)
-            except OSError as error:
-                raise InputError(f"--output {args.output}: {error.strerror}") from error
-        print(f"{'Wrote' if args.write else 'Would write'} {args.output}: {len(clustering.paths)} images")
-    if links:
-        if args.write:
-            make_links(links, args.links)
-        print(describe(links, args.links, done=args.write).encode(errors="replace").decode())
+    labels = read_labels(args.run or args.source)
+    check_output(args.output)
+    labels, gone = existing(labels)
+    plan = FORMATS[args.format](labels, args)
+    if args.write:
+        try:
+            plan.write(args.output)
+        except OSError as error:
+            raise InputError(f"--output {args.output}: {error.strerror}") from error
+    lines = [f"{'Wrote' if args.write else 'Would write'} {args.output}: {plan.sentence}"]
+    if gone:
+        lines.append(f"{len(gone)} images no longer exist and are left out, the first: {gone[0]}")
     if not args.write:
-        print("Nothing was created; --write creates it.")
+        lines += [*plan.preview, "Nothing was created; --write creates it."]
+    print("\n".join(lines).encode(errors="replace").decode())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -177,14 +213,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     source.add_argument(
         "source", metavar="LABELS", type=Path, nargs="?", help="a CSV file of labels, or the folder of a run"
     )
-    parser.add_argument("--links", metavar="FOLDER", type=Path, help="a folder of links, one sub-folder per cluster")
-    parser.add_argument(
-        "--output", metavar="FILE", type=Path, help="a CSV file of the labels, by cluster and then by distance"
-    )
-    parser.add_argument("--write", action="store_true", help="create them; the default is to print what would be done")
+    parser.add_argument("--format", choices=FORMATS, default="csv", help="see above; default: csv")
+    parser.add_argument("--output", metavar="PATH", type=Path, required=True, help="the file or folder to write")
+    parser.add_argument("--tracks", metavar="FOLDER", type=Path, help="of a tracker's files, for mot")
+    parser.add_argument("--write", action="store_true", help="create it; the default is to print what would be done")
     args = parser.parse_args(arguments)
-    if not (args.links or args.output):
-        parser.error("nothing to do: name a folder with --links, a file with --output, or both")
+    if args.source is not None and args.source.is_dir():
+        args.run = args.source
+    if args.format == "mot" and not (args.run and args.tracks):
+        parser.error("--format mot needs --run OUTPUT_DIR and --tracks FOLDER")
+    if args.tracks and args.format != "mot":
+        parser.error("--tracks is for --format mot")
     try:
         run(args)
     except InputError as error:

@@ -14,6 +14,7 @@ from .loaders import (
     existing_tests,
     has_unchecked_images,
 )
+from .metadata import facts_of
 from .samplers import IdentitySampler
 from .shape import fit_size
 from .synthetic import SyntheticMarket, SyntheticPeople, SyntheticSource
@@ -41,6 +42,7 @@ __all__ = [
     "build_views",
     "crop_size",
     "existing_tests",
+    "facts_of",
     "fit_size",
     "has_unchecked_images",
     "inspect_images",

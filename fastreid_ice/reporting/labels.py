@@ -39,6 +39,11 @@ class PseudoLabels:
     labels: np.ndarray
     distances: np.ndarray
 
+    def __getitem__(self, rows: np.ndarray) -> PseudoLabels:
+        """Those of some images, whose numbers are ``rows``, in this order."""
+        paths, cameras = ([column[row] for row in rows] for column in (self.paths, self.cameras))
+        return PseudoLabels(paths, cameras, self.labels[rows], self.distances[rows])
+
     def write(self, path: Path) -> None:
         """Writes a CSV file with the columns path, camera, label and distance_to_centroid, completely or not at all.
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fastreid_ice.commands import label
 from fastreid_ice.reporting import PseudoLabels
+from fastreid_ice.reporting.links import plan_links
 from support import small_config
 
 NAMES = ["a/1.jpg", "b/1.jpg", "c/with space.jpg", "c/人.jpg", "c/" + "x" * 251 + ".jpg", "d/2.jpg", "d/3.jpg", "a/4"]
@@ -47,6 +51,10 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> None:
         label.main()
 
 
+def to_folder(folder: Path) -> tuple[str | Path, ...]:
+    return "--format", "folder", "--output", folder
+
+
 def refusal(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> str:
     with pytest.raises(SystemExit) as stopped:
         run(monkeypatch, *arguments)
@@ -64,25 +72,166 @@ def snapshot(folder: Path) -> dict[str, tuple]:
 
 
 def test_links_by_cluster(labels: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    before, folder, output = snapshot(tmp_path), tmp_path / "links", tmp_path / "sorted.csv"
-    run(monkeypatch, labels, "--links", folder, "--output", output)
+    before, folder = snapshot(tmp_path), tmp_path / "links"
+    run(monkeypatch, labels, *to_folder(folder))
     said = capsys.readouterr().out
     assert snapshot(tmp_path) == before and not folder.exists(), "a dry run creates nothing"
-    assert f"Would make {folder}: 3 folders of clusters and one of noise, 8 links" in said
-    assert f"Would write {output}: 8 images" in said and "Nothing was created; --write creates it." in said
+    assert f"Would write {folder}: 3 folders of clusters and one of noise, 8 links" in said
+    assert said.endswith("\n  ...\nNothing was created; --write creates it.\n") and said.count(" -> ") == 5
 
-    run(monkeypatch, labels, "--links", folder, "--output", output, "--write")
+    run(monkeypatch, labels, *to_folder(folder), "--write")
     made = {str(path.relative_to(folder)): os.readlink(path) for path in folder.rglob("*") if not path.is_dir()}
     assert made == {name: str(tmp_path / "crops" / target) for name, target in LINKS.items()}
     assert all((folder / name).read_text() == target for name, target in LINKS.items())
     assert all(path.is_symlink() for path in folder.glob("*/*"))
     after = snapshot(tmp_path)
     assert {path: after[path] for path in before} == before, "the originals, and the file of labels"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["crops", "labels.csv", "links", "sorted.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["crops", "labels.csv", "links"]
+
+
+def test_a_sorted_file(labels: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    output = tmp_path / "sorted.csv"
+    run(monkeypatch, labels, "--output", output)
+    assert f"Would write {output}: 8 images" in capsys.readouterr().out and not output.exists()
+    run(monkeypatch, labels, "--output", output, "--write")
     written = PseudoLabels.read(output)
     assert written.labels.tolist() == [0, 0, 3, 3, 3, 12345, -1, -1]
     assert written.distances[:6].tolist() == [0, 0.5, 0.125, 0.25, 0.25, 0]
     assert [Path(path).name for path in written.paths][5:7] == ["4", "3.jpg"]
+
+
+class TestOtherPrograms:
+    @pytest.fixture
+    def crops(self, labels: Path, tmp_path: Path) -> Path:
+        """The images as real ones, each of another size."""
+        for number, name in enumerate(NAMES):
+            image = Image.new("RGB", (10 + number, 20 + number))
+            image.save(tmp_path / "crops" / name, "PNG")
+        return tmp_path / "crops"
+
+    def test_coco(self, crops: Path, labels: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+        run(monkeypatch, labels, "--format", "coco", "--output", tmp_path / "coco.json", "--write")
+        assert f"8 images, with file names relative to {crops}\n" in capsys.readouterr().out
+        found = json.loads((tmp_path / "coco.json").read_text(encoding="utf-8"))
+        assert [category["name"] for category in found["categories"]] == ["person"] and found["info"]["root"] == str(
+            crops
+        )
+        images = {image["id"]: image for image in found["images"]}
+        assert sorted(image["file_name"] for image in images.values()) == sorted(NAMES)
+        for box in found["annotations"]:
+            image = images[box["image_id"]]
+            number = NAMES.index(image["file_name"])
+            assert (image["width"], image["height"]) == (10 + number, 20 + number)
+            assert box["bbox"] == [0, 0, 10 + number, 20 + number] and box["area"] == (10 + number) * (20 + number)
+            expected = {"identity": LABELS[number], "camera": CAMERAS[number], "distance": DISTANCES[number]}
+            absent = {"identity": -1, "camera": ""}
+            expected = {key: value for key, value in expected.items() if value != absent.get(key) and value == value}
+            assert box["attributes"] == expected
+            assert box.get("track_id", -1) == LABELS[number] and box["category_id"] == 1
+        assert len({box["id"] for box in found["annotations"]}) == len(images) == 8
+        (crops / NAMES[0]).write_text("no image")
+        message = refusal(monkeypatch, labels, "--format", "coco", "--output", tmp_path / "new.json", "--write")
+        assert f"cannot read the image {crops / NAMES[0]}" in message and not (tmp_path / "new.json").exists()
+
+    def test_fiftyone(self, crops: Path, labels: Path, tmp_path: Path, monkeypatch) -> None:
+        run(monkeypatch, labels, "--format", "fiftyone", "--output", tmp_path / "set", "--write")
+        paths = json.loads((tmp_path / "set" / "data.json").read_text(encoding="utf-8"))
+        found = json.loads((tmp_path / "set" / "labels.json").read_text(encoding="utf-8"))
+        assert found["classes"] == ["0", "3", "12345"] and paths.keys() == found["labels"].keys()
+        for key, path in paths.items():
+            number = NAMES.index(str(Path(path).relative_to(crops)))
+            image = found["labels"][key]
+            assert (image is None) == (LABELS[number] < 0)
+            if image:
+                assert image["label"] == str(LABELS[number])
+                assert image["attributes"].get("camera", "") == CAMERAS[number]
+                assert image["attributes"]["distance"] == DISTANCES[number]
+
+
+class TestTracks:
+    """Two cameras of a tracker that numbers people anew in each."""
+
+    CROPS: ClassVar = {  # camera, track, frame -> cluster
+        ("1", 4, 10): 0,
+        ("1", 4, 11): 0,
+        ("1", 4, 12): 1,
+        ("1", 9, 12): 0,  # in the same frame as track 4, which has more crops in cluster 0
+        ("2", 1, 50): 0,
+        ("2", 2, 50): 1,
+        ("2", 3, 90): -1,
+    }
+    FILES: ClassVar = {
+        "1": "10,4,5,6,7.5,8,0.9,-1,-1,-1\n11,4,5,6,7,8,1\n12,4.0,5,6,7,8,1\n12,9,1,2,3,4,1\n",
+        "2": "50,1,5,6,7,8,1\n\n50,2,5,6,7,8,1\n90,3,5,6,7,8,1\n91,7,5,6,7,8,1\n",
+    }
+
+    @pytest.fixture
+    def traced(self, tmp_path: Path) -> Path:
+        """A run with labels, and the files of the tracker."""
+        paths = []
+        for camera, track, frame in self.CROPS:
+            path = tmp_path / "crops" / f"cam{camera}" / f"track{track:03d}_{frame}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 16)).save(path)
+            paths.append(str(path))
+        labels = np.array([*self.CROPS.values()])
+        output = tmp_path / "run"
+        output.mkdir()
+        PseudoLabels(paths, [""] * len(paths), labels, np.zeros(len(paths))).write(output / "labels.csv")
+        rule = "cam(?P<camera>[0-9]+)/track(?P<track>[0-9]+)_(?P<time>[0-9]+)"
+        cfg = small_config(
+            OUTPUT_DIR=str(output),
+            DATASETS__NAMES=("UnlabeledFolder",),
+            DATASETS__TESTS=(),
+            DATASETS__ROOT=str(tmp_path / "crops"),
+            DATASETS__FOLDER__METADATA=rule,
+        )
+        (output / "config.yaml").write_text(cfg.dump())
+        (tmp_path / "tracker").mkdir()
+        for camera, text in self.FILES.items():
+            (tmp_path / "tracker" / f"{camera}.txt").write_text(text)
+        return output
+
+    def test_one_identity_across_cameras(self, traced: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+        arguments = ["--run", traced, "--format", "mot", "--tracks", tmp_path / "tracker", "--output", tmp_path / "all"]
+        run(monkeypatch, *arguments)
+        assert not (tmp_path / "all").exists()
+        assert (
+            "2 cameras, 6 tracks of 5 identities: 3 tracks have that of a cluster, 2 are in none, 1 share a frame"
+            in capsys.readouterr().out
+        )
+        run(monkeypatch, *arguments, "--write")
+        assert (tmp_path / "all" / "1.txt").read_text() == (
+            "10,1,5,6,7.5,8,0.9,-1,-1,-1\n11,1,5,6,7,8,1\n12,1,5,6,7,8,1\n12,3,1,2,3,4,1\n"
+        )
+        assert (tmp_path / "all" / "2.txt").read_text() == (
+            "50,1,5,6,7,8,1\n50,2,5,6,7,8,1\n90,4,5,6,7,8,1\n91,5,5,6,7,8,1\n"
+        )
+
+    def test_bad_input(self, traced: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+        tracker, output = tmp_path / "tracker", ("--output", tmp_path / "all", "--write")
+        mot = ("--run", traced, "--format", "mot", "--tracks")
+        assert "no file CAMERA.txt there" in refusal(monkeypatch, *mot, tmp_path, *output)
+        (tracker / "1.txt").rename(tracker / "one.txt")
+        (tracker / "2.txt").rename(tracker / "two.txt")
+        assert "crops have track '4' of camera '1' and the files have track '4' of camera 'one'" in refusal(
+            monkeypatch, *mot, tracker, *output
+        )
+        (tracker / "two.txt").write_text("50,1,5,6,7,8\n50,one,5,6,7,8\n")
+        assert "two.txt, line 2 is not frame,id,left,top,width,height" in refusal(monkeypatch, *mot, tracker, *output)
+        (tracker / "two.txt").write_text(self.FILES["2"])
+        config = traced / "config.yaml"
+        config.write_text(config.read_text().replace("track(?P<track>[0-9]+)", "track[0-9]+"))
+        assert "finds no camera and track of an image; train with DATASETS.FOLDER.METADATA" in refusal(
+            monkeypatch, *mot, tracker, *output
+        )
+        for arguments, message in (
+            (["--run", traced, "--format", "mot", *output], "--format mot needs --run OUTPUT_DIR and --tracks FOLDER"),
+            (["--run", traced, "--tracks", tracker, *output], "--tracks is for --format mot"),
+        ):
+            refusal(monkeypatch, *arguments)
+            assert message in capsys.readouterr().err
+        assert not (tmp_path / "all").exists()
 
 
 def test_a_run_and_images_that_are_gone(labels: Path, tmp_path: Path, monkeypatch, capsys) -> None:
@@ -93,12 +242,12 @@ def test_a_run_and_images_that_are_gone(labels: Path, tmp_path: Path, monkeypatc
     for stage in ("stage1", "stage2"):
         (output / stage).mkdir(parents=True)
     (output / "config.yaml").write_text(cfg.dump())
-    assert "has not clustered yet" in refusal(monkeypatch, output, "--links", tmp_path / "links")
+    assert "has not clustered yet" in refusal(monkeypatch, output, *to_folder(tmp_path / "links"))
     (output / "stage1" / "labels.csv").write_text("path,camera,label,distance_to_centroid\n")
     labels.rename(output / "stage2" / "labels.csv")
     (tmp_path / "crops" / "a" / "1.jpg").unlink()
     (tmp_path / "links").mkdir()
-    run(monkeypatch, output, "--links", tmp_path / "links", "--write")
+    run(monkeypatch, output, *to_folder(tmp_path / "links"), "--write")
     assert "1 images no longer exist and are left out, the first: " in capsys.readouterr().out
     assert len(list((tmp_path / "links").glob("*/*"))) == 7
     assert os.readlink(tmp_path / "links" / "cluster_00003" / "cam02_0.2500_1.jpg").endswith("b/1.jpg")
@@ -111,11 +260,11 @@ def test_nothing_is_overwritten_or_half_made(labels: Path, tmp_path: Path, monke
     (tmp_path / "broken").symlink_to("nowhere")
     before = snapshot(tmp_path)
     cases = [
-        (["--links", full], "full exists and is not empty"),
-        (["--links", labels], "labels.csv exists and is not empty"),
-        (["--output", labels], "labels.csv exists; name another file"),
-        (["--links", tmp_path / "no" / "where"], "there is no folder"),
-        (["--links", tmp_path / "broken"], "--links .*broken"),
+        (to_folder(full), "full exists; name another, or remove it first"),
+        (to_folder(labels), "labels.csv exists"),
+        (["--output", labels], "labels.csv exists"),
+        (to_folder(tmp_path / "no" / "where"), "there is no folder"),
+        (to_folder(tmp_path / "broken"), "--output .*broken"),
     ]
     for arguments, message in cases:
         assert re.search(message, refusal(monkeypatch, labels, *arguments, "--write"))
@@ -130,21 +279,21 @@ def test_nothing_is_overwritten_or_half_made(labels: Path, tmp_path: Path, monke
     made: list[Path] = []
     with monkeypatch.context() as patched:
         patched.setattr(Path, "symlink_to", full_disk)
-        message = refusal(patched, labels, "--links", tmp_path / "links", "--write")
+        message = refusal(patched, labels, *to_folder(tmp_path / "links"), "--write")
     assert "No space left on device" in message and len(made) == 5
     assert snapshot(tmp_path) == before and not list(tmp_path.glob(".*")), "the four links are removed as well"
 
 
 def test_bad_input_is_one_sentence(labels: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    links = ("--links", tmp_path / "links", "--output", tmp_path / "new.csv", "--write")
+    links = (*to_folder(tmp_path / "links"), "--write")
     assert "nothing.csv: No such file" in refusal(monkeypatch, tmp_path / "nothing.csv", *links)
     assert "not a file of labels" in refusal(monkeypatch, tmp_path / "crops" / "a" / "1.jpg", *links)
     assert "must be the OUTPUT_DIR of a run" in refusal(monkeypatch, tmp_path / "crops", *links)
     labels.write_text(labels.read_text().replace("/crops/", "/moved/"))
     assert "none of the 8 images exists" in refusal(monkeypatch, labels, *links)
-    assert not (tmp_path / "new.csv").exists() and not (tmp_path / "links").exists()
+    assert not (tmp_path / "links").exists()
     refusal(monkeypatch, labels)
-    assert "nothing to do: name a folder with --links" in capsys.readouterr().err
+    assert "the following arguments are required: --output" in capsys.readouterr().err
 
 
 def test_many_images_of_one_name(tmp_path: Path) -> None:
@@ -152,6 +301,6 @@ def test_many_images_of_one_name(tmp_path: Path) -> None:
     (tmp_path / "0_2.jpg").touch()
     paths = [str(tmp_path / name) for name in ["0_2.jpg"] + ["0.jpg"] * 20_000]
     clustering = PseudoLabels(paths, [""] * 20_001, np.full(20_001, -1), np.full(20_001, np.nan))
-    targets = label.plan_links(clustering).targets
+    targets = plan_links(clustering)
     assert len(targets) == 20_001 and targets["noise/0_2.jpg"].endswith("/0_2.jpg")
     assert targets["noise/0_3.jpg"].endswith("/0.jpg") and "noise/0_20001.jpg" in targets

@@ -90,10 +90,10 @@ def test_exports_the_encoder_of_the_run(trained: Path, tmp_path: Path, monkeypat
 
 
 def test_labels_and_report_of_the_run(trained: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    run(monkeypatch, label, "--run", trained, "--links", tmp_path / "links")
+    run(monkeypatch, label, "--run", trained, "--format", "folder", "--output", tmp_path / "links")
     named = capsys.readouterr().out
-    run(monkeypatch, label, trained, "--links", tmp_path / "links")
-    assert capsys.readouterr().out == named and f"Would make {tmp_path / 'links'}" in named
+    run(monkeypatch, label, trained, "--format", "folder", "--output", tmp_path / "links")
+    assert capsys.readouterr().out == named and f"Would write {tmp_path / 'links'}" in named
     run(monkeypatch, report, "--run", trained)
     assert capsys.readouterr().out == f"{trained / 'report.html'}\n"
 
@@ -144,7 +144,7 @@ def test_bad_input_is_one_sentence(tmp_path: Path, monkeypatch, capsys) -> None:
         (recluster, [*away, "--config-file", "ice_demo.yml"], "not allowed with argument --run"),
         (recluster, [*away, "--paths", "names.txt"], "--paths names the rows of --features"),
         (export, ["--output", "exported"], "one of the arguments --run --config-file is required"),
-        (label, [*away, "labels.csv", "--links", "links"], "not allowed with argument --run"),
+        (label, [*away, "labels.csv", "--output", "links"], "not allowed with argument --run"),
         (report, [], "one of the arguments --run OUTPUT_DIR is required"),
     ):
         refusal(monkeypatch, command, *arguments)
