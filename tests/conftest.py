@@ -19,6 +19,14 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 setup_logger()  # otherwise the first trainer would, while its test already reads the log
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What an inspection keeps in the user's cache goes to a temporary folder."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def log_level() -> Iterator[None]:
     """Commands run within a test may raise the level of fast-reid's log; it is restored after the test."""

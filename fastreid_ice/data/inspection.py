@@ -16,6 +16,7 @@ from fastreid.data.data_utils import read_image
 
 from ..errors import InputError
 from ..progress import progress
+from .inspected import Inspected, recall, remember
 
 SHOWN = 10
 
@@ -28,7 +29,8 @@ def inspect_images(paths: Sequence[str], *, unreadable: str, size: tuple[int, in
     With ``size`` it also logs to what size the images are brought, beside their median shape.
 
     Duplicates are files with the same bytes; only files of the same length and image size are compared. Decoding runs
-    in threads; memory is linear in the number of images.
+    in threads; memory is linear in the number of images. Files that have not changed since the last inspection of the
+    folder are not read again.
 
     Args:
         paths: the files.
@@ -38,9 +40,21 @@ def inspect_images(paths: Sequence[str], *, unreadable: str, size: tuple[int, in
     Raises:
         InputError: an image cannot be read and ``unreadable`` is "error", or fewer than two can.
     """
-    found = dict(zip(paths, _in_threads(_read, paths, "Reading images"), strict=True))
-    sizes = {path: size for path, size in found.items() if not isinstance(size, str)}
-    reasons = {path: reason for path, reason in found.items() if isinstance(reason, str)}
+    known = recall(paths)
+    new = [path for path in paths if path not in known]
+    if known:
+        logger.info("%d of %d images have not changed since they were read last", len(known), len(paths))
+    read = dict(zip(new, _in_threads(_read, new, "Reading images"), strict=True))
+    reasons = {path: reason for path, reason in read.items() if isinstance(reason, str)}
+    images = {path: known[path] if path in known else read[path] for path in paths if path not in reasons}
+    groups = _groups({path: (image.bytes, image.width, image.height) for path, image in images.items()})
+    candidates = [path for group in groups for path in group if not images[path].digest]
+    for path, digest in zip(
+        candidates, _in_threads(_digest, candidates, "Comparing images of equal size"), strict=True
+    ):
+        images[path] = images[path]._replace(digest=digest)
+    if new and images:
+        remember(images)
     if reasons:
         logger.warning("%d of %d images cannot be read:%s", len(reasons), len(paths), _first(list(reasons.values())))
     if reasons and unreadable == "error":
@@ -48,27 +62,24 @@ def inspect_images(paths: Sequence[str], *, unreadable: str, size: tuple[int, in
             f"{len(reasons)} of {len(paths)} training images cannot be read, the first: {next(iter(reasons))!r}; "
             "remove them, or leave them out with DATALOADER.UNREADABLE skip"
         )
-    if len(sizes) < 2:
-        raise InputError(f"only {len(sizes)} of {len(paths)} training images can be read")
+    if len(images) < 2:
+        raise InputError(f"only {len(images)} of {len(paths)} training images can be read")
 
-    smallest, largest = (pick(sizes, key=lambda path: sizes[path][0] * sizes[path][1]) for pick in (min, max))
+    smallest, largest = (pick(images, key=lambda path: images[path].width * images[path].height) for pick in (min, max))
     logger.info(
         "Sizes (width x height): from %d x %d (%s) to %d x %d (%s)",
-        *sizes[smallest][:2],
-        smallest,
-        *sizes[largest][:2],
-        largest,
+        *(images[smallest].width, images[smallest].height, smallest),
+        *(images[largest].width, images[largest].height, largest),
     )
     if size:
         logger.info(
             "The median image is %.2f times as wide as high; all become %d x %d (width x height): INPUT.SIZE_TRAIN and "
             "INPUT.SIZE_TEST, height first, set another size",
-            statistics.median(width / height for width, height, _ in sizes.values()),
+            statistics.median(image.width / image.height for image in images.values()),
             *reversed(size),
         )
-    candidates = [path for group in _groups(sizes) for path in group]
-    digests = dict(zip(candidates, _in_threads(_digest, candidates, "Comparing images of equal size"), strict=True))
-    copies = [f"{path} = {group[0]}" for group in _groups(digests) for path in group[1:]]
+    same = _groups({path: image.digest for path, image in images.items() if image.digest})
+    copies = [f"{path} = {group[0]}" for group in same for path in group[1:]]
     if copies:
         logger.warning("Copies of other images, byte for byte: %d%s", len(copies), _first(copies))
 
@@ -78,19 +89,21 @@ def find_unreadable(paths: Sequence[str]) -> list[str]:
     return [found for found in _in_threads(_read, paths, "Reading images") if isinstance(found, str)]
 
 
-def _read(path: str) -> tuple[int, int, int] | str:
-    """Width, height and bytes of an image, or the reason why it cannot be read."""
+def _read(path: str) -> Inspected | str:
+    """An image, or the reason why it cannot be read."""
     try:
-        return (*read_image(path).size, os.path.getsize(path))
+        status = os.stat(path)
+        size = read_image(path).size
     except OSError as error:
         return str(error)
+    return Inspected(status.st_mtime_ns, status.st_size, *size)
 
 
-def _digest(path: str) -> Hashable:
+def _digest(path: str) -> bytes:
     try:
-        return hashlib.blake2b(Path(path).read_bytes()).digest()
+        return hashlib.blake2b(Path(path).read_bytes(), digest_size=16).digest()
     except OSError:  # deleted since, so equal to no other
-        return path
+        return os.fsencode(path)
 
 
 def _in_threads(work: Callable[[str], Any], paths: Sequence[str], title: str) -> Iterator[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def draw(root: Path, *names: str, size: tuple[int, int] = (16, 32)) -> Path:
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        rng = np.random.default_rng(sum(name.encode()))
+        rng = np.random.default_rng(sum(os.fsencode(name)))
         Image.fromarray(rng.integers(0, 256, (*reversed(size), 3), dtype=np.uint8)).save(path)
     return root
 
@@ -196,6 +197,53 @@ def test_what_is_said_about_the_images(tmp_path: Path, caplog) -> None:
         inspect_images(paths, unreadable="error")
     with pytest.raises(InputError, match="only 1 of 2 training images can be read"):
         inspect_images([paths[0], str(tmp_path / "broken 00.jpg")], unreadable="skip")
+
+
+class TestRepeatedInspection:
+    @pytest.fixture
+    def paths(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        draw(tmp_path / "crops", "a.jpg", "b.jpg", "c/c.png", "人.jpg", os.fsdecode(b"caf\xe9.jpg"))
+        shutil.copy(tmp_path / "crops" / "a.jpg", tmp_path / "crops" / "copy.jpg")
+        return UnlabeledFolder(str(tmp_path / "crops")).paths
+
+    def said(self, paths: list[str], caplog, unreadable: str = "skip") -> str:
+        caplog.clear()
+        with caplog.at_level(logging.INFO, logger="fastreid"):
+            inspect_images(paths, unreadable=unreadable)
+        return caplog.text
+
+    def test_unchanged_files_are_not_read_again(self, paths: list[str], caplog) -> None:
+        first = self.said(paths, caplog)
+        broken = Path(paths[1])
+        status, content = broken.stat(), broken.read_bytes()
+        broken.write_bytes(bytes(len(content)))
+        os.utime(broken, ns=(status.st_atime_ns, status.st_mtime_ns))
+        again = self.said(paths, caplog)
+        assert "6 of 6 images have not changed since they were read last" in again
+        for sentence in ("Sizes (width x height): from", "Copies of other images, byte for byte: 1\n"):
+            assert sentence in first and first.partition(sentence)[2].splitlines()[0] in again
+        os.utime(broken, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+        changed = self.said(paths, caplog)
+        assert "5 of 6 images have not changed" in changed and "1 of 6 images cannot be read:" in changed
+        # What was found before the error is kept.
+        shutil.copy(broken.with_name("copy.jpg"), broken.with_name("new.jpg"))
+        with pytest.raises(InputError, match="1 of 7 training images cannot be read"):
+            inspect_images([*paths, str(broken.with_name("new.jpg"))], unreadable="error")
+        broken.write_bytes(content)
+        mended = self.said([*paths, str(broken.with_name("new.jpg"))], caplog, "error")
+        assert "6 of 7 images have not changed" in mended and "byte for byte: 2\n" in mended
+
+    def test_a_cache_that_cannot_be_used(self, paths: list[str], tmp_path: Path, caplog) -> None:
+        (tmp_path / "cache").write_text("a file")
+        assert "is not kept, so the next run reads all images again: " in self.said(paths, caplog)
+        (tmp_path / "cache").unlink()
+        self.said(paths, caplog)
+        (kept,) = (tmp_path / "cache").rglob("*.parquet")
+        kept.write_bytes(b"PAR1 and nothing")
+        assert "have not changed" not in self.said(paths, caplog)
+        assert "6 of 6 images have not changed" in self.said(paths, caplog)
+        assert [path.name for path in kept.parent.iterdir()] == [kept.name]
 
 
 def test_images_per_camera_are_logged(tmp_path: Path, caplog) -> None:
