@@ -156,9 +156,9 @@ def add_ice_config(cfg: CfgNode) -> None:
     # Standardise the features of query and gallery together within each camera before they are compared, as
     # CLUSTER.CAMERA_NORM does before clustering: without labels, but with all test images at hand.
     cfg.TEST.CAMERA_NORM = False
-    # fast-reid's TEST.PRECISE_BN.ENABLED computes batch-norm statistics for clustering and evaluation, before the first
-    # clustering and after every epoch: here of NUM_ITER training batches drawn from all training images, without
-    # augmentation; DATASET is not read. Training leaves those of augmented images and of other weights.
+    # fast-reid's TEST.PRECISE_BN.ENABLED computes batch-norm statistics after every epoch, for evaluation and the next
+    # clustering: here of NUM_ITER training batches drawn from all training images, without augmentation; DATASET is not
+    # read. Training leaves those of augmented images and of other weights.
 
     # The distance of TEST.RERANK, as for CLUSTER.DISTANCE: "jaccard" (TEST.RERANK.K1, K2), or "ca_jaccard".
     cfg.TEST.RERANK.DISTANCE = "jaccard"

@@ -27,12 +27,13 @@ logger = logging.getLogger(f"fastreid.{__name__}")
 
 
 class PreciseBN(HookBase):
-    """Computes batch-norm statistics before the first clustering and after every epoch (``TEST.PRECISE_BN``).
+    """Computes batch-norm statistics after every epoch (``TEST.PRECISE_BN``).
 
     Training leaves running averages over blurred, erased and, with ``MODEL.BN_SPLITS``, very few images, while other
-    weights were used. Clustering, evaluation and the saved weights use these statistics instead: of
+    weights were used. Evaluation, the saved weights and the next clustering use these statistics instead: of
     ``TEST.PRECISE_BN.NUM_ITER`` training batches that are drawn at random from all training images and prepared like
-    test images, with the present weights. The training steps themselves do not use them.
+    test images, with the present weights. The training steps themselves do not use them. The first clustering uses the
+    statistics of the weights that training starts from: others made it worse.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -40,23 +41,16 @@ class PreciseBN(HookBase):
         used = {cfg.TEST.ENCODER, cfg.CLUSTER.FEATURES}
         self.encoders = [encoder for encoder in ENCODERS if encoder in used or cfg.TEST.BOTH_ENCODERS]
 
-    def before_epoch(self) -> None:
-        if self.trainer.epoch == 0:
-            self._update(0)
-
     def after_epoch(self) -> None:
-        self._update(self.trainer.epoch + 1)
-
-    def _update(self, epochs_done: int) -> None:
-        cfg, images = self.cfg, self.trainer.data_loader.training_set
-        order = np.random.default_rng((cfg.SEED, epochs_done)).permutation(len(images))
+        cfg, images, epoch = self.cfg, self.trainer.data_loader.training_set, self.trainer.epoch
+        order = np.random.default_rng((cfg.SEED, epoch)).permutation(len(images))
         rank, processes = comm.get_rank(), comm.get_world_size()
         batches = np.array_split(order, max(len(order) // cfg.SOLVER.IMS_PER_BATCH, processes))
         steps = min(math.ceil(cfg.TEST.PRECISE_BN.NUM_ITER / processes), len(batches) // processes)
         own = [batch.tolist() for batch in batches[rank * steps : (rank + 1) * steps]]
         loader = build_feature_loader(cfg, images, own)
         model = unwrap(self.trainer.model)
-        if not update_statistics(model, loader, self.encoders, amp=cfg.SOLVER.AMP.ENABLED) and epochs_done == 0:
+        if not update_statistics(model, loader, self.encoders, amp=cfg.SOLVER.AMP.ENABLED) and epoch == 0:
             logger.warning("TEST.PRECISE_BN changes nothing: the encoders have no batch norm")
 
 
