@@ -42,7 +42,10 @@ METHODS = {
     "baseline": "fast-reid's Baseline, with labels",
 }
 # Runs of other repositories, of which only the metrics are here.
-PUBLISHED = {"published_cluster_contrast": "the published code of Cluster Contrast"}
+PUBLISHED = {
+    "published_cluster_contrast": "the published code of Cluster Contrast",
+    "published_ice": "the published code of ICE, camera-aware",
+}
 EPOCHS = (2, 4, 6)
 PASSES = "baseline"  # its epochs are passes over all images, two in place of six
 
