@@ -111,16 +111,18 @@ def plan_coco(labels: PseudoLabels, args: argparse.Namespace) -> Plan:
 
 
 def plan_fiftyone(labels: PseudoLabels, args: argparse.Namespace) -> Plan:
-    documents = as_fiftyone(labels)
+    document = as_fiftyone(labels)
 
     def write(path: Path) -> None:
         with new_folder(path) as folder:
-            for name, document in documents.items():
-                text = json.dumps(document, ensure_ascii=False)
-                (folder / name).write_text(text, encoding="utf-8", errors="surrogateescape")
+            (folder / "data").mkdir()  # FiftyOne wants it, although the paths of the images are absolute
+            text = json.dumps(document, ensure_ascii=False)
+            (folder / "labels.json").write_text(text, encoding="utf-8", errors="surrogateescape")
 
-    classes = len(documents["labels.json"]["classes"])
-    return Plan(f"{len(labels.paths)} images of {classes} classes, for FiftyOneImageClassificationDataset", write)
+    return Plan(
+        f"{len(labels.paths)} images of {len(document['classes'])} classes, for FiftyOneImageClassificationDataset",
+        write,
+    )
 
 
 def plan_mot(labels: PseudoLabels, args: argparse.Namespace) -> Plan:

@@ -52,25 +52,19 @@ def as_coco(labels: PseudoLabels) -> dict[str, Any]:
     }
 
 
-def as_fiftyone(labels: PseudoLabels) -> dict[str, dict[str, Any]]:
-    """The files of a FiftyOneImageClassificationDataset, by name: the images stay where they are.
+def as_fiftyone(labels: PseudoLabels) -> dict[str, Any]:
+    """The file labels.json of a FiftyOneImageClassificationDataset, whose images stay where they are.
 
     The label of an image is its cluster as text; one in noise has none. Camera and distance are attributes.
     """
-    names = [str(number) for number in range(len(labels.paths))]
     found: dict[str, dict[str, Any] | None] = {}
-    for name, camera, label, distance in zip(
-        names, labels.cameras, labels.labels.tolist(), labels.distances.tolist(), strict=True
-    ):
+    rows = zip(labels.paths, labels.cameras, labels.labels.tolist(), labels.distances.tolist(), strict=True)
+    for path, camera, label, distance in rows:
         facts = {"camera": camera or None, "distance": None if np.isnan(distance) else round(distance, 6)}
         known = {key: value for key, value in facts.items() if value is not None}
-        found[name] = {"label": str(label), "attributes": known} if label >= 0 else None
+        found[os.path.abspath(path)] = {"label": str(label), "attributes": known} if label >= 0 else None
     classes = [str(label) for label in np.unique(labels.labels[labels.labels >= 0])]
-    paths = [os.path.abspath(path) for path in labels.paths]
-    return {
-        "data.json": dict(zip(names, paths, strict=True)),
-        "labels.json": {"classes": classes, "labels": found},
-    }
+    return {"classes": classes, "labels": found}
 
 
 def common_folder(paths: Sequence[str]) -> str:
