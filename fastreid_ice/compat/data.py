@@ -126,28 +126,34 @@ def _reduce_dataset(self: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     return restore_dataset, (type(self).__module__, type(self).__qualname__, self.__dict__)
 
 
-def read_image(file_name: str, format: str | None = None) -> Image.Image:
+def read_image(file_name: str | Image.Image, format: str | None = None) -> Image.Image:
     """Read an image as RGB, upright by its EXIF tag.
 
     Args:
-        file_name: path of the image.
+        file_name: path of the image, or what ``Image.open`` gave for it, so that a caller can look at it before it is
+            decoded.
         format: another mode of PIL, or "BGR".
 
     Raises:
         OSError: the file is missing, broken, not an image, or not a regular file; the message names it.
     """
     try:
+        if isinstance(file_name, Image.Image):
+            return _decoded(file_name, format)
         if os.path.exists(file_name) and not os.path.isfile(file_name):
             raise OSError("it is not a regular file")  # opening a pipe waits for its writer
         with fastreid.data.data_utils.PathManager.open(file_name, "rb") as file:
-            image = Image.open(file)
-            with suppress(Exception):  # a picture with a broken EXIF block is still usable
-                image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):  # 16 bits; convert() would clip values above 255
-                image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-            image = image.convert("RGB" if format in (None, "BGR") else format)
+            return _decoded(Image.open(file), format)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's, for broken files
         raise OSError(f"cannot read the image {file_name}: {error}") from error
+
+
+def _decoded(image: Image.Image, format: str | None) -> Image.Image:
+    with suppress(Exception):  # a picture with a broken EXIF block is still usable
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits; convert() would clip values above 255
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    image = image.convert("RGB" if format in (None, "BGR") else format)
     return Image.merge("RGB", image.split()[::-1]) if format == "BGR" else image
 
 

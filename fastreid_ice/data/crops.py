@@ -82,7 +82,7 @@ class Crops(Dataset):
     8-bit RGB, an image is rotated according to its EXIF tag, and resizing is bicubic.
 
     Args:
-        paths: N image files.
+        paths: N image files, or what ``Image.open`` gave for them.
         size: (H, W) of the crops.
         columns: name -> (N,) int64 tensor; entry i is returned with image i.
         cache: a cache for the same N images and size.
@@ -92,7 +92,7 @@ class Crops(Dataset):
 
     def __init__(
         self,
-        paths: Sequence[str],
+        paths: Sequence[str | Image.Image],
         size: tuple[int, int],
         columns: Mapping[str, Tensor],
         *,

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastreid.modeling import build_model
+from PIL import Image
 
 from ..config import Run, value_of
 from ..core import ImageTable
@@ -82,8 +83,11 @@ class Encoder:
         Checkpointer(model).load(str(self.weights))
         return model
 
-    def encode(self, paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Features of image files.
+    def encode(self, images: Sequence[str | Image.Image]) -> tuple[np.ndarray, np.ndarray]:
+        """Features of N images.
+
+        Args:
+            images: paths of files, or what ``Image.open`` gave for them, which has the same features.
 
         Returns:
             (N, D) float32 unit rows, and (N,) bool, False for an image that could not be read (its row is zero).
@@ -94,10 +98,10 @@ class Encoder:
         cfg = self.cfg.clone()
         cfg.defrost()
         cfg.DATALOADER.UNREADABLE, cfg.DATALOADER.CACHE = "skip", "none"
-        if len(paths) <= cfg.TEST.IMS_PER_BATCH:
+        if len(images) <= cfg.TEST.IMS_PER_BATCH:
             cfg.DATALOADER.NUM_WORKERS = 0  # a single batch is read sooner than processes start
-        images = TrainingSet(list(paths), ImageTable(torch.full((len(paths),), -1)))
-        loader = build_feature_loader(cfg, images)
+        listed = TrainingSet(list(images), ImageTable(torch.full((len(images),), -1)))
+        loader = build_feature_loader(cfg, listed)
         features, usable = extract_features(self.model, loader, cfg.TEST.ENCODER, flip=cfg.TEST.FLIP.ENABLED)
         if not features[usable].isfinite().all():
             raise InputError(f"{self.weights} gives features that are not finite: it holds NaN or infinity")
