@@ -25,8 +25,11 @@ class Bar(tqdm):
 def progress(items: Collection[T], title: str) -> Iterator[T]:
     """Yields ``items`` while a bar on the terminal, if there is one, shows how many are done and how many are left.
 
+    A single item has no bar, which would only show that it is not done.
+
     The log gets one line at the end, with the time taken.
     """
     start = time.perf_counter()
-    yield from Bar(items, title, miniters=1, dynamic_ncols=True) if sys.stderr.isatty() else items
+    shown = sys.stderr.isatty() and len(items) != 1
+    yield from Bar(items, title, miniters=1, dynamic_ncols=True) if shown else items
     logger.info("%s: %d done in %.1f s", title, len(items), time.perf_counter() - start)

@@ -43,8 +43,13 @@ def test_a_bar_moves_with_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_thread_is_left_that_a_forked_worker_would_miss(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stderr", Terminal())
     before = threading.active_count()
-    for _ in progress([1], "Reading"):
+    for _ in progress([1, 2], "Reading"):
         assert threading.active_count() == before
+
+
+def test_one_item_has_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", Terminal())
+    assert list(progress([1], "Reading")) == [1] and sys.stderr.getvalue() == ""
 
 
 @pytest.mark.parametrize("stream", [Terminal, io.StringIO])
