@@ -21,10 +21,10 @@ from fastreid.utils.logger import setup_logger
 
 from ..deploy.encoder import Encoder
 from ..deploy.index import as_text, update_index
-from ..deploy.search import CANDIDATES, Gallery
+from ..deploy.search import CANDIDATES, Gallery, read_threshold
 from ..engine.log import log_any_name
 from ..errors import InputError
-from ..reporting.matches import Match, QueryMatches, matches_table, write_matches_json, write_matches_page
+from ..reporting.matches import QueryMatches, matches_table, write_matches_json, write_matches_page
 from . import command_parser
 
 INDEX = """Makes the folder INDEX the index of all images of a folder or of a file of labels.
@@ -157,16 +157,7 @@ def run_query(args: argparse.Namespace) -> None:
     )
     index = gallery.index
     found = [
-        QueryMatches(
-            path,
-            camera,
-            [
-                Match(rank, index.paths[row], index.cameras[row], float(similarity), float(distance))
-                for rank, (row, similarity, distance) in enumerate(
-                    zip(ranking.rows, ranking.similarities, ranking.distances, strict=True), 1
-                )
-            ],
-        )
+        QueryMatches(path, camera, gallery.matches(ranking))
         for path, camera, ranking in zip(args.queries, cameras, rankings, strict=True)
     ]
     print(matches_table(found))
@@ -197,28 +188,3 @@ def run_query(args: argparse.Namespace) -> None:
         ]
         write_matches_page(args.page, found, words=sentences)
         print(as_text(str(args.page)))
-
-
-def read_threshold(text: str | None, gallery: Gallery, *, other_cameras: bool) -> tuple[float, str]:
-    """The least cosine, -1 for any, and a sentence about it.
-
-    Raises:
-        InputError: the text is neither a cosine nor a share, or the share is not known.
-    """
-    if text is None:
-        return -1.0, ""
-    is_share = text.endswith("%")
-    try:
-        value = float(text.removesuffix("%"))
-    except ValueError:
-        value = float("nan")
-    if not (0 < value <= 100 if is_share else -1 <= value <= 1):
-        raise InputError(f"--threshold {text!r} must be a cosine in [-1, 1], or a share such as 90%")
-    if not is_share:
-        return value, f"Threshold: only results with a cosine of at least {value:g}."
-    cosine = gallery.threshold(value / 100, other_cameras=other_cameras)
-    pairs = "pairs of images of two cameras" if other_cameras else "pairs of images"
-    return cosine, (
-        f"Threshold: {value:g}% of the {pairs} in one cluster of the run have a cosine of at least {cosine:.3f}. "
-        "This is an estimate from pseudo labels, not from true identities."
-    )

@@ -19,6 +19,7 @@ from ..core.retrieval import distance_blocks, reranked_blocks
 from ..data.folder import camera_in_name
 from ..data.inspection import find_unreadable
 from ..errors import InputError
+from ..reporting.matches import Match
 from .calibration import similarity_above
 from .encoder import Encoder
 from .index import CELLS, ImageIndex, as_text
@@ -200,6 +201,14 @@ class Gallery:
             found.append(Ranking(ranked[order], cosines[order], distances[order]))
         return found
 
+    def matches(self, ranking: Ranking) -> list[Match]:
+        """The images of a ranking with their files and cameras."""
+        columns = zip(ranking.rows, ranking.similarities, ranking.distances, strict=True)
+        return [
+            Match(rank, self.index.paths[row], self.index.cameras[row], float(similarity), float(distance))
+            for rank, (row, similarity, distance) in enumerate(columns, 1)
+        ]
+
     def _nearest(self, queries: np.ndarray, count: int, cameras: Sequence[str] | None) -> tuple[np.ndarray, np.ndarray]:
         """(Q, k) cosines and rows, -1 where there are fewer; without the images in a query's camera, if given."""
         import faiss
@@ -266,6 +275,31 @@ class Gallery:
     @cached_property
     def _row_of(self) -> dict[str, int]:
         return {path: row for row, path in enumerate(self.index.paths)}
+
+
+def read_threshold(text: str | None, gallery: Gallery, *, other_cameras: bool) -> tuple[float, str]:
+    """The least cosine, -1 for any, and a sentence about it.
+
+    Raises:
+        InputError: the text is neither a cosine nor a share, or the share is not known.
+    """
+    if text is None:
+        return -1.0, ""
+    is_share = text.endswith("%")
+    try:
+        value = float(text.removesuffix("%"))
+    except ValueError:
+        value = float("nan")
+    if not (0 < value <= 100 if is_share else -1 <= value <= 1):
+        raise InputError(f"--threshold {text!r} must be a cosine in [-1, 1], or a share such as 90%")
+    if not is_share:
+        return value, f"Threshold: only results with a cosine of at least {value:g}."
+    cosine = gallery.threshold(value / 100, other_cameras=other_cameras)
+    pairs = "pairs of images of two cameras" if other_cameras else "pairs of images"
+    return cosine, (
+        f"Threshold: {value:g}% of the {pairs} in one cluster of the run have a cosine of at least {cosine:.3f}. "
+        "This is an estimate from pseudo labels, not from true identities."
+    )
 
 
 def _jaccard(features: Tensor, k1: int, k2: int):

@@ -42,5 +42,15 @@ def short_names(paths: Sequence[str]) -> tuple[list[str], str]:
     """The paths relative to their common folder, and this folder, as printable text."""
     if not paths:
         return [], ""
-    common = os.path.commonpath({os.path.dirname(path) for path in paths})
-    return [readable(os.path.relpath(path, common)) for path in paths], readable(common)
+    common = common_folder(paths)
+    return [short_name(path, common) for path in paths], readable(common)
+
+
+def common_folder(paths: Sequence[str]) -> str:
+    """The deepest folder that holds all paths, of which there is at least one."""
+    return os.path.commonpath({os.path.dirname(path) for path in paths})
+
+
+def short_name(path: str, folder: str) -> str:
+    """A path relative to a folder, as printable text."""
+    return readable(os.path.relpath(path, folder))

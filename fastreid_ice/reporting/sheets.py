@@ -131,8 +131,12 @@ def picture_of(path: str) -> Picture | None:
     except OSError:
         return None
     aspect = image.width / image.height
-    data = _encoded(image, THUMBNAIL, "JPEG", quality=QUALITY, optimize=True)
-    return Picture(f"data:image/jpeg;base64,{data}", aspect)
+    return Picture(f"data:image/jpeg;base64,{_text(small_jpeg(image))}", aspect)
+
+
+def small_jpeg(image: Image.Image) -> bytes:
+    """The JPEG file of an RGB image, which is reduced to at most 144 x 192 pixels."""
+    return _reduced(image, THUMBNAIL, "JPEG", quality=QUALITY, optimize=True)
 
 
 def small_pictures(
@@ -162,7 +166,7 @@ def small_pictures(
             image = read_image(clustering.paths[row])
         except OSError:
             continue
-        data = _encoded(image, SMALL, "WEBP", quality=SMALL_QUALITY)
+        data = _text(_reduced(image, SMALL, "WEBP", quality=SMALL_QUALITY))
         total -= len(data)
         if total < 0:
             return found, False
@@ -170,12 +174,16 @@ def small_pictures(
     return found, True
 
 
-def _encoded(image: Image.Image, size: tuple[int, int], form: str, **options: Any) -> str:
-    """The image in base64, reduced to at most ``size``."""
+def _reduced(image: Image.Image, size: tuple[int, int], form: str, **options: Any) -> bytes:
+    """The file of an image, which is reduced to at most ``size``."""
     image.thumbnail(size)
     buffer = io.BytesIO()
     image.save(buffer, form, **options)
-    return base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
 
 
 def shown(sheets: Iterable[Sheet]) -> list[int]:
