@@ -19,6 +19,11 @@ EXPORT = [
     "onnxruntime",  # and compares its features with torch's
 ]
 
+SERVE = [
+    "starlette",  # fastreid-ice serve: requests and answers
+    "uvicorn",  # and the server
+]
+
 setup(
     name="fastreid-ice",
     version=VERSION,
@@ -57,10 +62,12 @@ setup(
     ],
     extras_require={
         "export": EXPORT,
+        "serve": SERVE,
         # torch and faiss-gpu install CUDA libraries; those of older builds of torch are too old for faiss-gpu.
         "gpu": ["torch>=2.7"],
         "dev": [
             *EXPORT,
+            *SERVE,
             "hypothesis",  # tests on drawn graphs and features
             "mypy",  # types
             "pytest",  # tests

@@ -22,11 +22,11 @@ class Browser:
     """One page, open within the block.
 
     Args:
-        page: the file.
+        page: the file, or the address of a server on this machine.
         scratch: a folder for the browser's own files.
     """
 
-    def __init__(self, page: Path, scratch: Path) -> None:
+    def __init__(self, page: Path | str, scratch: Path) -> None:
         read, self._commands = os.pipe()
         self._answers, write = os.pipe()
         # Chromium uses descriptors 3 and 4, so the ends of the pipes that are moved there must have other numbers.
@@ -42,11 +42,11 @@ class Browser:
         self._session: dict[str, str] = {}
         self._number = 0
         self._left = b""
-        target = self.call("Target.createTarget", url=page.as_uri())["targetId"]
+        target = self.call("Target.createTarget", url=page if isinstance(page, str) else page.as_uri())["targetId"]
         self._session = {"sessionId": self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
         self.call("Emulation.setFocusEmulationEnabled", enabled=True)
         # An empty page comes first.
-        self.wait_for("location.protocol === 'file:' && document.readyState === 'complete'")
+        self.wait_for("location.href !== 'about:blank' && document.readyState === 'complete'")
 
     def __enter__(self) -> Browser:
         return self

@@ -16,6 +16,7 @@ COMMANDS = {
     "report": "write report.html about a run: curves, clusters to look at, a search over all images",
     "label": "write pseudo labels as a CSV file, a folder of links, or for COCO, FiftyOne and MOT tools",
     "search": "search any folder of images with a trained encoder, by one or many queries",
+    "serve": "search such a folder in the browser: drop a picture, click a result to search on",
     "export": "export a trained encoder to ONNX and to fast-reid without this plugin",
     "compare": "train several configs with the same seeds and compare them in a table and a chart",
     "bench": "measure reclustering, steps, input, evaluation and whole recipes, in a checkout",
