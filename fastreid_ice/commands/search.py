@@ -95,20 +95,25 @@ def build_parser() -> argparse.ArgumentParser:
         help="least cosine of a result; or a share such as 90%%: the cosine that 90%% of the pairs in one "
         "cluster of the run reach, an estimate without truth",
     )
-    query.add_argument(
-        "--camera-norm",
-        action="store_true",
-        help="compare features that are standardised within each camera: for cameras that differ in light and colours",
-    )
-    query.add_argument(
-        "--rerank",
-        action="store_true",
-        help=f"re-rank the {CANDIDATES} nearest images of each query by mutual neighbours, with the run's TEST.RERANK",
-    )
+    add_comparison(query)
     query.add_argument("--json", metavar="FILE", type=Path, help="also write the results as JSON")
     query.add_argument("--page", metavar="FILE", type=Path, help="also write them as an HTML page with all pictures")
     query.set_defaults(run_it=run_query)
     return parser
+
+
+def add_comparison(parser: argparse.ArgumentParser) -> None:
+    """Adds the options about how features are compared."""
+    parser.add_argument(
+        "--camera-norm",
+        action="store_true",
+        help="compare features that are standardised within each camera: for cameras that differ in light and colours",
+    )
+    parser.add_argument(
+        "--rerank",
+        action="store_true",
+        help=f"re-rank the {CANDIDATES} nearest images of each query by mutual neighbours, with the run's TEST.RERANK",
+    )
 
 
 def run_index(args: argparse.Namespace) -> None:

@@ -18,9 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..deploy.index import as_text
-from ..deploy.search import CANDIDATES, Gallery
+from ..deploy.search import Gallery
 from ..errors import InputError
 from . import command_parser
+from .search import add_comparison
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -38,16 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--host", default="127.0.0.1", help="where to listen; default: 127.0.0.1, which only this machine reaches"
     )
     parser.add_argument("--port", type=int, default=8000, help="default: 8000; 0 is any free one")
-    parser.add_argument(
-        "--camera-norm",
-        action="store_true",
-        help="compare features that are standardised within each camera: for cameras that differ in light and colours",
-    )
-    parser.add_argument(
-        "--rerank",
-        action="store_true",
-        help=f"re-rank the {CANDIDATES} nearest images of each query by mutual neighbours, with the run's TEST.RERANK",
-    )
+    add_comparison(parser)
     return parser
 
 
