@@ -75,10 +75,6 @@ class Process:
         """What it has printed to stdout so far."""
         return self._files[0].read_text() if self._files[0].exists() else ""
 
-    def interrupt(self) -> None:
-        """Ctrl-C."""
-        os.kill(self.pid, signal.SIGINT)
-
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         """Waits for its end, and returns what it printed to stdout and stderr."""
         self.wait(timeout)
