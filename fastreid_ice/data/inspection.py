@@ -16,7 +16,7 @@ from fastreid.data.data_utils import read_image
 
 from ..errors import InputError
 from ..progress import progress
-from .inspected import Inspected, recall, remember
+from .inspected import Inspected, recall, remember, stamp
 
 SHOWN = 10
 
@@ -91,12 +91,12 @@ def find_unreadable(paths: Sequence[str]) -> list[str]:
 
 def _read(path: str) -> Inspected | str:
     """An image, or the reason why it cannot be read."""
+    before = stamp(path)
     try:
-        status = os.stat(path)
         size = read_image(path).size
     except OSError as error:
         return str(error)
-    return Inspected(status.st_mtime_ns, status.st_size, *size)
+    return Inspected(*(before or (0, 0)), *size)
 
 
 def _digest(path: str) -> bytes:
