@@ -153,6 +153,8 @@ def read_tracks(folder: Path) -> dict[str, list[list[str]]]:
                     raise InputError(f"{path}, line {lines.line_num} is not frame,id,left,top,width,height,...")
                 rows.append([field.strip() for field in fields])
         found[path.stem] = rows
+    if not any(found.values()):
+        raise InputError(f"--tracks {folder}: the files there are empty")
     return found
 
 

@@ -217,6 +217,9 @@ class TestTracks:
         )
         (tracker / "two.txt").write_text("50,1,5,6,7,8\n50,one,5,6,7,8\n")
         assert "two.txt, line 2 is not frame,id,left,top,width,height" in refusal(monkeypatch, *mot, tracker, *output)
+        (tracker / "two.txt").write_text("")
+        (tracker / "one.txt").write_text("")
+        assert "the files there are empty" in refusal(monkeypatch, *mot, tracker, *output)
         (tracker / "two.txt").write_text(self.FILES["2"])
         config = traced / "config.yaml"
         config.write_text(config.read_text().replace("track(?P<track>[0-9]+)", "track[0-9]+"))
