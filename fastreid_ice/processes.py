@@ -22,7 +22,7 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.distributed.elastic.multiprocessing.errors import record
+from torch.distributed.elastic.multiprocessing.errors import ErrorHandler, record
 
 from .errors import InputError
 
@@ -72,7 +72,7 @@ def run_in_group(function: Callable[[dist.Store], Any]) -> None:
     """
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        record(_run)(function)
+        record(_run, _WholeErrorFile())(function)
     except SystemExit as end:
         _leave(end.code)
     except Exception:
@@ -81,6 +81,23 @@ def run_in_group(function: Callable[[dist.Store], Any]) -> None:
             traceback.print_exc()
         _leave(1)
     _leave(0)
+
+
+class _WholeErrorFile(ErrorHandler):
+    """Gives the file of an error its name when it is complete.
+
+    An agent whose other process was killed may read it at any moment, and would fail itself at half of it.
+    """
+
+    def record_exception(self, error: BaseException) -> None:
+        if not (file := os.environ.get("TORCHELASTIC_ERROR_FILE")):
+            return
+        part = os.environ["TORCHELASTIC_ERROR_FILE"] = f"{file}.part"
+        try:
+            super().record_exception(error)
+            os.replace(part, file)
+        finally:
+            os.environ["TORCHELASTIC_ERROR_FILE"] = file
 
 
 def _leave(code: int | str | None) -> NoReturn:

@@ -7,7 +7,6 @@ exit code are those of a process that a shell starts. Tests about starting and i
 
 from __future__ import annotations
 
-import faulthandler
 import multiprocessing
 import os
 import signal
@@ -61,13 +60,11 @@ class Process:
     def wait(self, timeout: float | None = None) -> int:
         """
         Raises:
-            subprocess.TimeoutExpired: it still runs; the message ends with the stacks of its threads.
+            subprocess.TimeoutExpired: it still runs.
         """
         self._process.join(timeout)
         if self.returncode is None:
-            os.kill(self.pid, signal.SIGUSR1)
-            self._process.join(1)
-            raise subprocess.TimeoutExpired(f"{self._process}\n{self._files[1].read_text()}", timeout)
+            raise subprocess.TimeoutExpired(str(self._process), timeout)
         return self.returncode
 
     @property
@@ -98,7 +95,6 @@ def _run(
     for number, file in enumerate(files, 1):
         with file.open("w") as output:
             os.dup2(output.fileno(), number)
-    faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)
     function(*arguments)
 
 

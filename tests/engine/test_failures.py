@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import signal
 import subprocess
@@ -11,14 +12,16 @@ import time
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch.distributed as dist
 from fastreid.utils import comm
+from torch.distributed.elastic.multiprocessing.errors import record
 
 from fastreid_ice import InputError
 from fastreid_ice.commands.agent import ProcessFailed, run_processes
-from fastreid_ice.processes import process_group, run_in_group
+from fastreid_ice.processes import _WholeErrorFile, process_group, run_in_group
 from processes import Process, start_command
 from support import ROOT, SMALL
 
@@ -86,6 +89,28 @@ def test_a_lost_process_ends_the_run(how: str, error: type, sentence: str, monke
     assert told.count("error: CLUSTER.K1 is not to its taste\n") == how.startswith("refused")
     if error is ProcessFailed:
         assert bool(raised.value.traceback) == (how not in ("killed", "exited"))
+
+
+def test_the_file_of_an_error_is_complete_or_absent(tmp_path: Path, monkeypatch) -> None:
+    """When one process is killed, the agent reads the files of the others, which fail at that moment."""
+    file, whole, seen = tmp_path / "error.json", json.dump, []
+
+    def slow(error: dict, opened: IO[str]) -> None:
+        opened.write("{")
+        opened.flush()
+        seen.append(file.exists())
+        opened.seek(0)
+        whole(error, opened)
+
+    def fail() -> None:
+        raise LookupError("the other process is lost")
+
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+    monkeypatch.setattr(json, "dump", slow)
+    with pytest.raises(LookupError):
+        record(fail, _WholeErrorFile())()
+    assert seen == [False] and list(tmp_path.iterdir()) == [file]
+    assert json.loads(file.read_text())["message"]["message"] == "LookupError: the other process is lost"
 
 
 def start_training(datasets_root: Path, output: Path, *options: str) -> Process:
