@@ -58,7 +58,6 @@ METHODS = {
     "hybrid_camera_norm": Method("ice_hybrid_market", ICE | CAMERAS),
     "o2cap_camera_norm": Method("o2cap_market", ICE | CAMERAS),
     "o2cap_camera_norm_ca_jaccard": Method("o2cap_market", ICE | CAMERAS | {"CLUSTER.DISTANCE": "ca_jaccard"}),
-    "ice_precise_bn": Method("ice_market", ICE | PRECISE),
     "hybrid_camera_norm_precise_bn": Method("ice_hybrid_market", ICE | CAMERAS | PRECISE),
     "ice_ca_jaccard": Method("ice_market", ICE | {"CLUSTER.DISTANCE": "ca_jaccard"}),
     "ice_auto_eps": Method("ice_market", ICE | {"CLUSTER.AUTO_EPS": True}),

@@ -34,7 +34,6 @@ METHODS = {
     "hybrid_camera_norm": "ICE with DCMIP's proxies, `CLUSTER.CAMERA_NORM`",
     "o2cap_camera_norm": "O2CAP, `CLUSTER.CAMERA_NORM`",
     "o2cap_camera_norm_ca_jaccard": "O2CAP, `CLUSTER.CAMERA_NORM`, `CLUSTER.DISTANCE ca_jaccard`",
-    "ice_precise_bn": "ICE, `TEST.PRECISE_BN`",
     "hybrid_camera_norm_precise_bn": "ICE with DCMIP's proxies, `CLUSTER.CAMERA_NORM`, `TEST.PRECISE_BN`",
     "ice_ca_jaccard": "ICE, `CLUSTER.DISTANCE ca_jaccard`",
     "ice_auto_eps": "ICE, `CLUSTER.AUTO_EPS`",

@@ -12,21 +12,20 @@ from typing import NamedTuple
 
 logger = logging.getLogger(f"fastreid.{__name__}")
 
-COLUMNS = ("path", "time", "bytes", "width", "height", "digest")
+COLUMNS = ("path", "bytes", "time", "width", "height", "digest")
 
 
 class Inspected(NamedTuple):
     """A readable image.
 
     Attributes:
-        time: when the file was changed, in nanoseconds.
-        bytes: its length.
+        bytes, time: of its file, see ``stamp``.
         width, height: as shown.
         digest: a hash of its bytes, b"" if no other file could be equal.
     """
 
-    time: int
     bytes: int
+    time: int
     width: int
     height: int
     digest: bytes = b""
@@ -46,7 +45,7 @@ def recall(paths: Sequence[str]) -> dict[str, Inspected]:
     found = {}
     for path in paths:
         known = kept.get(os.fsencode(path))
-        if known is not None and (known.time, known.bytes) == stamp(path):
+        if known is not None and (known.bytes, known.time) == stamp(path):
             found[path] = known
     return found
 
@@ -69,12 +68,12 @@ def remember(found: Mapping[str, Inspected]) -> None:
 
 
 def stamp(path: str) -> tuple[int, int] | None:
-    """Time of change in nanoseconds and length of a file, None if it is gone."""
+    """Length and time of change (ns) of a file, by which it is known to be unchanged; None if it is gone."""
     try:
         status = os.stat(path)
     except OSError:
         return None
-    return status.st_mtime_ns, status.st_size
+    return status.st_size, status.st_mtime_ns
 
 
 def _file_of(paths: Sequence[str]) -> Path:

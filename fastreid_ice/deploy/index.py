@@ -22,7 +22,6 @@ import os
 import secrets
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..data.folder import SUFFIXES, list_with_cameras
+from ..data.inspected import stamp
 from ..data.inspection import find_unreadable
 from ..errors import InputError
 from ..files import PART, replacing
@@ -246,14 +246,14 @@ def update_index(folder: Path, encoder: Encoder, source: Path, *, exact_rows: in
     afresh = before is not None and before.origin.fingerprint != encoder.fingerprint
     known = {path: row for row, path in enumerate(before.paths)} if before and not afresh else {}
     listed = list_source(source, encoder)
-    stamps = {path: stamp for path in listed if (stamp := _stamp(path))}
+    stamps = {path: found for path in listed if (found := stamp(path))}
     gone = [path for path in listed if path not in stamps]
     if not stamps:
         raise InputError(f"none of the {len(gone)} images of {source} exists, the first: {gone[0]!r}")
     fresh = [
         path
-        for path, stamp in stamps.items()
-        if path not in known or stamp != tuple(before.stamps[known[path]].tolist())
+        for path, found in stamps.items()
+        if path not in known or found != tuple(before.stamps[known[path]].tolist())
     ]
     extracted, usable = _extracted(fresh, encoder)
     row_of = {path: row for row, (path, good) in enumerate(zip(fresh, usable, strict=True)) if good}
@@ -332,14 +332,6 @@ def list_source(source: Path, encoder: Encoder) -> dict[str, str]:
 def as_text(name: str) -> str:
     r"""A file name or a camera that any program can read: bytes that are not UTF-8 become ``\udce9``."""
     return name.encode(errors="backslashreplace").decode()
-
-
-def _stamp(path: str) -> tuple[int, int] | None:
-    """Size and time of the last change, None if there is no such file."""
-    with suppress(OSError):
-        status = os.stat(path)
-        return status.st_size, status.st_mtime_ns
-    return None
 
 
 def _extracted(paths: list[str], encoder: Encoder) -> tuple[np.ndarray, np.ndarray]:

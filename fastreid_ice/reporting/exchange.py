@@ -15,6 +15,7 @@ from PIL import Image
 from ..errors import InputError
 from ..progress import progress
 from .labels import PseudoLabels
+from .pages import common_folder
 
 
 def as_coco(labels: PseudoLabels) -> dict[str, Any]:
@@ -26,14 +27,14 @@ def as_coco(labels: PseudoLabels) -> dict[str, Any]:
     Raises:
         InputError: an image cannot be read.
     """
-    root = common_folder(labels.paths)
+    root = common_folder([os.path.abspath(path) for path in labels.paths])
     images, boxes = [], []
-    rows = zip(labels.paths, labels.cameras, labels.labels.tolist(), labels.distances.tolist(), strict=True)
-    for number, (path, camera, label, distance) in enumerate(progress([*rows], "Reading the sizes of images"), 1):
+    paths = progress(labels.paths, "Reading the sizes of images")
+    rows = zip(paths, labels.labels.tolist(), _facts(labels), strict=True)
+    for number, (path, label, facts) in enumerate(rows, 1):
         width, height = image_size(path)
         images.append({"id": number, "file_name": os.path.relpath(path, root), "width": width, "height": height})
-        facts = {"identity": label if label >= 0 else None, "camera": camera or None}
-        facts["distance"] = None if np.isnan(distance) else round(distance, 6)
+        named = {"identity": label} if label >= 0 else {}
         box = {
             "id": number,
             "image_id": number,
@@ -41,7 +42,7 @@ def as_coco(labels: PseudoLabels) -> dict[str, Any]:
             "bbox": [0, 0, width, height],
             "area": width * height,
             "iscrowd": 0,
-            "attributes": {name: value for name, value in facts.items() if value is not None},
+            "attributes": named | facts,
         }
         boxes.append(box | ({"track_id": label} if label >= 0 else {}))
     return {
@@ -57,19 +58,20 @@ def as_fiftyone(labels: PseudoLabels) -> dict[str, Any]:
 
     The label of an image is its cluster as text; one in noise has none. Camera and distance are attributes.
     """
-    found: dict[str, dict[str, Any] | None] = {}
-    rows = zip(labels.paths, labels.cameras, labels.labels.tolist(), labels.distances.tolist(), strict=True)
-    for path, camera, label, distance in rows:
-        facts = {"camera": camera or None, "distance": None if np.isnan(distance) else round(distance, 6)}
-        known = {key: value for key, value in facts.items() if value is not None}
-        found[os.path.abspath(path)] = {"label": str(label), "attributes": known} if label >= 0 else None
+    found = {
+        os.path.abspath(path): {"label": str(label), "attributes": facts} if label >= 0 else None
+        for path, label, facts in zip(labels.paths, labels.labels.tolist(), _facts(labels), strict=True)
+    }
     classes = [str(label) for label in np.unique(labels.labels[labels.labels >= 0])]
     return {"classes": classes, "labels": found}
 
 
-def common_folder(paths: Sequence[str]) -> str:
-    """The absolute folder that all files are in."""
-    return os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+def _facts(labels: PseudoLabels) -> list[dict[str, Any]]:
+    """The camera of each image and its distance to the centroid, as far as they are known."""
+    return [
+        ({"camera": camera} if camera else {}) | ({} if np.isnan(distance) else {"distance": round(distance, 6)})
+        for camera, distance in zip(labels.cameras, labels.distances.tolist(), strict=True)
+    ]
 
 
 def image_size(path: str) -> tuple[int, int]:
