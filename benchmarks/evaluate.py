@@ -18,7 +18,8 @@ from fastreid.utils.compute_dist import build_dist
 from tabulate import tabulate
 from torch import Tensor
 
-from fastreid_ice.core import camera_reranked_blocks, jaccard_graph, k_nearest
+from fastreid_ice.core import camera_reranked_blocks, k_nearest
+from fastreid_ice.core.jaccard import jaccard_weights
 from fastreid_ice.core.retrieval import distance_blocks, rank_blocks, reranked_blocks
 
 from .measuring import Clock, Measurement, Worker, check_least, draw_people, machine
@@ -71,10 +72,9 @@ def ours(
     if rerank == "ca_jaccard":
         blocks = camera_reranked_blocks(*parts, *halves(cameras, features, queries), device=device)
     elif rerank:
-        with clock.stage("Jaccard graph"):
-            _, ranks = k_nearest(features, K1, device=device)
-            graph = jaccard_graph(features, ranks, k1=K1, k2=K2)[:queries, queries:]
-        blocks = reranked_blocks(blocks, graph, distance_weight=LAMBDA)
+        _, ranks = k_nearest(features, K1, device=device)
+        weights = jaccard_weights(features, ranks, k1=K1, k2=K2)
+        blocks = reranked_blocks(blocks, weights, distance_weight=LAMBDA)
     found = rank_blocks(blocks, *halves(who, features, queries), *halves(cameras, features, queries))
     return figures(found.cmc, found.average_precision, found.inverse_negative_penalty)
 
@@ -94,10 +94,9 @@ def theirs(
     queries = first_of(queries, features, who)
     distances = build_dist(features[:queries], features[queries:], "cosine")
     if rerank:
-        with clock.stage("Jaccard graph"):
-            units = F.normalize(features)
-            jaccard = build_dist(units[:queries], units[queries:], "jaccard", k1=K1, k2=K2)
-            distances = jaccard * (1 - LAMBDA) + distances * LAMBDA
+        units = F.normalize(features)
+        jaccard = build_dist(units[:queries], units[queries:], "jaccard", k1=K1, k2=K2)
+        distances = jaccard * (1 - LAMBDA) + distances * LAMBDA
     identities = (*halves(who, features, queries), *halves(cameras, features, queries))
     return figures(*rank(distances, *identities, MAX_RANK))
 

@@ -32,7 +32,6 @@ from .jaccard import (
     jaccard_distances,
     mutual_neighbors,
     neighbor_weights,
-    query_distances,
 )
 from .neighbors import checked_rows
 from .retrieval import distance_blocks, reranked_blocks
@@ -116,7 +115,7 @@ def camera_reranked_blocks(
         ValueError: for arguments that do not fit each other or are out of range.
 
     Time O((Q + G)^2 D). Memory linear in Q + G in addition to a joint float32 copy of the features and one of their
-    unit rows; only the Jaccard distances from queries to gallery are stored.
+    unit rows.
     """
     if not 0 <= distance_weight <= 1:
         raise ValueError(f"distance_weight must lie in [0, 1], got {distance_weight}")
@@ -128,13 +127,12 @@ def camera_reranked_blocks(
     numbers = {"k1_intra": k1_intra, "k1_inter": k1_inter, "k2_intra": k2_intra, "k2_inter": k2_inter}
     furthest = _furthest(features, chunk_size, device)
     weights = _camera_weights(features, cameras, numbers, device, progress, furthest=furthest.numpy())
-    jaccard = query_distances(weights, num_queries)
     scales = furthest[:num_queries, None].to(device).split(chunk_size)
     distances = distance_blocks(
         features[:num_queries], features[num_queries:], metric="cosine", chunk_size=chunk_size, device=device
     )
     squared = ((2 * block / scale).square() for block, scale in zip(distances, scales, strict=True))
-    return reranked_blocks(squared, jaccard, distance_weight=distance_weight)
+    return reranked_blocks(squared, weights, distance_weight=distance_weight)
 
 
 def _camera_weights(

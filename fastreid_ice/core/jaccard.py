@@ -26,6 +26,7 @@ from . import _jaccard_kernels as kernels
 from ._arrays import map_blocks, to_numpy
 
 _COPIED = 64  # rows per block whose neighbours' features are converted to float32
+_AT_ONCE = 64  # rows per task of the distances from a few rows
 
 
 def jaccard_graph(
@@ -60,7 +61,18 @@ def jaccard_graph(
     smaller with the ``eps`` of the clustering as ``max_distance``. Uses ``torch.get_num_threads()`` threads; the result
     does not depend on their number.
     """
-    features, ranks = _checked(features, ranks, k1, k2, max_distance)
+    check_max_distance(max_distance)
+    return jaccard_distances(jaccard_weights(features, ranks, k1=k1, k2=k2), max_distance)
+
+
+def jaccard_weights(
+    features: Tensor | np.ndarray, ranks: Tensor | np.ndarray, *, k1: int = 30, k2: int = 6
+) -> sparse.csr_array:
+    """The weights V (N, N) of ``jaccard_graph`` after the query expansion, float32 rows of sum 1 or 0.
+
+    Args, errors: see ``jaccard_graph``.
+    """
+    features, ranks = _checked(features, ranks, k1, k2)
     # By definition this needs the image and k neighbours: round(k1 / 2) + 1 columns, and k1 + 1. The published
     # implementations search for only k1 columns, and every published result of this family of methods relies on that.
     reciprocal = mutual_neighbors(ranks[:, :k1])
@@ -68,9 +80,7 @@ def jaccard_graph(
     expanded = expand(reciprocal, half)
     del reciprocal, half
     weights = neighbor_weights(features, expanded)
-    if k2 > 1:
-        weights = average_over_neighbors(weights, ranks[:, :k2])
-    return jaccard_distances(weights, max_distance)
+    return weights if k2 == 1 else average_over_neighbors(weights, ranks[:, :k2])
 
 
 def choose_k1(num_images: int) -> int:
@@ -129,23 +139,37 @@ def average_over_neighbors(weights: sparse.csr_array, ranks: np.ndarray) -> spar
 
 def jaccard_distances(weights: sparse.csr_array, max_distance: float = 1.0) -> sparse.csr_array:
     """J_ij = 1 - t / (2 - t), t = sum_l min(V_il, V_jl), for rows of sum 1 (sec. 3.3), by an inverted index."""
-    return _matrix(*kernels.mirrored(*_upper_distances(weights, weights.shape[0], max_distance)))
+    arrays = (*_with_inverted_index(weights), np.float32(max_distance))
+    return _matrix(*kernels.mirrored(*_map_blocks(kernels.distances_of_block, weights.shape[0], *arrays)))
 
 
-def query_distances(weights: sparse.csr_array, num_queries: int) -> sparse.csr_array:
-    """Like ``jaccard_distances``, but only from the first ``num_queries`` = Q of N rows to the others: (Q, N - Q)."""
-    counts, columns, distances = _upper_distances(weights, num_queries)
-    rows = np.repeat(np.arange(num_queries), counts)
-    others = columns >= num_queries
-    entries = (distances[others], (rows[others], columns[others] - num_queries))
-    return sparse.csr_array(entries, shape=(num_queries, weights.shape[0] - num_queries))
+class DistancesOfRows:
+    """The distances of ``jaccard_distances`` from some rows at a time, for more images than have room for all pairs.
+
+    Args:
+        weights: (N, N), of which one transposed copy is kept.
+    """
+
+    def __init__(self, weights: sparse.csr_array) -> None:
+        self.arrays = (*_with_inverted_index(weights), np.float32(1))
+
+    def __call__(self, start: int, stop: int, first: int) -> sparse.coo_array:
+        """(stop - start, N - first), from the rows [start, stop) to the rows from ``first`` >= ``stop`` - 1 on."""
+        counts, columns, distances = _map_blocks(
+            lambda begin, end: kernels.distances_of_block(start + begin, start + end, *self.arrays),
+            stop - start,
+            block=_AT_ONCE,
+        )
+        rows = np.arange(stop - start).repeat(counts)
+        kept = columns >= first
+        shape = (stop - start, len(self.arrays[0]) - 1 - first)
+        return sparse.coo_array((distances[kept], (rows[kept], columns[kept] - first)), shape=shape)
 
 
-def _upper_distances(weights: sparse.csr_array, num_rows: int, max_distance: float = 1.0) -> list[np.ndarray]:
-    """For each of the first rows the number of entries on and above the diagonal, then their columns and distances."""
+def _with_inverted_index(weights: sparse.csr_array) -> list[np.ndarray]:
+    """The arrays of the weights and those of the transposed matrix, as ``distances_of_block`` takes them."""
     inverted = weights.T.tocsr()  # this conversion sorts the indices
-    arrays = [array for matrix in (weights, inverted) for array in (matrix.indptr, matrix.indices, matrix.data)]
-    return _map_blocks(kernels.distances_of_block, num_rows, *arrays, np.float32(max_distance))
+    return [array for matrix in (weights, inverted) for array in (matrix.indptr, matrix.indices, matrix.data)]
 
 
 def checked_features(features: Tensor | np.ndarray) -> np.ndarray:
@@ -166,7 +190,7 @@ def check_max_distance(max_distance: float) -> None:
 
 
 def _checked(
-    features: Tensor | np.ndarray, ranks: Tensor | np.ndarray, k1: int, k2: int, max_distance: float
+    features: Tensor | np.ndarray, ranks: Tensor | np.ndarray, k1: int, k2: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features, and the first k1 columns of ranks as int32; everything is checked but the values of the features."""
     features = checked_features(features)
@@ -190,7 +214,6 @@ def _checked(
             f"k1 = {k1} neighbours need as many columns of ranks and as many images, got ranks of shape {ranks.shape}; "
             f"search for more neighbours or lower k1"
         )
-    check_max_distance(max_distance)
     ranks = ranks[:, :k1]
     if ranks.min() < 0 or ranks.max() >= num_rows:
         raise ValueError(f"ranks must lie in [0, {num_rows}), got values from {ranks.min()} to {ranks.max()}")
@@ -201,9 +224,9 @@ def _checked(
     return features, ranks
 
 
-def _map_blocks(kernel: Callable[..., Any], num_rows: int, *arguments: Any) -> list[np.ndarray]:
+def _map_blocks(kernel: Callable[..., Any], num_rows: int, *arguments: Any, **block: int) -> list[np.ndarray]:
     """The arrays that ``kernel(start, stop, *arguments)`` returns for blocks of rows, each joined over all rows."""
-    blocks = map_blocks(kernel, num_rows, *arguments)
+    blocks = map_blocks(kernel, num_rows, *arguments, **block)
     arrays = [list(parts) for parts in zip(*blocks, strict=True)]
     del blocks
     return [np.concatenate(arrays.pop(0)) for _ in range(len(arrays))]  # frees the parts as soon as they are joined

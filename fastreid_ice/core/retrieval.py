@@ -20,6 +20,7 @@ from scipy import sparse
 from torch import Tensor
 
 from ._arrays import map_blocks, to_numpy
+from .jaccard import DistancesOfRows
 from .neighbors import k_nearest
 
 METRICS = ("cosine", "euclidean")
@@ -140,21 +141,22 @@ def expand_features(
 
 
 def reranked_blocks(
-    blocks: Iterable[Tensor], jaccard: sparse.csr_array, *, distance_weight: float = 0.3
+    blocks: Iterable[Tensor], weights: sparse.csr_array, *, distance_weight: float = 0.3
 ) -> Iterator[Tensor]:
     """Blocks of ``distance_weight`` x distance + (1 - ``distance_weight``) x Jaccard distance.
 
-    Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017, eq. 12.
+    Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017, eq. 12. The Jaccard
+    distances are computed for one block at a time, and not stored.
 
     Args:
         blocks: the (Q, G) distances, rows in blocks.
-        jaccard: (Q, G) Jaccard distances from the queries to the gallery, as in the ``jaccard_graph`` of both together;
-            absent pairs are at distance 1.
+        weights: (Q + G, Q + G), the ``jaccard_weights`` of queries and gallery together, queries first.
         distance_weight: in [0, 1], called lambda in the paper.
     """
+    jaccard = DistancesOfRows(weights)
     start = 0
     for block in blocks:
-        near = jaccard[start : start + len(block)].tocoo()
+        near = jaccard(start, start + len(block), weights.shape[0] - block.shape[1])
         row, column, value = (torch.as_tensor(a, device=block.device) for a in (near.row, near.col, near.data))
         distances = torch.ones_like(block)
         distances[row.long(), column.long()] = value.to(block.dtype)

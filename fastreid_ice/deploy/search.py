@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from fastreid.config import CfgNode
-from torch import Tensor
 
-from ..core import camera_reranked_blocks, jaccard_graph, k_nearest, standardize_by_camera
+from ..core import camera_reranked_blocks, k_nearest, standardize_by_camera
+from ..core.jaccard import jaccard_weights
 from ..core.retrieval import distance_blocks, reranked_blocks
 from ..data.folder import camera_in_name
 from ..data.inspection import find_unreadable
@@ -245,11 +245,9 @@ class Gallery:
                 first, candidates, numbers[-1:], numbers[:-1], **sizes, distance_weight=rerank.LAMBDA
             )
         else:
-            blocks = reranked_blocks(
-                distance_blocks(first, candidates),
-                _jaccard(torch.cat([first, candidates]), rerank.K1, rerank.K2),
-                distance_weight=rerank.LAMBDA,
-            )
+            features, k1 = torch.cat([first, candidates]), min(rerank.K1, len(rows) + 1)
+            weights = jaccard_weights(features, k_nearest(features, k1)[1], k1=k1, k2=min(rerank.K2, k1))
+            blocks = reranked_blocks(distance_blocks(first, candidates), weights, distance_weight=rerank.LAMBDA)
         return next(iter(blocks))[0].cpu().numpy()
 
     @cached_property
@@ -300,10 +298,3 @@ def read_threshold(text: str | None, gallery: Gallery, *, other_cameras: bool) -
         f"Threshold: {value:g}% of the {pairs} in one cluster of the run have a cosine of at least {cosine:.3f}. "
         "This is an estimate from pseudo labels, not from true identities."
     )
-
-
-def _jaccard(features: Tensor, k1: int, k2: int):
-    """(1, M) Jaccard distances from the first row to the others."""
-    k1 = min(k1, len(features))
-    graph = jaccard_graph(features, k_nearest(features, k1)[1], k1=k1, k2=min(k2, k1))
-    return graph[:1, 1:]

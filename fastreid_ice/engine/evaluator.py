@@ -21,7 +21,8 @@ from tabulate import tabulate
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..core import camera_reranked_blocks, jaccard_graph, k_nearest, standardize_by_camera
+from ..core import camera_reranked_blocks, k_nearest, standardize_by_camera
+from ..core.jaccard import jaccard_weights
 from ..core.retrieval import distance_blocks, expand_features, rank_blocks, reranked_blocks
 from ..errors import InputError
 from ..progress import progress
@@ -177,6 +178,5 @@ class BlockedReidEvaluator(ReidEvaluator):
         rerank: CfgNode = self.cfg.TEST.RERANK
         searching = partial(progress, title="Searching neighbors")
         _, ranks = k_nearest(features, rerank.K1, device=self._device, progress=searching)
-        graph = jaccard_graph(features, ranks, k1=rerank.K1, k2=rerank.K2)
-        jaccard = graph[: self._num_query, self._num_query :]
-        return reranked_blocks(blocks, jaccard, distance_weight=rerank.LAMBDA)
+        weights = jaccard_weights(features, ranks, k1=rerank.K1, k2=rerank.K2)
+        return reranked_blocks(blocks, weights, distance_weight=rerank.LAMBDA)

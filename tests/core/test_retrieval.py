@@ -119,18 +119,20 @@ def test_gpu(metric: str) -> None:
 
 
 def test_reranked_blocks_equal_the_dense_sum() -> None:
-    """Absent pairs are at distance 1, stored zeros at distance 0."""
+    """Images that share no weight are at distance 1, images with equal weights at distance 0."""
     queries, gallery, *_ = people()
-    rng = np.random.default_rng(0)
-    jaccard = rng.random((70, 300), np.float32)
-    jaccard[0, :5] = 0
-    near = rng.random(jaccard.shape) < 0.1
-    near[0, :5] = True
-    row, column = near.nonzero()
-    stored = sparse.csr_array((jaccard[near], (row, column)), shape=near.shape)
+    total = len(queries) + len(gallery)
+    weights = np.random.default_rng(0).random((total, total), np.float32)
+    weights[weights < 0.98] = 0
+    weights[-5:] = weights[0]
+    weights /= weights.sum(1, keepdims=True)
+    shared = np.minimum(weights[: len(queries), None], weights[None, len(queries) :]).sum(2)
+    jaccard = 1 - shared / (2 - shared)
+    assert (jaccard == 1).any()
+    np.testing.assert_allclose(jaccard[0, -5:], 0, atol=1e-6)
     distances = torch.cat(list(distance_blocks(queries, gallery)))
-    found = torch.cat(list(reranked_blocks(distances.split(32), stored, distance_weight=0.3)))
-    torch.testing.assert_close(found, 0.7 * torch.from_numpy(np.where(near, jaccard, 1)) + 0.3 * distances)
+    blocks = reranked_blocks(distances.split(32), sparse.csr_array(weights), distance_weight=0.3)
+    torch.testing.assert_close(torch.cat(list(blocks)), 0.7 * torch.from_numpy(jaccard) + 0.3 * distances)
 
 
 def test_expansion_equals_a_loop_over_rows() -> None:
