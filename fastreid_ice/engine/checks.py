@@ -17,7 +17,7 @@ from ..core.neighbors import METHODS
 from ..data.views import crop_size
 from ..errors import InputError
 from ..losses import LOSS_REGISTRY, build_losses
-from ..modeling import check_name, is_timm, trains_without_labels
+from ..modeling import is_timm, trains_without_labels
 from ..modeling.batch_norm import splits_per_process
 from .hooks import HOOK_REGISTRY
 
@@ -157,6 +157,8 @@ def _check_stage(cfg: CfgNode, num_processes: int) -> None:
     splits_per_process(cfg, num_processes)
     build_losses(cfg)
     if is_timm(cfg):
+        from ..modeling.timm_backbone import check_name  # importing timm takes a second
+
         check_name(cfg.MODEL.BACKBONE.DEPTH)
     backbone = cfg.MODEL.BACKBONE
     if backbone.PRETRAIN and backbone.PRETRAIN_PATH and not os.path.isfile(backbone.PRETRAIN_PATH):

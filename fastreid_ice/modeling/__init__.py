@@ -1,9 +1,8 @@
 """The online and the momentum encoder as a fast-reid meta-architecture, with its head and backbones."""
 
-from .backbone import NoWeights, build_fitting_backbone
+from .backbone import NoWeights, build_fitting_backbone, build_timm_backbone, is_timm
 from .head import ProxyHead
 from .meta_arch import ENCODERS, MomentumReID, trains_without_labels
-from .timm_backbone import build_timm_backbone, check_name, is_timm
 
 __all__ = [
     "ENCODERS",
@@ -12,7 +11,6 @@ __all__ = [
     "ProxyHead",
     "build_fitting_backbone",
     "build_timm_backbone",
-    "check_name",
     "is_timm",
     "trains_without_labels",
 ]

@@ -11,12 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from fastreid.config import CfgNode
-from fastreid.modeling.backbones import build_backbone
+from fastreid.config import CfgNode, get_cfg
+from fastreid.modeling.backbones import BACKBONE_REGISTRY, build_backbone
 from torch import nn
 
 from ..errors import InputError
-from .timm_backbone import is_timm
 from .weights import read_weights
 
 SILENCE_SECONDS = 30
@@ -86,6 +85,48 @@ def build_fitting_backbone(cfg: CfgNode) -> nn.Module:
             f"channels"
         )
     return backbone.train()
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_backbone(cfg: CfgNode) -> nn.Module:
+    """The timm model that ``MODEL.BACKBONE.DEPTH`` names, such as "resnet50", "vit_small_patch16_224.dino" (after the
+    dot which of its weights) or "vit_small_patch14_dinov2"; or the ViT-S of TransReID-SSL with its convolutional stem,
+    "vit_small_patch16_ics". timm has no IBN networks; fast-reid's ResNets do.
+
+    It also reads ``PRETRAIN`` (a download by timm) and ``PRETRAIN_PATH`` (a safetensors or torch file, from which only
+    tensors are read; with or without its classifier; of a checkpoint of DINO the teacher); ``DROP_PATH``;
+    ``LAST_STRIDE``, where 1 gives maps of a 16th of the image's size by dilation, if timm offers that; and
+    ``INPUT.SIZE_TRAIN``, to which grids and position embeddings are fitted.
+    MomentumReID determines ``FEAT_DIM`` itself. It sets ``MODEL.PIXEL_MEAN`` and ``PIXEL_STD`` to the values with which
+    the model was pretrained, unless they differ from fast-reid's defaults. fast-reid's own meta-architectures take all
+    three from the config.
+
+    Raises:
+        InputError: no such model, weights in ``PRETRAIN_PATH`` that do not fit, or a size or ``DROP_PATH`` that the
+            model cannot take.
+        OSError: weights that cannot be downloaded.
+    """
+    from .timm_backbone import create_backbone  # importing timm takes a second
+
+    return create_backbone(cfg)
+
+
+def is_timm(cfg: CfgNode) -> bool:
+    """Whether the config's backbone is a timm model."""
+    return cfg.MODEL.BACKBONE.NAME == "build_timm_backbone"
+
+
+def with_found_values(cfg: CfgNode, backbone: nn.Module) -> CfgNode:
+    """``cfg``; for a timm backbone a copy with its channels and pixel values, see ``build_timm_backbone``."""
+    if not is_timm(cfg):
+        return cfg
+    cfg, default = cfg.clone(), get_cfg()
+    cfg.defrost()
+    cfg.MODEL.BACKBONE.FEAT_DIM = backbone.feat_dim
+    for key, value in {"PIXEL_MEAN": backbone.pixel_mean, "PIXEL_STD": backbone.pixel_std}.items():
+        if cfg.MODEL[key] == default.MODEL[key]:
+            cfg.MODEL[key] = value
+    return cfg
 
 
 @contextmanager

@@ -6,16 +6,17 @@ that. The parts are contiguous, like the shares of the processes in the batch th
 
 from __future__ import annotations
 
+import sys
+
 import torch
 import torch.nn.functional as F
 from fastreid.config import CfgNode
-from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from ..errors import InputError
 
 
-class _Split:
+class Split:
     """In training, each of ``num_splits`` contiguous parts of the batch is normalised by its own statistics.
 
     Running statistics follow the first part, because a run of several processes saves those of the first process.
@@ -51,22 +52,15 @@ class _Split:
         return f"{super().extra_repr()}, num_splits={self.num_splits}"
 
 
-class SplitBatchNorm1d(_Split, nn.BatchNorm1d):
-    """See ``_Split``."""
+class SplitBatchNorm1d(Split, nn.BatchNorm1d):
+    """See ``Split``."""
 
 
-class SplitBatchNorm2d(_Split, nn.BatchNorm2d):
-    """See ``_Split``."""
+class SplitBatchNorm2d(Split, nn.BatchNorm2d):
+    """See ``Split``."""
 
 
-class SplitBatchNormAct2d(_Split, BatchNormAct2d):
-    """See ``_Split``. For timm's batch norm, which includes the activation."""
-
-    def activate(self, features: Tensor) -> Tensor:
-        return self.act(self.drop(features))
-
-
-SPLIT = {nn.BatchNorm1d: SplitBatchNorm1d, nn.BatchNorm2d: SplitBatchNorm2d, BatchNormAct2d: SplitBatchNormAct2d}
+SPLIT = {nn.BatchNorm1d: SplitBatchNorm1d, nn.BatchNorm2d: SplitBatchNorm2d}
 
 
 def split_batch_norms(module: nn.Module, num_splits: int) -> None:
@@ -77,6 +71,8 @@ def split_batch_norms(module: nn.Module, num_splits: int) -> None:
     """
     if num_splits == 1:
         return
+    if "timm" in sys.modules:  # importing it takes a second, and without it there is none of its batch norms
+        from . import timm_batch_norm  # noqa: F401  adds them to SPLIT
     for child in module.modules():
         if isinstance(child, nn.SyncBatchNorm):
             raise InputError("MODEL.BN_SPLITS splits what syncBN joins: set it to 1, or the NORM keys to BN")

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from ..config import lookup
 from ..core import Clusters, update_momentum
 from ..losses import LossTerm, Step, build_losses
-from .backbone import build_fitting_backbone, check_compiler
+from .backbone import build_fitting_backbone, check_compiler, with_found_values
 from .batch_norm import split_batch_norms, splits_per_process
 from .gather import encode_shuffled, gather_batch
-from .timm_backbone import with_found_values
 
 ENCODERS = ("online", "momentum")
 

@@ -1,4 +1,7 @@
-"""Any model of timm as a backbone: ``MODEL.BACKBONE.NAME`` build_timm_backbone, and ``DEPTH`` the name in timm."""
+"""Any model of timm as a backbone: ``MODEL.BACKBONE.NAME`` build_timm_backbone, and ``DEPTH`` the name in timm.
+
+Only ``backbone`` imports this module, where a config names such a model, because importing timm takes a second.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,7 @@ from typing import Any
 
 import timm
 import torch
-from fastreid.config import CfgNode, get_cfg
-from fastreid.modeling.backbones import BACKBONE_REGISTRY
+from fastreid.config import CfgNode
 from huggingface_hub import constants as hub
 from huggingface_hub.errors import LocalEntryNotFoundError
 from timm.models import get_pretrained_cfg, load_state_dict
@@ -91,25 +93,8 @@ class TimmBackbone(nn.Module):
         return self.net.forward_head(features, pre_logits=True)[..., None, None]
 
 
-@BACKBONE_REGISTRY.register()
-def build_timm_backbone(cfg: CfgNode) -> TimmBackbone:
-    """The timm model that ``MODEL.BACKBONE.DEPTH`` names, such as "resnet50", "vit_small_patch16_224.dino" (after the
-    dot which of its weights) or "vit_small_patch14_dinov2"; or the ViT-S of TransReID-SSL with its convolutional stem,
-    "vit_small_patch16_ics". timm has no IBN networks; fast-reid's ResNets do.
-
-    It also reads ``PRETRAIN`` (a download by timm) and ``PRETRAIN_PATH`` (a safetensors or torch file, from which only
-    tensors are read; with or without its classifier; of a checkpoint of DINO the teacher); ``DROP_PATH``;
-    ``LAST_STRIDE``, where 1 gives maps of a 16th of the image's size by dilation, if timm offers that; and
-    ``INPUT.SIZE_TRAIN``, to which grids and position embeddings are fitted.
-    MomentumReID determines ``FEAT_DIM`` itself. It sets ``MODEL.PIXEL_MEAN`` and ``PIXEL_STD`` to the values with which
-    the model was pretrained, unless they differ from fast-reid's defaults. fast-reid's own meta-architectures take all
-    three from the config.
-
-    Raises:
-        InputError: no such model, weights in ``PRETRAIN_PATH`` that do not fit, or a size or ``DROP_PATH`` that the
-            model cannot take.
-        OSError: weights that cannot be downloaded.
-    """
+def create_backbone(cfg: CfgNode) -> TimmBackbone:
+    """See ``build_timm_backbone``."""
     node = cfg.MODEL.BACKBONE
     check_name(node.DEPTH)
     try:
@@ -129,24 +114,6 @@ def build_timm_backbone(cfg: CfgNode) -> TimmBackbone:
             f"{cfg.INPUT.SIZE_TRAIN}"
         )
     return backbone
-
-
-def is_timm(cfg: CfgNode) -> bool:
-    """Whether the config's backbone is a timm model."""
-    return cfg.MODEL.BACKBONE.NAME == "build_timm_backbone"
-
-
-def with_found_values(cfg: CfgNode, backbone: nn.Module) -> CfgNode:
-    """``cfg``; for a timm backbone a copy with its channels and pixel values, see ``build_timm_backbone``."""
-    if not isinstance(backbone, TimmBackbone):
-        return cfg
-    cfg, default = cfg.clone(), get_cfg()
-    cfg.defrost()
-    cfg.MODEL.BACKBONE.FEAT_DIM = backbone.feat_dim
-    for key, value in {"PIXEL_MEAN": backbone.pixel_mean, "PIXEL_STD": backbone.pixel_std}.items():
-        if cfg.MODEL[key] == default.MODEL[key]:
-            cfg.MODEL[key] = value
-    return cfg
 
 
 def check_name(name: str) -> None:
