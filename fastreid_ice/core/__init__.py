@@ -30,9 +30,10 @@ from .proxies import (
 from .quality import LabelQuality, churn, label_quality
 from .radius import EpsSweep, choose_eps
 from .retrieval import RankMetrics, rank_metrics
-from .standardize import standardize_by_camera
+from .standardize import CameraStatistics, standardize_by_camera
 
 __all__ = [
+    "CameraStatistics",
     "Clusters",
     "Constraints",
     "Enforced",

@@ -2,18 +2,72 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class CameraStatistics:
+    """The mean and spread of the features of each camera, from ``of``, for its own images and for others.
+
+    Attributes:
+        cameras: (C,) int64 in ascending order.
+        means, scales: (C + 1, D), the mean, and one over the standard deviation, of each coordinate; the last row is
+            for cameras without an image.
+    """
+
+    cameras: Tensor
+    means: Tensor
+    scales: Tensor
+
+    @classmethod
+    def of(
+        cls, features: Tensor | np.ndarray, cameras: Tensor | np.ndarray, *, prior: float = 10.0
+    ) -> CameraStatistics:
+        """Args, errors: see ``standardize_by_camera``."""
+        features, cameras = _checked(features, cameras)
+        if prior < 0:
+            raise ValueError(f"prior must be at least 0, got {prior}")
+        if not len(features):
+            raise ValueError("there are no features to take statistics of")
+        rows = features if features.dtype == torch.float64 else features.float()
+        names, codes, sizes = cameras.unique(return_inverse=True, return_counts=True)
+        weight = (sizes / (sizes + prior)).to(rows.dtype)[:, None]
+
+        def camera_means(values: Tensor) -> Tensor:
+            return values.new_zeros(len(sizes), values.shape[1]).index_add_(0, codes, values) / sizes[:, None]
+
+        def shrunk(of_cameras: Tensor, of_all: Tensor) -> Tensor:
+            return torch.cat([weight * of_cameras + (1 - weight) * of_all, of_all[None]])
+
+        means, mean = camera_means(rows), rows.mean(0)
+        variances, variance = camera_means((rows - means[codes]).square()), (rows - mean).square().mean(0)
+        # A coordinate that is constant within a camera stays 0 there.
+        scales = shrunk(variances, variance).clamp(min=torch.finfo(rows.dtype).tiny).rsqrt()
+        return cls(names, shrunk(means, mean), scales)
+
+    def standardize(self, features: Tensor | np.ndarray, cameras: Tensor | np.ndarray) -> Tensor:
+        """``features`` (M, D) of ``cameras`` (M,), as ``standardize_by_camera`` returns them.
+
+        Raises:
+            ValueError: for shapes or types that do not match.
+        """
+        features, cameras = _checked(features, cameras)
+        if features.shape[1] != self.means.shape[1]:
+            raise ValueError(f"features must have {self.means.shape[1]} dimensions, got {tuple(features.shape)}")
+        names = self.cameras.to(cameras.device)
+        own = torch.searchsorted(names, cameras).clamp(max=len(names) - 1)
+        own = torch.where(names[own] == cameras, own, len(names))
+        means, scales = (values.to(features.device)[own] for values in (self.means, self.scales))
+        return F.normalize((features.to(means.dtype) - means) * scales).to(features.dtype)
+
+
 def standardize_by_camera(
-    features: Tensor | np.ndarray,
-    cameras: Tensor | np.ndarray,
-    *,
-    prior: float = 10.0,
-    reference: tuple[Tensor | np.ndarray, Tensor | np.ndarray] | None = None,
+    features: Tensor | np.ndarray, cameras: Tensor | np.ndarray, *, prior: float = 10.0
 ) -> Tensor:
     """Subtract each camera's mean, divide by its standard deviation per coordinate, and scale rows to unit norm.
 
@@ -23,45 +77,21 @@ def standardize_by_camera(
 
         mean = w mean_camera + (1 - w) mean_all        variance = w variance_camera + (1 - w) variance_all
 
+    ``CameraStatistics`` does the same with the statistics of other images, such as a gallery's for a query.
+
     Args:
         features: (N, D) floating point.
         cameras: (N,) integers, compared for equality only. Images of unknown camera that share a number, such as -1,
             are standardised together; if no camera is known, nothing specific to a camera is removed.
         prior: the number of images for which the statistics of all images count; at least 0.
-        reference: features (M, D) and cameras (M,) of the images whose statistics are used, such as a gallery for
-            queries; by default those of ``features`` themselves. A camera without an image there has n = 0.
 
     Returns:
         (N, D) unit rows in the same precision, on the same device; zero if a row equals the mean.
 
     Raises:
-        ValueError: for shapes or types that do not match, or a negative ``prior``.
+        ValueError: for shapes or types that do not match, no row, or a negative ``prior``.
     """
-    features, cameras = _checked(features, cameras)
-    known, known_cameras = (features, cameras) if reference is None else _checked(*reference)
-    if known.shape[1] != features.shape[1] or (len(features) and not len(known)):
-        raise ValueError(f"the reference must have rows of {features.shape[1]} dimensions, got {tuple(known.shape)}")
-    if prior < 0:
-        raise ValueError(f"prior must be at least 0, got {prior}")
-    rows, known = (x if x.dtype == torch.float64 else x.float() for x in (features, known.to(features.device)))
-    names, codes, sizes = known_cameras.to(rows.device).unique(return_inverse=True, return_counts=True)
-
-    def camera_means(values: Tensor) -> Tensor:
-        return values.new_zeros(len(sizes), values.shape[1]).index_add_(0, codes, values) / sizes[:, None]
-
-    def shrunk(of_cameras: Tensor, of_all: Tensor) -> Tensor:
-        """(C + 1, D), the last row for cameras without an image."""
-        weight = (sizes / (sizes + prior)).to(known.dtype)[:, None]
-        return torch.cat([weight * of_cameras + (1 - weight) * of_all, of_all[None]])
-
-    means, mean = camera_means(known), known.mean(0)
-    variances, variance = camera_means((known - means[codes]).square()), (known - mean).square().mean(0)
-    # A coordinate that is constant within a camera stays 0 there.
-    scale = shrunk(variances, variance).clamp(min=torch.finfo(known.dtype).tiny).rsqrt()
-    own = torch.searchsorted(names, cameras).clamp(max=max(len(names) - 1, 0))
-    if reference is not None:
-        own = torch.where(names[own] == cameras, own, len(names))
-    return F.normalize((rows - shrunk(means, mean)[own]) * scale[own]).to(features.dtype)
+    return CameraStatistics.of(features, cameras, prior=prior).standardize(features, cameras)
 
 
 def _checked(features: Tensor | np.ndarray, cameras: Tensor | np.ndarray) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from fastreid.config import CfgNode
 
-from ..core import camera_reranked_blocks, k_nearest, standardize_by_camera
+from ..core import CameraStatistics, camera_reranked_blocks, k_nearest
 from ..core.jaccard import jaccard_weights
 from ..core.retrieval import distance_blocks, reranked_blocks
 from ..data.folder import camera_in_name
@@ -262,9 +262,16 @@ class Gallery:
         return index
 
     def _standardized(self, features: np.ndarray, cameras: Sequence[str]) -> np.ndarray:
-        names = {name: number for number, name in enumerate(dict.fromkeys(self.index.cameras))}
-        numbers, gallery = (np.array([names.get(name, -1) for name in each]) for each in (cameras, self.index.cameras))
-        return standardize_by_camera(features, numbers, reference=(self.index.features, gallery)).numpy()
+        return self._statistics.standardize(features, self._numbers(cameras)).numpy()
+
+    @cached_property
+    def _statistics(self) -> CameraStatistics:
+        return CameraStatistics.of(self.index.features, self._numbers(self.index.cameras))
+
+    def _numbers(self, cameras: Sequence[str]) -> np.ndarray:
+        """A number for each camera, -1 for those that the index does not have."""
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(self.index.cameras))}
+        return np.array([numbers.get(name, -1) for name in cameras])
 
     @cached_property
     def _cameras(self) -> np.ndarray:

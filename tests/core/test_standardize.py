@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastreid_ice.core import standardize_by_camera
+from fastreid_ice.core import CameraStatistics, standardize_by_camera
 
 
 def crowd(dtype=torch.float64):
@@ -35,18 +35,18 @@ def test_equals_a_loop(prior):
     torch.testing.assert_close(features, before, rtol=0, atol=0)
 
 
-def test_statistics_of_a_reference():
-    """Rows of the reference come out as if standardised with it; a camera that it lacks gets those of all images."""
+def test_statistics_of_other_images():
+    """The images themselves come out as without; a camera without an image gets the statistics of all images."""
     features, cameras = crowd()
     whole = standardize_by_camera(features, cameras)
+    statistics = CameraStatistics.of(features, cameras)
     some = [0, 5, 20, 47]
-    found = standardize_by_camera(features[some], cameras[some], reference=(features, cameras))
-    torch.testing.assert_close(found, whole[some])
-    found = standardize_by_camera(features[some], torch.tensor([-7, 5, 11, 10**10]), reference=(features, cameras))
+    torch.testing.assert_close(statistics.standardize(features[some], cameras[some]), whole[some])
+    found = statistics.standardize(features[some], torch.tensor([-7, 5, 11, 10**10]))
     expected = (features[some] - features.mean(0)) / features.std(0, correction=0)
     torch.testing.assert_close(found, F.normalize(expected))
-    with pytest.raises(ValueError, match="the reference must have rows of 6 dimensions"):
-        standardize_by_camera(features, cameras, reference=(features[:, :5], cameras))
+    with pytest.raises(ValueError, match="features must have 6 dimensions"):
+        statistics.standardize(features[:, :5], cameras)
 
 
 def test_undoes_what_a_camera_adds():
@@ -88,6 +88,7 @@ def test_a_constant_coordinate_says_nothing():
         (r"cameras must be \(48,\) integers", {"cameras": torch.zeros(47, dtype=torch.int64)}),
         (r"cameras must be \(48,\) integers", {"cameras": torch.zeros(48)}),
         ("prior must be at least 0", {"prior": -1}),
+        ("no features to take statistics of", {"features": torch.zeros(0, 3), "cameras": torch.zeros(0).long()}),
     ],
 )
 def test_says_what_is_wrong(message, change):

@@ -10,7 +10,7 @@ import torch
 
 from dense import jaccard_by_definition
 from fastreid_ice import InputError
-from fastreid_ice.core import camera_reranked_blocks, k_nearest, standardize_by_camera
+from fastreid_ice.core import CameraStatistics, camera_reranked_blocks, k_nearest
 from fastreid_ice.deploy.index import ImageIndex, Origin
 from fastreid_ice.deploy.search import Gallery
 from support import small_config
@@ -69,10 +69,9 @@ def test_standardised_features(gallery: Gallery) -> None:
     queries, asked = units(4, 12, seed=1), ["a", "b", "new", ""]
     codes = {"a": 0, "b": 1, "": 2, "new": 3}
     cameras = np.array([codes[name] for name in gallery.index.cameras])
-    rows = standardize_by_camera(gallery.index.features, cameras)
-    own = standardize_by_camera(
-        queries, np.array([codes[name] for name in asked]), reference=(gallery.index.features, cameras)
-    )
+    statistics = CameraStatistics.of(gallery.index.features, cameras)
+    rows = statistics.standardize(gallery.index.features, cameras)
+    own = statistics.standardize(queries, np.array([codes[name] for name in asked]))
     found = standardised.search(queries, top_k=20, cameras=asked)
     for ranking, cosines in zip(found, (own @ rows.T).numpy(), strict=True):
         np.testing.assert_array_equal(ranking.rows, np.argsort(-cosines, kind="stable")[:20])
