@@ -12,6 +12,7 @@ fastreid-ice bench evaluate --queries 11659 --gallery 82161 --repeats 1 --rerank
 fastreid-ice bench recipe --config-file configs/ice_market.yml --synthetic --images 300 --steps 5
 fastreid-ice bench recipe --synthetic --device cuda --steps 100 --profile MODEL.COMPILE True DATALOADER.CACHE ram
 fastreid-ice bench market --weights osnet_x0_25_msmt17.pth --seeds 2
+fastreid-ice bench time-to-accuracy --weights osnet_x0_25_msmt17.pth --methods ice o2cap_camera_norm
 fastreid-ice bench tracks --weights osnet_x0_25_msmt17.pth
 
 recluster: stages, total and peak memory, also by the camera-aware distance, compared with only faiss's exact search,
@@ -45,6 +46,10 @@ market: mAP and rank-1 of every method on Market-1501, from the weights of one s
 CPU: the table of docs/market1501.md. Each run takes about half an hour of one core. Called again, the command keeps
 complete runs and resumes the others.
 
+time-to-accuracy: mAP on Market-1501 over wall and processor seconds, without and with evaluations, for methods of
+`market`, which is where they train, one seed after the other; and how soon each of them reaches the mAP that the first
+one ends at.
+
 tracks: the adjusted Rand index of the first clustering, without and with tracks, of drawn people who cross the views of
 cameras; and of Market-1501 with --weights, with tracks guessed from the names of its files, and with true ones.
 """
@@ -60,7 +65,7 @@ import torch
 from fastreid_ice import InputError
 from fastreid_ice.commands import command_parser
 
-from . import evaluate, input, market, recipe, recluster, scaling, step, tracks
+from . import evaluate, input, market, recipe, recluster, scaling, step, time_to_accuracy, tracks
 from .measuring import check_least
 
 # A benchmark has add_arguments(parser), check(args), which raises argparse.ArgumentError, and run(args).
@@ -72,6 +77,7 @@ BENCHMARKS = {
     "evaluate": (evaluate, "one evaluation compared with fast-reid's own"),
     "recipe": (recipe, "an epoch, part by part, and the whole recipe"),
     "market": (market, "every method on Market-1501 with one small budget, for a CPU"),
+    "time-to-accuracy": (time_to_accuracy, "the mAP on Market-1501 over the time of training"),
     "tracks": (tracks, "the first clustering without and with tracks"),
 }
 

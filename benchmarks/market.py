@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,7 +69,7 @@ METHODS = {
 PASS = 12936 // 32  # steps of an epoch of fast-reid's Baseline
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser, output: str = "logs/market") -> None:
     parser.add_argument(
         "--weights",
         metavar="FILE",
@@ -81,9 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--epochs", type=int, default=10, help="of each run, those of both stages together for DCMIP; even; default: 10"
     )
     parser.add_argument("--seeds", type=int, default=2, help="runs of each method; default: 2")
-    parser.add_argument(
-        "--output", metavar="FOLDER", type=Path, default=Path("logs/market"), help="default: logs/market"
-    )
+    parser.add_argument("--output", metavar="FOLDER", type=Path, default=Path(output), help=f"default: {output}")
 
 
 def check(args: argparse.Namespace) -> None:
@@ -95,14 +94,19 @@ def check(args: argparse.Namespace) -> None:
         raise argparse.ArgumentError(None, f"--weights: no file {str(args.weights)!r}")
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace, settings: Mapping[str, object] | None = None) -> None:
+    """Trains what is left to train of each method, with further settings for all.
+
+    Raises:
+        InputError: a run failed.
+    """
     common = BUDGET | {"MODEL.DEVICE": args.device, "MODEL.BACKBONE.PRETRAIN_PATH": str(args.weights)}
     complete = compare(
         {name: CONFIGS / f"{METHODS[name].config}.yml" for name in args.methods},
         args.seeds,
         args.output,
         as_options(common),
-        {name: as_options(own_settings(name, args.epochs)) for name in args.methods},
+        {name: as_options(own_settings(name, args.epochs) | (settings or {})) for name in args.methods},
     )
     if not complete:
         raise InputError("some runs failed; the same command resumes them")

@@ -106,15 +106,7 @@ class Trial:
 
     def record(self) -> dict[str, object]:
         """A record of the run: what was trained, and the scalars of each epoch that show its course."""
-        kept = ("mAP", "Rank-1", "cluster/number", "cluster/noise_share", "cluster/largest", "cluster/ari")
-        epochs = [
-            {
-                name: round(scalars[name], 4)
-                for name in (*(f"start/{name}" for name in kept[:2]), *kept)
-                if name in scalars
-            }
-            for scalars in self._epochs()
-        ]
+        epochs = [{name: round(scalars[name], 4) for name in RECORDED if name in scalars} for scalars in self._epochs()]
         return {
             "name": self.label,
             "config": self.config.name,
@@ -137,6 +129,11 @@ class Trial:
         return [scalars for stage in self.stages for scalars in read_stage(stage).values()]
 
 
+RECORDED = (
+    *("start/mAP", "start/Rank-1", "mAP", "Rank-1"),
+    *("cluster/number", "cluster/noise_share", "cluster/largest", "cluster/ari"),
+    *(f"{clock}/{part}" for clock in ("seconds", "processor_seconds") for part in ("start", "epoch", "evaluation")),
+)
 COLUMNS = {"mAP": ".1f", "rank-1": ".1f", "ARI": ".3f", "clusters": ".0f", "seconds": ".0f"}
 
 

@@ -8,6 +8,8 @@ from fastreid.engine.train_loop import HookBase
 from fastreid.evaluation.testing import flatten_results_dict
 from fastreid.utils import comm
 
+from .clock import Stopwatch
+
 
 class EvaluateEpochs(HookBase):
     """Evaluates after every ``period`` epochs and after the last; saves ``model_best.pth`` if it is the best so far.
@@ -38,6 +40,7 @@ class EvaluateEpochs(HookBase):
         done = trainer.epoch + 1
         if done < trainer.max_epoch and not (self.period and done % self.period == 0):
             return
+        watch = Stopwatch()
         trainer._last_eval_results = results = trainer.test(trainer.cfg, trainer.model)
         if comm.is_main_process():
             figures = {name: float(value) for name, value in flatten_results_dict(results).items()}
@@ -45,5 +48,5 @@ class EvaluateEpochs(HookBase):
                 self.best = {"epoch": done, **figures}
                 trainer.checkpointer.save("model_best", epoch=trainer.epoch, metric=figures[self.metric])
             best = {f"best/{name}": value for name, value in self.best.items()}
-            trainer.storage.put_scalars(**figures, **best, smoothing_hint=False)
+            trainer.storage.put_scalars(**figures, **best, **watch.scalars("evaluation"), smoothing_hint=False)
         comm.synchronize()

@@ -9,6 +9,7 @@ from fastreid.evaluation.testing import flatten_results_dict
 
 from ..config import Stage
 from ..reporting import describe_evaluations, epoch_table, read_stage
+from .clock import Stopwatch
 
 logger = logging.getLogger(f"fastreid.{__name__}")
 
@@ -40,9 +41,11 @@ class EvaluateStart(HookBase):
         if trainer.epoch > 0:
             return
         logger.info("Evaluating the weights that training starts from")
+        watch = Stopwatch()
         results = flatten_results_dict(trainer.test(trainer.cfg, trainer.model))
+        scalars = {f"start/{name}": value for name, value in results.items()} | watch.scalars("start")
         trainer.storage.iter = trainer.iter
-        trainer.storage.put_scalars(**{f"start/{name}": value for name, value in results.items()}, smoothing_hint=False)
+        trainer.storage.put_scalars(**scalars, smoothing_hint=False)
 
 
 class EpochTable(HookBase):

@@ -34,6 +34,7 @@ from ..processes import in_each
 from ..reporting import first_test_set
 from .best import EvaluateEpochs
 from .checkpoint import Checkpointer, SaveEpochs
+from .clock import EpochClock
 from .evaluator import BlockedReidEvaluator, evaluate_encoders
 from .hooks import build_hooks, sync_buffers, unwrap
 from .log import filtering, for_people
@@ -172,7 +173,9 @@ class UnsupervisedTrainer(DefaultTrainer):
             **stateful,
         )
         # Instead of fast-reid's evaluation and checkpoints, in an order in which a saved epoch is complete.
-        saving = [ScalarWriter(), SaveEpochs(cfg.SOLVER.CHECKPOINT_PERIOD)] if comm.is_main_process() else []
+        saving = (
+            [EpochClock(), ScalarWriter(), SaveEpochs(cfg.SOLVER.CHECKPOINT_PERIOD)] if comm.is_main_process() else []
+        )
         theirs = []
         for hook in self._hooks_of_fastreid():
             if isinstance(hook, EvalHook):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from benchmarks.time_to_accuracy import read_course
 from fastreid_ice import InputError
 from fastreid_ice.commands import compare
 from processes import run_command, start_command
@@ -52,15 +53,19 @@ def test_a_table_and_a_picture_and_nothing_is_run_twice(
     assert 0 < float(rows["plain"][1]) <= 100 and 0 < float(rows["(start)"][0]) <= 100
     assert rows["plain"] != rows["staged"]
     records = json.loads((output / "results.json").read_text())
+    seconds = [output / name / "seed0" / "seconds.txt" for name in ("plain", "staged")]
     assert [(record["config"], record["seed"], len(record["epochs"])) for record in records] == [
         ("plain.yml", 0, 1),
         ("staged.yml", 0, 2),
     ]
     assert f"{records[0]['epochs'][0]['mAP']:.1f}" == rows["plain"][1]
+    course = read_course(records[0], "results.json")
+    assert [f"{point.mAP:.1f}" for point in course] == [rows["(start)"][0], rows["plain"][1]]
+    assert 0 < course[1].training["processor_seconds"] < course[1].total["processor_seconds"]
+    assert course[1].total["seconds"] < float(seconds[0].read_text())
     picture = Image.open(output / "curves.png").convert("RGB")
     assert {(0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)} <= {colour for _, colour in picture.getcolors(2**20)}
     # A second call keeps complete runs; a run that was interrupted continues.
-    seconds = [output / name / "seed0" / "seconds.txt" for name in ("plain", "staged")]
     assert [len(path.read_text().split()) for path in seconds] == [1, 1]
     (output / "staged" / "seed0" / "stage2" / "last_checkpoint").unlink()
     assert compare.compare(compare.by_name(configs), 1, output, OPTIONS)

@@ -18,7 +18,7 @@ from fastreid_ice.config import Run, Stage
 from fastreid_ice.core.radius import RADII
 from fastreid_ice.engine import Checkpointer, UnsupervisedTrainer
 from fastreid_ice.engine.hooks import ReclusterHook
-from fastreid_ice.reporting import epoch_table, write_report
+from fastreid_ice.reporting import epoch_table, read_stage, write_report
 from support import small_config, train
 
 
@@ -48,7 +48,11 @@ def test_a_run_leaves_metrics_checkpoints_and_a_table(cfg: CfgNode) -> None:
     assert {f"loss_{name}" for name in ("cluster_proxy", "cross_camera", "hard_instance", "soft_consistency")} <= names
     assert {"cluster/number", "cluster/noise_share", "cluster/largest", "cluster/churn"} <= names
     assert {"cluster/ari", "cluster/nmi", "start/mAP", "mAP", "Rank-1"} <= names
-    assert {f"seconds/{stage}" for stage in ("features", "neighbors", "jaccard", "dbscan")} <= names
+    stages = [f"seconds/{stage}" for stage in ("features", "neighbors", "jaccard", "dbscan", "evaluation")]
+    for epoch in read_stage(Stage(cfg)).values():
+        assert all(epoch[name] > 0 for name in stages)
+        assert epoch["seconds/epoch"] > sum(epoch[name] for name in [*stages, "seconds/start"] if name in epoch)
+        assert epoch["processor_seconds/epoch"] > epoch["processor_seconds/evaluation"] > 0
     assert sum("mAP" in line for line in lines) == sum("cluster/number" in line for line in lines) == 2
     folder = Path(cfg.OUTPUT_DIR)
     assert {"model_best.pth", "model_0000.pth", "model_final.pth", "last_checkpoint"} <= {
