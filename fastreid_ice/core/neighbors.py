@@ -1,8 +1,9 @@
 """Exact nearest neighbours under cosine similarity.
 
 A matrix product, in bfloat16 where that is faster, selects a few candidates for each row; their similarities in float64
-decide. An error bound shows which rows are thereby settled; the others continue with more candidates in the next
-precision, and the last ones, which have more near copies than that, one by one.
+decide. Where all rows are searched on a CPU, a product of two rows serves both. An error bound shows which rows are
+thereby settled; the others continue with more candidates in the next precision, and the last ones, which have more near
+copies than that, one by one.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 from ._candidates import Progress, Scan, Search, search_in_turn
 from .approximate import ApproximateSearch
 from .screen import Screen, precisions
+from .symmetric import SymmetricScreen
 
 METHODS = ("exact", "cells")
 
@@ -80,7 +82,9 @@ def k_nearest(
     selected = torch.arange(num_rows, device=rows.device)[queries]
     available = precisions(rows.device)
     searches: list[Callable[[], Search]]
-    searches = [partial(Screen, fastest, rows, scale, k) for fastest in available[:1]]
+    symmetric = method == "exact" and SymmetricScreen.suits(rows, selected, k)
+    screen = SymmetricScreen if symmetric else Screen
+    searches = [partial(screen, fastest, rows, scale, k) for fastest in available[:1]]
     searches += [partial(Screen, finest, rows, scale, k, candidates=_CROWD) for finest in available[-1:]]
     searches.append(partial(Scan, rows, scale, k))
     if method == "cells":

@@ -73,7 +73,15 @@ class Screen:
         scores, candidates = largest_products(self.rounded[queries], self.rounded, self.count, own=queries)
         return self.settle(queries, scores, candidates, self.k, torch.full_like(queries, len(self.rows)))
 
-    def settle(self, queries: Tensor, scores: Tensor, candidates: Tensor, k: int, available: Tensor) -> Found:
+    def settle(
+        self,
+        queries: Tensor,
+        scores: Tensor,
+        candidates: Tensor,
+        k: int,
+        available: Tensor,
+        bounds: Tensor | None = None,
+    ) -> Found:
         """The ``k`` nearest of each query's candidates by float64, or all of them if fewer are available.
 
         Args:
@@ -82,17 +90,25 @@ class Screen:
             candidates: (b, m) int64 rows.
             k: length of the lists.
             available: (b,) int64, the number of rows from which each query's candidates were selected.
+            bounds: (b,) float32: no product above it was left out; by default the last score, if any was left out.
         """
+        if bounds is None:
+            bounds = scores[:, -1].where(scores.shape[1] < available, -torch.inf)
         wanted = available.clamp(max=k)
-        errors = self.absolute + self.taken[queries, None] + self.relative * scores.abs()
+        errors, bound_errors = (self._errors(queries, products) for products in (scores, bounds[:, None]))
         errors.masked_fill_(errors == torch.inf, 0)  # the row itself comes first, whatever its product
         lowest = (scores - errors).gather(1, (wanted - 1).clamp(min=0)[:, None])
         counts = ((scores + errors >= lowest) & (scores > -torch.inf)).sum(1)
-        complete = (counts >= wanted) & ((counts < scores.shape[1]) | (scores.shape[1] >= available))
+        left_out = (bounds > -torch.inf) & (bounds[:, None] + bound_errors >= lowest)[:, 0]
+        complete = (counts >= wanted) & ~left_out
         similarities, indices, within = rank_candidates(
             self.rows, self.scale, queries, candidates, counts, k, scores, errors
         )
         return similarities, indices, complete & within
+
+    def _errors(self, queries: Tensor, products: Tensor) -> Tensor:
+        """How far each product (b, m) of a query may be from the cosine."""
+        return self.absolute + self.taken[queries, None] + self.relative * products.abs()
 
 
 def candidates_for(k: int) -> int:
