@@ -13,6 +13,7 @@ fastreid-ice bench recipe --config-file configs/ice_market.yml --synthetic --ima
 fastreid-ice bench recipe --synthetic --device cuda --steps 100 --profile MODEL.COMPILE True DATALOADER.CACHE ram
 fastreid-ice bench market --weights osnet_x0_25_msmt17.pth --seeds 2
 fastreid-ice bench tracks --weights osnet_x0_25_msmt17.pth
+fastreid-ice bench precision --threads 1 --weights osnet_x0_25_msmt17.pth
 
 recluster: stages, total and peak memory, also by the camera-aware distance, compared with only faiss's exact search,
 only a plain matrix product with top-k, and, with --dense, the dense oracle of the tests; in turns, each in its own
@@ -47,6 +48,10 @@ complete runs and resumes the others.
 
 tracks: the adjusted Rand index of the first clustering, without and with tracks, of drawn people who cross the views of
 cameras; and of Market-1501 with --weights, with tracks guessed from the names of its files, and with true ones.
+
+precision: the exported encoder in float32, float16 and int8 in onnxruntime on the CPU: mAP and rank-1 on drawn people,
+and on Market-1501 with --weights, also of crops resized as trackers do; the size of the file, and the time per crop,
+measured in turns, also of larger networks with random weights.
 """
 
 from __future__ import annotations
@@ -60,7 +65,7 @@ import torch
 from fastreid_ice import InputError
 from fastreid_ice.commands import command_parser
 
-from . import evaluate, input, market, recipe, recluster, scaling, step, tracks
+from . import evaluate, input, market, precision, recipe, recluster, scaling, step, tracks
 from .measuring import check_least
 
 # A benchmark has add_arguments(parser), check(args), which raises argparse.ArgumentError, and run(args).
@@ -73,6 +78,7 @@ BENCHMARKS = {
     "recipe": (recipe, "an epoch, part by part, and the whole recipe"),
     "market": (market, "every method on Market-1501 with one small budget, for a CPU"),
     "tracks": (tracks, "the first clustering without and with tracks"),
+    "precision": (precision, "what an export in float16 or int8 keeps and costs"),
 }
 
 
