@@ -13,7 +13,7 @@ fastreid-ice bench recipe --config-file configs/ice_market.yml --synthetic --ima
 fastreid-ice bench recipe --synthetic --device cuda --steps 100 --profile MODEL.COMPILE True DATALOADER.CACHE ram
 fastreid-ice bench market --weights osnet_x0_25_msmt17.pth --seeds 2
 fastreid-ice bench tracks --weights osnet_x0_25_msmt17.pth
-fastreid-ice bench precision --threads 1 --weights osnet_x0_25_msmt17.pth
+fastreid-ice bench precision --threads 1 --weights osnet_x0_25_msmt17.pth --mobilenet mobilenetv2_1.0_imagenet.pth
 
 recluster: stages, total and peak memory, also by the camera-aware distance, compared with only faiss's exact search,
 only a plain matrix product with top-k, and, with --dense, the dense oracle of the tests; in turns, each in its own

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from fastreid_ice.data import build_test_loader, crop_size
 from fastreid_ice.deploy import export_onnx
-from fastreid_ice.deploy.precision import PRECISIONS
+from fastreid_ice.deploy.graph import UnitFeatures, checked_graph, example_images
+from fastreid_ice.deploy.precision import PRECISIONS, to_float16, to_int8
 from fastreid_ice.engine import BlockedReidEvaluator, Checkpointer, build_own_config
-from fastreid_ice.modeling import MomentumReID
 from fastreid_ice.progress import progress
 
 from .market import BUDGET, as_options
@@ -32,12 +32,11 @@ from .measuring import check_least, machine
 BATCHES = (1, 32)
 RESIZED = "float32, resized as trackers do"
 SCALES, NUM_RESIZED = (0.5, 1, 2, 3, 4), 100  # sizes of crops, of the network's input, and how many of each
-# Random weights: only their time and size are measured.
 NETWORKS = {
-    "MobileNetV2": {"MODEL.BACKBONE.NAME": "build_mobilenetv2_backbone", "MODEL.BACKBONE.FEAT_DIM": 1280},
-    "ResNet-50": {"MODEL.BACKBONE.NAME": "build_resnet_backbone", "MODEL.BACKBONE.FEAT_DIM": 2048},
+    "MobileNetV2": ("build_mobilenetv2_backbone", "1.0x", 1280),
+    "ResNet-50": ("build_resnet_backbone", "50x", 2048),
 }
-DEPTHS = {"MobileNetV2": "1.0x", "ResNet-50": "50x"}
+KEYS = ("MODEL.BACKBONE.NAME", "MODEL.BACKBONE.DEPTH", "MODEL.BACKBONE.FEAT_DIM")
 
 Sessions = dict[str, onnxruntime.InferenceSession]
 
@@ -46,13 +45,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", metavar="FILE", type=Path, help="of OSNet x0_25, bare, for Market-1501; default: drawn people only"
     )
+    parser.add_argument(
+        "--mobilenet", metavar="FILE", type=Path, help="of MobileNetV2 from ImageNet, bare, for drawn people too"
+    )
     parser.add_argument("--repeats", type=int, default=5, help="how often each time is measured; default: 5")
 
 
 def check(args: argparse.Namespace) -> None:
     check_least(args, repeats=1)
-    if args.weights is not None and not args.weights.is_file():
-        raise argparse.ArgumentError(None, f"--weights: no file {str(args.weights)!r}")
+    for name in ("weights", "mobilenet"):
+        file = getattr(args, name)
+        if file is not None and not file.is_file():
+            raise argparse.ArgumentError(None, f"--{name}: no file {str(file)!r}")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -67,15 +71,24 @@ def run(args: argparse.Namespace) -> None:
     if args.weights:
         settings = BUDGET | demo | {"MODEL.BACKBONE.PRETRAIN_PATH": str(args.weights), "DATALOADER.CACHE": "none"}
         report("Market-1501, OSNet x0_25", build_own_config("ice_market.yml", as_options(settings)), args)
-    for name, settings in NETWORKS.items():
-        settings |= demo | {"MODEL.BACKBONE.DEPTH": DEPTHS[name], "MODEL.WEIGHTS": "", "INPUT.SIZE_TEST": (256, 128)}
+    if args.mobilenet:
+        weights = {"MODEL.BACKBONE.PRETRAIN": True, "MODEL.BACKBONE.PRETRAIN_PATH": str(args.mobilenet)}
+        cfg = build_own_config("ice_demo.yml", as_options(demo | network("MobileNetV2") | weights))
+        report("Drawn people, MobileNetV2 from ImageNet", cfg, args)
+    for name in NETWORKS:
+        settings = demo | network(name) | {"INPUT.SIZE_TEST": (256, 128)}
         cfg = build_own_config("ice_demo.yml", as_options(settings))
         report(f"{name}, random weights, no test set", cfg, args, tested=False)
 
 
+def network(name: str) -> dict[str, object]:
+    """The keys of one of ``NETWORKS``, without the demo's weights."""
+    return {**dict(zip(KEYS, NETWORKS[name], strict=True)), "MODEL.WEIGHTS": ""}
+
+
 def report(title: str, cfg: CfgNode, args: argparse.Namespace, *, tested: bool = True) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        files = export(cfg, Path(folder))
+        files = export(cfg, Path(folder)) if tested else untrained(cfg, Path(folder))
         sessions = {precision: session(path, args.threads) for precision, path in files.items()}
         sizes = {precision: path.stat().st_size / 1e6 for precision, path in files.items()}
     metrics = evaluate(cfg, sessions) if tested else {}
@@ -101,19 +114,27 @@ def export(cfg: CfgNode, folder: Path, precisions: tuple[str, ...] = PRECISIONS)
     model = build_model(cfg)
     if cfg.MODEL.WEIGHTS:
         Checkpointer(model).load(cfg.MODEL.WEIGHTS)
-    elif not cfg.MODEL.BACKBONE.PRETRAIN:
-        settle(model, crop_size(cfg, "SIZE_TEST"))
     return {precision: export_onnx(cfg, model, folder, precision=precision)[0] for precision in precisions}
 
 
-def settle(model: MomentumReID, size: tuple[int, int]) -> None:
-    """Gives random weights the batch-norm statistics of noise: without any, their features overflow in float16."""
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
+def untrained(cfg: CfgNode, folder: Path) -> dict[str, Path]:
+    """The same for random weights, whose features mean nothing: lower precisions may change them as they like.
+
+    Batch norms get the statistics of noise: without any, features overflow in float16.
+    """
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    noise = 255 * torch.rand(16, 3, *crop_size(cfg, "SIZE_TEST"))
+    for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
         norm.momentum = 1.0
     with torch.no_grad():
-        model.train().encode(255 * torch.rand(16, 3, *size), model.test_encoder)
-    model.eval()
+        model.train().encode(noise, model.test_encoder)
+        encoder, examples = UnitFeatures(model), example_images(cfg)
+        graph, _ = checked_graph(encoder, examples, [encoder(batch) for batch in examples], cfg.MODEL.BACKBONE.NAME)
+    graphs = {"float32": graph, "float16": to_float16(graph), "int8": to_int8(graph, noise)}
+    for precision, content in graphs.items():
+        (folder / precision).write_bytes(content)
+    return {precision: folder / precision for precision in graphs}
 
 
 def session(path: Path, threads: int) -> onnxruntime.InferenceSession:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
+from argparse import ArgumentError, Namespace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,7 +29,6 @@ def test_metrics_are_those_of_the_network(cfg: CfgNode, capsys: pytest.CaptureFi
 
     torch.manual_seed(0)
     model = build_model(cfg)
-    precision.settle(model, (32, 16))  # as the benchmark does with weights that nobody trained
     truth = UnsupervisedTrainer.test(cfg, model.eval())
     assert rows[1][1:3] == [f"{truth[name]:.1f}" for name in ("mAP", "Rank-1")]
     kept = [float(row[1]) for row in rows[1:]]
@@ -51,3 +51,23 @@ def test_crops_of_the_size_of_the_input_need_no_resizing(cfg: CfgNode) -> None:
     assert list(rows) == ["16 x 8", "32 x 16", "64 x 32", "96 x 48", "128 x 64"]
     assert rows.pop("32 x 16") == pytest.approx((1, 1), abs=1e-6)
     assert all(0.5 < lowest < mean < 1 for mean, lowest in rows.values())
+
+
+def test_networks_without_training_are_measured_too(cfg: CfgNode, tmp_path: Path) -> None:
+    files = precision.untrained(cfg, tmp_path)
+    sessions = {name: precision.session(path, 1) for name, path in files.items()}
+    images = 255 * torch.rand(4, 3, 32, 16)
+    rows = {name: precision.features(encoder, images) for name, encoder in sessions.items()}
+    assert list(rows) == ["float32", "float16", "int8"]
+    for row in rows.values():
+        torch.testing.assert_close(row.norm(dim=1), torch.ones(4), rtol=0, atol=1e-3)
+    times = precision.latencies(sessions, (32, 16), 1)
+    assert all(list(own) == [1, 32] and min(own.values()) > 0 for own in times.values())
+
+
+def test_files_that_are_missing() -> None:
+    for name in ("weights", "mobilenet"):
+        given = Namespace(repeats=1, weights=None, mobilenet=None)
+        setattr(given, name, Path("nowhere.pth"))
+        with pytest.raises(ArgumentError, match=f"--{name}: no file 'nowhere.pth'"):
+            precision.check(given)
