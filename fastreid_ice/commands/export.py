@@ -1,6 +1,8 @@
-"""Exports the encoder of a trained model: to ONNX, and to fast-reid without this plugin.
+"""Exports the encoder of a trained model: to ONNX, to trackers, and to fast-reid without this plugin.
 
 fastreid-ice export --run logs/demo --output exported
+fastreid-ice export --run logs/demo --output exported --for boxmot
+fastreid-ice export --run logs/demo --output exported --precision int8
 fastreid-ice export --config-file configs/ice_demo.yml --weights logs/demo/model_best.pth --output exported
 
 takes the encoder of a run (its OUTPUT_DIR) with its own config and weights, or that of a config and a checkpoint, and
@@ -12,6 +14,11 @@ encoder.onnx   maps "images", float32 (N, 3, H, W), RGB in [0, 255], to "feature
 fastreid.pth   the same encoder as a checkpoint of fast-reid's Baseline, and
 fastreid.yml   its config: with both, fast-reid's own tools give the metrics that train --eval-only gives.
                DATASETS.TESTS is kept; if it names a dataset of this plugin, give fast-reid another.
+
+--for boxmot or ultralytics writes one other file, encoder_boxmot.onnx or encoder_ultralytics.onnx, whose images are
+scaled as these trackers do it: docs/trackers.md says how to name it to them. --precision float16 or int8 also writes
+one other file, such as encoder_int8.onnx or encoder_boxmot_int8.onnx. int8 reads up to 320 training images. A lower
+precision changes the features, and is faster on some networks only: docs/trackers.md has a table.
 
 The export needs onnx and onnxruntime. Using the ONNX file needs neither torch nor fast-reid. This script ranks the
 images of a folder by their similarity to a query, and draws the query and the ten most similar ones:
@@ -38,7 +45,9 @@ from pathlib import Path
 
 from fastreid.modeling import build_model
 
-from ..deploy.export import WEIGHTS_FILE, export_encoder, exported_files
+from ..deploy.export import WEIGHTS_FILE, export_encoder, export_onnx, exported_files
+from ..deploy.precision import PRECISIONS
+from ..deploy.trackers import TRACKERS
 from ..engine import Checkpointer, build_trained_config
 from ..errors import InputError
 from . import add_run, command_parser
@@ -52,6 +61,14 @@ def run(args: argparse.Namespace) -> None:
         raise InputError("no weights to export: give --weights, such as --weights logs/demo/model_best.pth")
     model = build_model(cfg)
     Checkpointer(model).load(weights)
+    if args.tracker or args.precision != "float32":
+        path, cosines = export_onnx(cfg, model, args.output, tracker=args.tracker, precision=args.precision)
+        images = "training images" if args.precision == "int8" else "images of noise"
+        print(
+            f"The {cfg.TEST.ENCODER} encoder of {weights}; cosine with its own features on {len(cosines)} {images} "
+            f"{cosines.mean():.4f} on average, {cosines.min():.4f} at least:\n{path}"
+        )
+        return
     difference = export_encoder(cfg, model, args.output)
     print(f"The {cfg.TEST.ENCODER} encoder of {weights}, features equal within {difference:.0e}:")
     for name in exported_files(cfg):
@@ -69,6 +86,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--weights", metavar="FILE", help="the checkpoint; default: that of --run, or MODEL.WEIGHTS of the config"
     )
     parser.add_argument("--output", metavar="FOLDER", type=Path, required=True, help="created if missing")
+    parser.add_argument("--for", dest="tracker", choices=TRACKERS, help="an ONNX file for this tracker, alone")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="float32", help="other than float32: an ONNX file in it, alone"
+    )
     parser.add_argument("options", nargs=argparse.REMAINDER, help="config keys and values, as in training")
     args = parser.parse_args(arguments)
     try:

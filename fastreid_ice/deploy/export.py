@@ -1,41 +1,26 @@
-"""Exports of a trained encoder: to an ONNX file, and to fast-reid without this plugin."""
+"""Exports of a trained encoder: to an ONNX file, also for a tracker, and to fast-reid without this plugin."""
 
 from __future__ import annotations
 
 import io
-import tempfile
-import warnings
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from fastreid.config import CfgNode, get_cfg
-from fastreid.data.transforms import build_transforms
 from fastreid.modeling import build_model
-from PIL import Image
 from torch import Tensor, nn
 
+from ..data import build_feature_loader, build_training_set
 from ..errors import InputError
 from ..modeling import MomentumReID, is_timm
+from .graph import UnitFeatures, checked_graph, compare, example_images, optional, run, write_files
+from .precision import to_float16, to_int8
+from .trackers import TRACKERS, fed_by
 
 ONNX_FILE, WEIGHTS_FILE, CONFIG_FILE = "encoder.onnx", "fastreid.pth", "fastreid.yml"
-TOLERANCE = 1e-4
-OPSET = 17  # fixed, so that the graph does not depend on torch's default
-TRACED_BATCH, CHECKED_BATCHES = 2, (1, 5)
-
-
-class UnitFeatures(nn.Module):
-    """A fast-reid model in evaluation mode, with features (N, D) scaled to length 1."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model.eval()
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) RGB images in [0, 255], which the model itself normalises."""
-        return F.normalize(self.model(images))
+CALIBRATED, CHECKED = 256, 64  # training images, at most, for the ranges of int8 and for the comparison
+LEAST_COSINE = 0.9  # on average, of features in a lower precision with the encoder's
 
 
 def export_encoder(cfg: CfgNode, model: MomentumReID, folder: Path) -> float:
@@ -58,34 +43,99 @@ def export_encoder(cfg: CfgNode, model: MomentumReID, folder: Path) -> float:
         InputError: onnx or onnxruntime is not installed, the backbone has no ONNX graph, the features of an export
             differ from those of ``model``, or ``folder`` cannot be written. Earlier files in it are then unchanged.
     """
-    onnx, onnxruntime = _import("onnx"), _import("onnxruntime")
+    optional("onnx"), optional("onnxruntime")
     plain_cfg = plain_config(cfg, folder)
     known = WEIGHTS_FILE in exported_files(cfg)
     plain = UnitFeatures(_plain_model(plain_cfg, model) if known else model.cpu())
-    examples = [_example_images(cfg, batch) for batch in CHECKED_BATCHES]
+    examples = example_images(cfg)
     with torch.no_grad():
         expected = [UnitFeatures(model.cpu())(images) for images in examples]
-        difference = _compare("fast-reid's Baseline", expected, [plain(images) for images in examples])
-    try:
-        graph = _trace(plain, _example_images(cfg, TRACED_BATCH))
-        onnx.checker.check_model(graph, full_check=True)
-        found = _run(onnxruntime, graph, examples)
-    except Exception as error:  # the errors of onnx, onnxruntime and torch's exporter share no other base class
-        raise InputError(
-            f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} has no ONNX graph for batches of any size: "
-            f"{str(error).strip().partition(chr(10))[0]}"
-        ) from error
-    difference = max(difference, _compare("the ONNX graph", expected, found))
+        difference = compare("fast-reid's Baseline", expected, [plain(images) for images in examples])
+    graph, found = checked_graph(plain, examples, expected, cfg.MODEL.BACKBONE.NAME)
     files = {ONNX_FILE: graph}
     if known:
         weights = io.BytesIO()
         torch.save({"model": plain.model.state_dict()}, weights)
         files |= {WEIGHTS_FILE: weights.getvalue(), CONFIG_FILE: plain_cfg.dump().encode()}
+    write_files(folder, files)
+    for name in {WEIGHTS_FILE, CONFIG_FILE} - set(files):
+        (folder / name).unlink(missing_ok=True)  # belongs to an earlier encoder
+    return max(difference, found)
+
+
+def export_onnx(
+    cfg: CfgNode, model: MomentumReID, folder: Path, *, tracker: str | None = None, precision: str = "float32"
+) -> tuple[Path, Tensor]:
+    """Writes the encoder that ``TEST.ENCODER`` names as one ONNX file, for a tracker or in a lower precision.
+
+    The file maps ``images``, float32 (N, 3, H, W) RGB, to ``features``, float32 (N, D) of length 1, for any N. Images
+    are in [0, 255], or as the tracker feeds them (``TRACKERS``). In float16 the length is 1 up to 1e-3.
+
+    Args:
+        cfg: the config of ``model``.
+        model: as for ``export_encoder``.
+        folder: created if it is missing; other files in it stay.
+        tracker: a key of ``TRACKERS``.
+        precision: one of ``PRECISIONS``. For int8 the training images of ``cfg`` are read, at most 320 of them: four of
+            five give the ranges of activations, the others are for the comparison.
+
+    Returns:
+        The file, and the cosine of its features with ``model``'s: for int8 of training images, otherwise of noise.
+
+    Raises:
+        InputError: as for ``export_encoder``; training images that cannot be used, or a precision in which the cosine
+            is below 0.9 on average. An earlier file is then unchanged.
+    """
+    optional("onnx"), optional("onnxruntime")
+    images = _training_images(cfg) if precision == "int8" else None  # read first, as that fails soonest
+    feed = TRACKERS[tracker].of if tracker else Tensor.clone
+    examples, encoder = example_images(cfg), UnitFeatures(model.cpu())
+    fed = UnitFeatures(fed_by(TRACKERS[tracker], model)) if tracker else encoder
+    with torch.no_grad():
+        expected = [encoder(batch) for batch in examples]
+    fed_examples = [feed(batch) for batch in examples]
+    graph, _ = checked_graph(fed, fed_examples, expected, cfg.MODEL.BACKBONE.NAME)
     try:
-        _write(folder, files)
-    except OSError as error:
-        raise InputError(f"cannot write to {folder}: {error.strerror}") from error
-    return difference
+        if precision == "float16":
+            graph = to_float16(graph)
+        elif images is not None:
+            checked = torch.arange(len(images)) % 5 == 0
+            graph = to_int8(graph, feed(images[~checked]))
+            examples = list(images[checked].split(cfg.TEST.IMS_PER_BATCH))
+            with torch.no_grad():
+                expected = [encoder(batch) for batch in examples]
+        found = run(graph, map(feed, examples))
+    except Exception as error:  # as in checked_graph
+        raise InputError(
+            f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} cannot be converted to {precision}: "
+            f"{str(error).strip().partition(chr(10))[0]}"
+        ) from error
+    cosines = F.cosine_similarity(torch.cat(expected), torch.cat(found))
+    if not cosines.mean() >= LEAST_COSINE:  # so that NaN counts as too little
+        raise InputError(
+            f"in {precision} the features have a cosine of {cosines.mean():.2f} with the encoder's on average, less "
+            f"than {LEAST_COSINE}: this network cannot be exported in that precision"
+        )
+    path = folder / "_".join(part for part in ("encoder", tracker, precision) if part and part != "float32")
+    path = path.with_suffix(".onnx")
+    write_files(folder, {path.name: graph})
+    return path, cosines
+
+
+def _training_images(cfg: CfgNode) -> Tensor:
+    """(n, 3, H, W) float32 in [0, 255]: images of the training set, evenly spaced, at the size of the test transform.
+
+    Raises:
+        InputError: the training set is missing, or fewer than two of its images can be read.
+    """
+    training_set = build_training_set(cfg)
+    number = min(CALIBRATED + CHECKED, len(training_set))
+    rows = torch.arange(number) * len(training_set) // number
+    batches = build_feature_loader(cfg, training_set, [part.tolist() for part in rows.split(cfg.TEST.IMS_PER_BATCH)])
+    images = torch.cat([batch["images"][batch["readable"].bool()] for batch in batches]).float()
+    if len(images) < 2:
+        raise InputError("int8 needs at least two training images that can be read, for the ranges of activations")
+    return images
 
 
 def exported_files(cfg: CfgNode) -> tuple[str, ...]:
@@ -126,75 +176,3 @@ def _plain_model(plain_cfg: CfgNode, model: MomentumReID) -> nn.Module:
     # Only the empty classifier is missing; if anything else were, the comparison of the features would show it.
     plain.load_state_dict(state, strict=False)
     return plain
-
-
-def _example_images(cfg: CfgNode, batch: int) -> Tensor:
-    """(batch, 3, H, W) noise in [0, 255], of the size that the test transform gives."""
-    size = build_transforms(cfg, is_train=False)(Image.new("RGB", (128, 256))).shape
-    return 255 * torch.rand(batch, *size, generator=torch.Generator().manual_seed(batch))
-
-
-def _trace(encoder: nn.Module, images: Tensor) -> bytes:
-    """The ONNX graph of ``encoder`` for any number of images of this size.
-
-    Uses the tracing exporter (``dynamo=False``), which needs only torch and exists in torch 2.4 to 2.12. The newer one
-    needs onnxscript, and changes from version to version.
-    """
-    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
-        # Warnings that there is a newer exporter, and that Python values become constants of the graph. Whether one of
-        # these depends on the number of images is tested by running the graph on other numbers.
-        warnings.simplefilter("ignore")
-        path = Path(scratch, ONNX_FILE)
-        torch.onnx.export(
-            encoder,
-            (images,),
-            str(path),
-            dynamo=False,
-            opset_version=OPSET,
-            input_names=["images"],
-            output_names=["features"],
-            dynamic_axes={"images": {0: "N"}, "features": {0: "N"}},
-        )
-        return path.read_bytes()
-
-
-def _run(onnxruntime: ModuleType, graph: bytes, batches: list[Tensor]) -> list[Tensor]:
-    """The output of the graph for each batch."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # it also raises the errors that it would log
-    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    return [torch.from_numpy(session.run(None, {"images": images.numpy()})[0]) for images in batches]
-
-
-def _compare(what: str, expected: list[Tensor], found: list[Tensor]) -> float:
-    """The largest difference, which must be at most ``TOLERANCE``."""
-    if not all(features.isfinite().all() for features in expected):
-        raise InputError("the features of the encoder are not finite: its checkpoint holds NaN or infinity")
-    difference = float((torch.cat(expected) - torch.cat(found)).abs().max())
-    if not difference <= TOLERANCE:  # so that NaN counts as too much
-        raise InputError(
-            f"{what} gives features that differ by {difference:.1e} from the model's, more than {TOLERANCE:.0e}: this "
-            "network cannot be exported"
-        )
-    return difference
-
-
-def _write(folder: Path, files: dict[str, bytes]) -> None:
-    """Writes all files under temporary names before the first is put in place."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as scratch:
-        for name, content in files.items():
-            Path(scratch, name).write_bytes(content)
-        for name in files:
-            Path(scratch, name).replace(folder / name)
-    for name in {WEIGHTS_FILE, CONFIG_FILE} - set(files):
-        (folder / name).unlink(missing_ok=True)  # belongs to an earlier encoder
-
-
-def _import(name: str) -> ModuleType:
-    try:
-        return import_module(name)
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"{error.name} is not installed, but the export needs it: run `pip install onnx onnxruntime`"
-        ) from error
