@@ -17,6 +17,9 @@ from torch import Tensor
 from ._candidates import Found, Progress, Scan
 from .neighbors import checked_rows
 from .screen import Piece, Screen, candidates_for, largest_products, precisions
+from .symmetric import Lists, SymmetricProducts, suits
+
+_LEAST = 30  # images of the smallest camera, in multiples of a list's length: of few, some similarities are negative
 
 
 @torch.no_grad()
@@ -66,9 +69,12 @@ def camera_neighbors(
     both = max(k_intra, k_inter)
     lengths = both if k_inter > len(rows) - largest else k_intra, both if k_intra > smallest else k_inter
 
-    searches: list[Callable[..., _CameraScreen | _CameraScan]]
-    searches = [*(partial(_CameraScreen, precision) for precision in precisions(rows.device)), _CameraScan]
+    available = precisions(rows.device)
+    searches: list[Callable[..., _CameraScreen | _SymmetricCameraScreen | _CameraScan]]
+    searches = [*(partial(_CameraScreen, precision) for precision in available), _CameraScan]
     blocks = groups.blocks(chunk_size)
+    if suits(rows, torch.cat(blocks), *lengths) and smallest >= _LEAST * lengths[0]:
+        searches[0] = partial(_SymmetricCameraScreen, available[0])
     intra, inter = (groups.order.new_zeros(len(rows), k) for k in lengths)
     while blocks:
         search = searches.pop(0)(rows, scale, groups, *lengths)
@@ -168,6 +174,33 @@ class _CameraScreen:
         count = min(candidates_for(k), columns)
         scores, candidates = largest_products(rounded[positions], rounded, count, own, pieces)
         return self.screen.settle(queries, scores, self.groups.order[candidates], k, available)
+
+
+class _SymmetricCameraScreen:
+    """Finds both lists by ``SymmetricProducts``; called with all blocks of positions in order."""
+
+    def __init__(
+        self, precision: torch.dtype, rows: Tensor, scale: Tensor, groups: _Groups, k_intra: int, k_inter: int
+    ) -> None:
+        self.screen = Screen(precision, rows, scale, max(k_intra, k_inter), groups.order)
+        own = groups.codes[groups.order]
+        begins, ends = groups.starts[own], (groups.starts + groups.sizes)[own]
+        kept = candidates_for(k_intra), candidates_for(k_inter)
+        self.products = SymmetricProducts(self.screen.rounded, begins, ends, kept)
+        self.groups, self.k_intra, self.k_inter = groups, k_intra, k_inter
+
+    def __call__(self, positions: Tensor) -> tuple[Found, Found]:
+        rows = self.products.advance(positions)
+        available = self.groups.sizes[self.groups.codes[self.groups.order[positions]]]
+        return (
+            self._settle(rows, self.products.inside, self.k_intra, available, own=True),
+            self._settle(rows, self.products.outside, self.k_inter, len(self.groups.order) - available, own=False),
+        )
+
+    def _settle(self, rows: slice, lists: Lists, k: int, available: Tensor, *, own: bool) -> Found:
+        scores, columns, bounds = lists.read(rows, self.screen.rounded.dtype, own)
+        order = self.groups.order
+        return self.screen.settle(order[rows], scores, order[columns], k, available, bounds)
 
 
 class _CameraScan:

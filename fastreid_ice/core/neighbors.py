@@ -18,7 +18,7 @@ from torch import Tensor
 from ._candidates import Progress, Scan, Search, search_in_turn
 from .approximate import ApproximateSearch
 from .screen import Screen, precisions
-from .symmetric import SymmetricScreen
+from .symmetric import SymmetricScreen, suits
 
 METHODS = ("exact", "cells")
 
@@ -82,7 +82,7 @@ def k_nearest(
     selected = torch.arange(num_rows, device=rows.device)[queries]
     available = precisions(rows.device)
     searches: list[Callable[[], Search]]
-    symmetric = method == "exact" and SymmetricScreen.suits(rows, selected, k)
+    symmetric = method == "exact" and suits(rows, selected, k)
     screen = SymmetricScreen if symmetric else Screen
     searches = [partial(screen, fastest, rows, scale, k) for fastest in available[:1]]
     searches += [partial(Screen, finest, rows, scale, k, candidates=_CROWD) for finest in available[-1:]]

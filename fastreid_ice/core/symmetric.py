@@ -1,12 +1,14 @@
 """Candidates for the nearest neighbours of all rows, from half of the products: that of rows i and j serves both.
 
-The rows are searched in panels. A panel is multiplied with its own rows and all later ones; a product goes to the list
-of its row, and to the list of its column. A list only takes what is above its bound, and almost no product is: a bound
-is first estimated on a sample of the columns, and rises when a list is full. So a product costs little more than two
+The rows are searched in panels. A panel is multiplied with its own rows and all later ones; a product goes to a list of
+its row, and to a list of its column. A list only takes what is above its bound, and almost no product is: a bound is
+first estimated on a sample of the columns, and rises when the list is full. So a product costs little more than two
 comparisons, where a partial sort costs ten times that.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,121 +29,204 @@ _ROWS_AT_ONCE, _COLUMNS_AT_ONCE = 128, 512  # per task of a thread
 _INTEGERS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}  # positive floats have the order of their bits
 
 
-class SymmetricScreen(Screen):
-    """``Screen`` for all rows in ascending order: each call continues with the rows after those of the last one."""
+class Lists(NamedTuple):
+    """The largest products of each row so far, and the bound below which products were left out.
 
-    @staticmethod
-    def suits(rows: Tensor, queries: Tensor, k: int) -> bool:
-        """Whether these are all rows in order, on a CPU, and neither too few nor too many."""
-        return (
-            rows.device.type == "cpu"
-            and _LEAST <= len(rows) <= _MOST
-            and candidates_for(k) <= _LONGEST
-            and torch.equal(queries, torch.arange(len(rows)))
+    Attributes:
+        scores: (N, room) the bits of products, as integers; the first ``filled`` count.
+        columns: (N, room) int32.
+        filled: (N,) int64.
+        bounds: (N,) like the scores, none negative.
+        kept: how many stay in a full list.
+    """
+
+    scores: np.ndarray
+    columns: np.ndarray
+    filled: np.ndarray
+    bounds: np.ndarray
+    kept: int
+
+    @classmethod
+    def empty(cls, kept: int, bounds: Tensor) -> Lists:
+        integers = bounds.view(_INTEGERS[bounds.dtype]).numpy()
+        room = len(integers), _ROOM * kept
+        return cls(
+            np.empty(room, integers.dtype), np.empty(room, np.int32), np.zeros(len(integers), np.int64), integers, kept
         )
 
-    def __init__(self, precision: torch.dtype, rows: Tensor, scale: Tensor, k: int) -> None:
-        super().__init__(precision, rows, scale, k)
-        self.bounds = self._estimated_bounds().view(_INTEGERS[precision]).numpy()
-        room = _ROOM * self.count
-        self.scores = np.empty((len(rows), room), self.bounds.dtype)
-        self.columns = np.empty((len(rows), room), np.int32)
-        self.filled = np.zeros(len(rows), np.int64)
-        self.next = 0
+    def read(self, rows: slice, precision: torch.dtype, own: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Float32 scores (b, m), descending, with -inf for filler; their columns (b, m), and the bounds (b,).
 
-    def _estimated_bounds(self) -> Tensor:
-        """(N,) products, at least 0, that about as many others exceed as a list has room for.
+        If ``own``, each row comes first in its list, with the score inf.
+        """
+        scores, bounds = (torch.from_numpy(array[rows]).view(precision).float() for array in (self.scores, self.bounds))
+        columns = torch.from_numpy(self.columns[rows]).long()
+        scores.masked_fill_(torch.arange(scores.shape[1]) >= torch.from_numpy(self.filled[rows])[:, None], -torch.inf)
+        if own:
+            scores = torch.cat([scores.new_full((len(scores), 1), torch.inf), scores], 1)
+            columns = torch.cat([torch.arange(rows.start, rows.stop)[:, None], columns], 1)
+        scores, order = scores.sort(1, descending=True)
+        return scores, columns.gather(1, order).masked_fill_(scores == -torch.inf, 0), bounds
+
+
+class SymmetricProducts:
+    """Fills two lists of each row: of the columns in a range of its own, and of all others.
+
+    Args:
+        rounded: (N, D) unit rows in bfloat16 or float32, on the CPU.
+        begins, ends: (N,) int64, the range [begin, end) of each row. Rows in one range have the same range.
+        kept: lengths of the two lists.
+
+    Attributes:
+        inside, outside: the lists; they are complete for the rows that were advanced over.
+    """
+
+    def __init__(self, rounded: Tensor, begins: Tensor, ends: Tensor, kept: tuple[int, int]) -> None:
+        self.rounded = rounded
+        self.ranges = begins.numpy(), ends.numpy()
+        self.next = 0
+        self.inside, self.outside = map(Lists.empty, kept, self._estimated_bounds(begins, ends, kept))
+
+    def _estimated_bounds(self, begins: Tensor, ends: Tensor, kept: tuple[int, int]) -> list[Tensor]:
+        """For each kind of list (N,) products, at least 0, that about as many others exceed as it has room for.
 
         A row for which they are too few is settled by a later search.
         """
         generator = torch.Generator().manual_seed(0)
         chosen = torch.randperm(len(self.rounded), generator=generator)[: len(self.rounded) // _SAMPLED]
         sample = self.rounded[chosen]
-        place = -(-_ROOM * self.count // _SAMPLED)
-        blocks = [(block @ sample.T).topk(place).values[:, -1] for block in self.rounded.split(_COLUMNS)]
-        return torch.cat(blocks).clamp_(min=0).abs_()  # no -0, whose bits are those of a negative integer
+        bounds: list[list[Tensor]] = [[], []]
+        for rows in torch.arange(len(self.rounded)).split(_COLUMNS):
+            products = self.rounded[rows] @ sample.T
+            within = (chosen >= begins[rows, None]) & (chosen < ends[rows, None])
+            for kind, counted in enumerate((within, ~within)):
+                place = -(-_ROOM * kept[kind] // _SAMPLED)
+                best = products.masked_fill(~counted, -torch.inf).topk(max(place, 1)).values[:, -1]
+                bounds[kind].append(best.clamp_(min=0).abs_())  # no -0, whose bits are those of a negative integer
+        return [torch.cat(parts) for parts in bounds]
 
-    def __call__(self, queries: Tensor) -> Found:
+    def advance(self, queries: Tensor) -> slice:
+        """Completes the lists of the next rows, which must be ``queries`` (b,).
+
+        Raises:
+            ValueError: they are not.
+        """
         start, stop = self.next, self.next + len(queries)
         if int(queries[0]) != start or int(queries[-1]) != stop - 1:
             raise ValueError(f"the rows from {start} on come next, got those from {int(queries[0])} on")
         self.next = stop
-        lists = (self.scores, self.columns, self.filled, self.bounds, self.count)
+        arrays = (*self.ranges, self.inside, self.outside)
         for first in range(start, len(self.rounded), _COLUMNS):
             last = min(first + _COLUMNS, len(self.rounded))
             products = self.rounded[start:stop] @ self.rounded[first:last].T
             tile = products.view(_INTEGERS[products.dtype]).numpy()
-            map_blocks(_add_to_rows, len(tile), tile, start, first, *lists, block=_ROWS_AT_ONCE)
+            map_blocks(_add_to_rows, len(tile), tile, start, first, *arrays, block=_ROWS_AT_ONCE)
             others = max(first, stop)  # the panel's own columns are its rows, which have them already
             if others < last:
                 tile = tile[:, others - first :]
-                map_blocks(_add_to_columns, tile.shape[1], tile, start, others, *lists, block=_COLUMNS_AT_ONCE)
-        scores, candidates, bounds = self._lists(queries)
+                map_blocks(_add_to_columns, tile.shape[1], tile, start, others, *arrays, block=_COLUMNS_AT_ONCE)
+        return slice(start, stop)
+
+
+class SymmetricScreen(Screen):
+    """``Screen`` for all rows in ascending order: each call continues with the rows after those of the last one."""
+
+    def __init__(self, precision: torch.dtype, rows: Tensor, scale: Tensor, k: int) -> None:
+        super().__init__(precision, rows, scale, k)
+        whole = torch.full((len(rows),), len(rows))
+        self.products = SymmetricProducts(self.rounded, torch.zeros_like(whole), whole, (self.count, 0))
+
+    def __call__(self, queries: Tensor) -> Found:
+        found = self.products.inside.read(self.products.advance(queries), self.rounded.dtype, own=True)
+        scores, candidates, bounds = found
         return self.settle(queries, scores, candidates, self.k, torch.full_like(queries, len(self.rows)), bounds)
 
-    def _lists(self, queries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores, descending, and columns of the candidates (b, m), the row itself first; and the bounds (b,)."""
-        rows = slice(int(queries[0]), int(queries[-1]) + 1)
-        scores, bounds = (
-            torch.from_numpy(array[rows]).view(self.rounded.dtype).float() for array in (self.scores, self.bounds)
-        )
-        missing = torch.arange(scores.shape[1]) >= torch.from_numpy(self.filled[rows])[:, None]
-        scores.masked_fill_(missing, -torch.inf)
-        scores = torch.cat([torch.full((len(scores), 1), torch.inf), scores], 1)
-        columns = torch.cat([queries[:, None], torch.from_numpy(self.columns[rows]).long()], 1)
-        scores, order = scores.sort(1, descending=True)
-        return scores, columns.gather(1, order).masked_fill_(scores == -torch.inf, 0), bounds
+
+def suits(rows: Tensor, queries: Tensor, *lengths: int) -> bool:
+    """Whether lists of these lengths can be found in this way: for all rows in order, neither few nor too many."""
+    return (
+        rows.device.type == "cpu"
+        and _LEAST <= len(rows) <= _MOST
+        and max(map(candidates_for, lengths)) <= _LONGEST
+        and torch.equal(queries, torch.arange(len(rows)))
+    )
 
 
 @njit(nogil=True, cache=True)
-def _add_to_rows(start, stop, tile, first_row, first_column, scores, columns, filled, bounds, kept):
+def _add_to_rows(start, stop, tile, first_row, first_column, begins, ends, inside, outside):
     """Adds the products of a tile to the lists of its rows [start, stop)."""
     for r in range(start, stop):
         row = first_row + r
-        for first in range(0, tile.shape[1], _COMPARED):
-            part = tile[r, first : first + _COMPARED]
-            bound = bounds[row]
-            found = False
-            for i in range(len(part)):
-                found |= part[i] > bound
-            if found:
-                for i in range(len(part)):
-                    column = first_column + first + i
-                    if part[i] > bounds[row] and column != row:
-                        _add(row, part[i], column, scores, columns, filled, bounds, kept)
+        begin, end = _range_in_tile(row, first_column, tile.shape[1], begins, ends)
+        _add_to_row(tile[r, :begin], row, first_column, outside)
+        _add_to_row(tile[r, begin:end], row, first_column + begin, inside)
+        _add_to_row(tile[r, end:], row, first_column + end, outside)
 
 
 @njit(nogil=True, cache=True)
-def _add_to_columns(start, stop, tile, first_row, first_column, scores, columns, filled, bounds, kept):
+def _add_to_columns(start, stop, tile, first_row, first_column, begins, ends, inside, outside):
     """Adds the products of a tile to the lists of its columns [start, stop)."""
-    own = bounds[first_column + start : first_column + stop].copy()  # close to each other in memory
+    first_column += start
+    near = inside.bounds[first_column : first_column + stop - start].copy()  # close to each other in memory
+    far = outside.bounds[first_column : first_column + stop - start].copy()
     for r in range(tile.shape[0]):
-        row = tile[r, start:stop]
-        for first in range(0, len(row), _COMPARED):
-            part, bound = row[first : first + _COMPARED], own[first : first + _COMPARED]
-            found = False
-            for i in range(len(part)):
-                found |= part[i] > bound[i]
-            if found:
-                for i in range(len(part)):
-                    if part[i] > bound[i]:
-                        column = first_column + start + first + i
-                        _add(column, part[i], first_row + r, scores, columns, filled, bounds, kept)
-                        bound[i] = bounds[column]
+        products, row = tile[r, start:stop], first_row + r
+        begin, end = _range_in_tile(row, first_column, stop - start, begins, ends)
+        _add_to_each(products[:begin], row, first_column, far[:begin], outside)
+        _add_to_each(products[begin:end], row, first_column + begin, near[begin:end], inside)
+        _add_to_each(products[end:], row, first_column + end, far[end:], outside)
 
 
 @njit(nogil=True, cache=True)
-def _add(row, score, column, scores, columns, filled, bounds, kept):
+def _range_in_tile(row, first_column, num_columns, begins, ends):
+    begin = min(max(begins[row] - first_column, 0), num_columns)
+    return begin, min(max(ends[row] - first_column, begin), num_columns)
+
+
+@njit(nogil=True, cache=True)
+def _add_to_row(products, row, first_column, lists):
+    """Adds products to the list of one row."""
+    for first in range(0, len(products), _COMPARED):
+        part = products[first : first + _COMPARED]
+        bound = lists.bounds[row]
+        found = False
+        for i in range(len(part)):
+            found |= part[i] > bound
+        if found:
+            for i in range(len(part)):
+                column = first_column + first + i
+                if part[i] > lists.bounds[row] and column != row:
+                    _add(row, part[i], column, lists)
+
+
+@njit(nogil=True, cache=True)
+def _add_to_each(products, row, first_column, bounds, lists):
+    """Adds the products of one row to the lists of their columns."""
+    for first in range(0, len(products), _COMPARED):
+        part, bound = products[first : first + _COMPARED], bounds[first : first + _COMPARED]
+        found = False
+        for i in range(len(part)):
+            found |= part[i] > bound[i]
+        if found:
+            for i in range(len(part)):
+                if part[i] > bound[i]:
+                    column = first_column + first + i
+                    _add(column, part[i], row, lists)
+                    bound[i] = lists.bounds[column]
+
+
+@njit(nogil=True, cache=True)
+def _add(row, score, column, lists):
     """Adds to a list, of which only the ``kept`` largest stay when it is full; its bound is then the least of these."""
-    count = filled[row]
-    if count == scores.shape[1]:
-        bounds[row] = _largest_first(scores[row], columns[row], kept)
-        count = kept
-    if score > bounds[row]:
-        scores[row, count] = score
-        columns[row, count] = column
+    count = lists.filled[row]
+    if count == lists.scores.shape[1]:
+        lists.bounds[row] = _largest_first(lists.scores[row], lists.columns[row], lists.kept)
+        count = lists.kept
+    if score > lists.bounds[row]:
+        lists.scores[row, count] = score
+        lists.columns[row, count] = column
         count += 1
-    filled[row] = count
+    lists.filled[row] = count
 
 
 @njit(nogil=True, cache=True)

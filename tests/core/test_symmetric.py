@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastreid_ice.core import k_nearest, neighbors
+from fastreid_ice.core import camera_neighbors, k_nearest, neighbors
 from fastreid_ice.core.neighbors import checked_rows
-from fastreid_ice.core.symmetric import SymmetricScreen
+from fastreid_ice.core.symmetric import SymmetricProducts, SymmetricScreen, suits
 
 NUM_ROWS = 4100
 
@@ -59,14 +59,34 @@ def test_copies_and_opposite_rows() -> None:
     assert torch.equal(k_nearest(features, 20)[1], full_sort(features, 20))
 
 
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("sizes", [(2500, 1000, 600), (3800, 300)], ids=str)
+def test_lists_by_camera(sizes: tuple[int, ...], precision: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(camera_neighbors, "precisions", lambda device: (precision,))
+    taken = []
+    advance = SymmetricProducts.advance
+    monkeypatch.setattr(SymmetricProducts, "advance", lambda *args: (taken.append(args), advance(*args))[1])
+    features = people()
+    cameras = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    cameras = cameras[torch.randperm(NUM_ROWS, generator=torch.Generator().manual_seed(1))]
+    units = F.normalize(features.double())
+    similarities, same = units @ units.T, cameras[:, None] == cameras
+    intra, inter = camera_neighbors.camera_neighbors(features, cameras, 6, 21)
+    assert taken
+    inside = similarities.masked_fill(~same, -torch.inf).fill_diagonal_(torch.inf)
+    assert torch.equal(intra, inside.topk(6).indices)
+    outside = similarities.masked_fill(same, -torch.inf)
+    assert torch.equal(inter, outside.topk(21).indices)
+
+
 def test_what_it_suits() -> None:
     features = people()
     rows = torch.arange(NUM_ROWS)
-    assert SymmetricScreen.suits(features, rows, 30)
-    assert not SymmetricScreen.suits(features, rows.flip(0), 30)
-    assert not SymmetricScreen.suits(features, rows[1:], 30)
-    assert not SymmetricScreen.suits(features, rows, 1000)
-    assert not SymmetricScreen.suits(features[:1000], rows[:1000], 30)
+    assert suits(features, rows, 30)
+    assert not suits(features, rows.flip(0), 30)
+    assert not suits(features, rows[1:], 30)
+    assert not suits(features, rows, 1000)
+    assert not suits(features[:1000], rows[:1000], 30)
 
 
 def test_rows_out_of_turn_are_refused() -> None:
