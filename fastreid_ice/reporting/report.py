@@ -28,12 +28,10 @@ from .doubts import describe_doubt
 from .labels import PseudoLabels
 from .pages import render, short_names, write_text
 from .radii import radii_chart
-from .sheets import Picture, contact_sheets, picture_of, shown, small_pictures
+from .sheets import Picture, contact_sheets, picture_of, shown, small_pictures, tile_size
 from .tables import describe_evaluations, evaluations, read_stage
 
 TEMPLATE = "report.html"
-TILE_AREA = 10_600  # square pixels of a picture on a sheet
-TILE_ASPECTS = (0.4, 2.5)  # width over height, at least and at most
 
 NAMES = {"number": "clusters", "ari": "ARI", "nmi": "NMI"}  # curves that are not named like their scalars
 # Title of a chart, a pattern that fully matches the scalars it shows, and the factor they are multiplied by.
@@ -252,9 +250,8 @@ def _figures(charts: Sequence[tuple[str, Curves]]) -> Figures:
 
 
 def _tile_size(pictures: Sequence[Picture]) -> tuple[int, int]:
-    """Width and height in pixels of the pictures on sheets: the median shape of these, always of the same area."""
-    aspect = float(np.clip(np.median([picture.aspect for picture in pictures]) if pictures else 0.5, *TILE_ASPECTS))
-    return round(math.sqrt(TILE_AREA * aspect)), round(math.sqrt(TILE_AREA / aspect))
+    """Width and height in pixels of the pictures on sheets: the median shape of these."""
+    return tile_size(float(np.median([picture.aspect for picture in pictures])) if pictures else 0.5)
 
 
 def _packed(names: Sequence[str], cameras: Sequence[str], clustering: PseudoLabels, pictures: Mapping[int, str]) -> str:
