@@ -20,7 +20,6 @@ from .encoder import Encoder
 from .index import update_index
 
 INDEX = "review.index"  # in the folder of the run: the features, which need not be extracted again
-CORRECTIONS = "corrections.csv"
 BESIDE = 4  # images of its cluster beside one that is asked about
 QUESTIONS = 2  # at a time: the one that is shown, and the next, whose images load meanwhile
 CLUSTERS, IMAGES = 24, 120  # of a page of clusters, and of a page of one
@@ -58,7 +57,7 @@ class Review:
         labels = PseudoLabels.read(encoder.run.labels)
         if not (labels.labels >= 0).any():
             raise InputError(f"{encoder.run.labels} holds no cluster, only noise: there is nothing to correct")
-        self.answers = AnswerFile(run / CORRECTIONS)
+        self.answers = AnswerFile(encoder.run.corrections)
         index = update_index(run / INDEX, encoder, encoder.run.labels).index
         number = {os.path.abspath(path): row for row, path in enumerate(labels.paths)}
         found = labels[np.array([number[path] for path in index.paths])]

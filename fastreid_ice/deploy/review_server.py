@@ -29,14 +29,13 @@ from starlette.types import ASGIApp
 
 from ..errors import InputError
 from ..reporting.chart import readable
-from ..reporting.pages import render
+from ..reporting.pages import NAME_LENGTH, render
 from ..reporting.sheets import tile_size
 from .answers import Changed, Row
 from .review import ROWS, Review
 from .web import guarded_app, thumbnail, whole
 
 BODY = 2**16  # bytes of an answer
-NAME = 100  # characters of a person's name
 
 
 class ReviewApp:
@@ -53,7 +52,7 @@ class ReviewApp:
             clusters=len(review.numbers),
             missing=review.missing,
             commands=next_commands(review),
-            name_length=NAME,
+            name_length=NAME_LENGTH,
         )
 
     def app(self, host: str, address: str) -> ASGIApp:
@@ -178,8 +177,8 @@ def _person(name: str) -> str:
         HTTPException: no name, or one that is not a line of text.
     """
     name = name.strip()
-    if not name or len(name) > NAME or any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
-        raise HTTPException(400, f"a name has from 1 to {NAME} letters")
+    if not name or len(name) > NAME_LENGTH or any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
+        raise HTTPException(400, f"a name has from 1 to {NAME_LENGTH} letters")
     return name
 
 

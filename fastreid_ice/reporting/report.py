@@ -10,6 +10,7 @@ import gzip
 import json
 import logging
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -26,7 +27,7 @@ from ..progress import progress
 from .chart import Chart, Point, bar_chart, line_chart, readable
 from .doubts import describe_doubt
 from .labels import PseudoLabels
-from .pages import render, short_names, write_text
+from .pages import NAME_LENGTH, common_folder, render, short_names, write_text
 from .radii import radii_chart
 from .sheets import Picture, contact_sheets, picture_of, shown, small_pictures, tile_size
 from .tables import describe_evaluations, evaluations, read_stage
@@ -122,6 +123,8 @@ def write_report(run: Run) -> Path:
         pictured=sum(picture is not None for picture in pictures.values()) + len(small),
         total=len(names),
         index=_packed(names, cameras, clustering, small),
+        corrections=readable(str(run.corrections)),
+        name_length=NAME_LENGTH,
     )
     write_text(run.report, page)
     logger.info("Report: %s", run.report)
@@ -255,7 +258,9 @@ def _tile_size(pictures: Sequence[Picture]) -> tuple[int, int]:
 
 
 def _packed(names: Sequence[str], cameras: Sequence[str], clustering: PseudoLabels, pictures: Mapping[int, str]) -> str:
-    """All images for the page's search, with the pictures of some: gzipped JSON in base64."""
+    """All images for the page's search, with the pictures of some, and the medoids: gzipped JSON in base64."""
+    folder = os.path.join(common_folder(clustering.paths), "") if names else ""
+    odd = {row: path for row, path in enumerate(clustering.paths) if path != folder + names[row]}
     known = sorted(set(cameras) - {""}, key=lambda name: (not name.isdecimal(), len(name) * name.isdecimal(), name))
     number = {name: i for i, name in enumerate(known)} | {"": -1}
     index = {
@@ -264,6 +269,9 @@ def _packed(names: Sequence[str], cameras: Sequence[str], clustering: PseudoLabe
         "cameras": [number[camera] for camera in cameras],
         "labels": clustering.labels.tolist(),
         "pictures": pictures,
+        "folder": folder,
+        "odd": odd,  # paths that are not the folder and the name, such as those with bytes that are not UTF-8
+        "medoids": clustering.medoids(),
         "distances": [None if math.isnan(value) else round(value, 3) for value in clustering.distances.tolist()],
     }
     return base64.b64encode(gzip.compress(json.dumps(index, separators=(",", ":")).encode(), mtime=0)).decode()

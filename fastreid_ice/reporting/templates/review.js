@@ -1,6 +1,7 @@
 (function () {
   "use strict";
   {% include "elements.js" %}
+  {% include "choices.js" %}
   const VIEWS = ["questions", "clusters", "cluster"];
   const answer = get("answer"), pair = get("pair"), list = get("list"), images = get("images");
   let view = "questions", answered = 0, pending = 0, last = Promise.resolve();
@@ -154,22 +155,11 @@
     if (place !== undefined) images.querySelector(`[data-row="${place}"]`)?.focus();
   }
 
-  async function wrong() {
-    const rows = chosen().filter((row) => row !== cluster.medoid);
-    if (!rows.length) return say("Choose images first, others than the first one.");
-    await correct(rows.map((row) => [row, "different", cluster.medoid]), `${rows.length} wrong`);
-  }
-
-  async function split() {
-    const rows = chosen();
-    if (rows.length !== 2) return say("Choose two images that are different persons.");
-    await correct([[rows[0], "different", rows[1]]], "two persons");
-  }
-
-  async function nobody() {
-    const rows = chosen();
-    if (!rows.length) return say("Choose images first.");
-    await correct(rows.map((row) => [row, "nobody", ""]), `${rows.length} without a person`);
+  async function choose(id) {
+    const { rows, needs, done } = CHOICES[id];
+    const found = rows(chosen(), () => cluster.medoid);
+    if (!found.length) return say(needs);
+    await correct(found, done(found));
   }
 
   async function merge() {
@@ -181,9 +171,9 @@
   }
 
   async function name() {
-    const given = get("name").value.trim();
+    const given = get("person").value.trim();
     await correct([[cluster.medoid, "person", given]], given);
-    get("name").value = "";
+    get("person").value = "";
   }
 
   // Views: the address of the page names the one that is shown, so that the back button works.
@@ -210,7 +200,7 @@
   const keys = {
     questions: { S: "same", D: "different", N: "nobody-left", M: "nobody-right", J: "skip", L: "name-left", R: "name-right" },
     clusters: {},
-    cluster: { W: "wrong", X: "split", P: "nobody", G: "merge", T: "name" },
+    cluster: { W: "wrong", X: "split", P: "nobody", G: "merge", T: "person" },
   };
   click("undo", undo);
   click("same", () => reply([[left(), "same", right()]], "same"));
@@ -218,9 +208,7 @@
   click("nobody-left", () => reply([[left(), "nobody", ""]], "no person on the left"));
   click("nobody-right", () => reply([[right(), "nobody", ""]], "no person on the right"));
   click("skip", skip);
-  click("wrong", wrong);
-  click("split", split);
-  click("nobody", nobody);
+  for (const id in CHOICES) click(id, () => choose(id));
   click("more-clusters", () => showClusters(list.children.length));
   click("more-images", () => showCluster(cluster.number, images.children.length));
   images.addEventListener("click", (event) => {
@@ -234,7 +222,7 @@
     "name-left": ({ value }) => reply([[left(), "person", value]], value),
     "name-right": ({ value }) => reply([[right(), "person", value]], value),
     merge,
-    name,
+    person: name,
   };
   document.addEventListener("keydown", (event) => {
     const { key, target } = event;
