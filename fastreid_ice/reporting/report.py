@@ -41,6 +41,7 @@ CHARTS = (
     ("Noise and churn, in %", "cluster/(noise|churn)(?:_share)?", 100),
     ("Radius that CLUSTER.AUTO_EPS chose", "cluster/(eps)", 1),
     ("Forbidden pairs in one cluster, and clusters that were cut", "cluster/(violations|repaired)", 1),
+    ("People whom CORRECTIONS joined, and tracks that gave way", "cluster/corrections_(joined|overruled)", 1),
     ("Losses", "(?:loss_(.+)|(total)_loss)", 1),
     ("Evaluation, in %", "((?!start/|best/).*(?:mAP|Rank-1))", 1),
     ("Agreement with the true identities", "cluster/(ari|nmi)", 1),
