@@ -6,21 +6,12 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
+from ..core import Constraints
+from ..data import Correction, corrections_of, read_rows
+from ..data.corrections import HEADER
 from ..errors import InputError
 from ..files import replacing
-
-COLUMNS = ("image", "relation", "other")
-
-
-class Row(NamedTuple):
-    """One fact: ``image`` and ``other`` are the ``same`` person or ``different`` ones, ``image`` shows the ``person``
-    named ``other``, or ``nobody``, and ``other`` is empty."""
-
-    image: str
-    relation: str
-    other: str
 
 
 class Changed(InputError):
@@ -32,18 +23,21 @@ class AnswerFile:
 
     Args:
         path: the file; it is made with the first row.
+        images: N distinct paths, the images that it may name.
 
     Attributes:
         rows: in the order of the file.
+        known: what they say of the images, together.
 
     Raises:
-        InputError: it cannot be read, or holds something else.
+        InputError: it cannot be read, holds something else, or rows that contradict each other.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.rows: list[Row] = []
-        self._content = b""
+    def __init__(self, path: Path, images: Sequence[str]) -> None:
+        self.path, self.images = path, images
+        self.rows: list[Correction] = []
+        self.known: Constraints
+        self._content: bytes | None = None  # None without the file
         self.read()
 
     def read(self) -> None:
@@ -53,55 +47,55 @@ class AnswerFile:
             InputError: as above.
         """
         content = self._present()
-        text = content.decode("utf-8-sig", "surrogateescape")
-        lines = csv.reader(io.StringIO(text, newline=""))
-        whole = not text.strip() or tuple(next(lines)) == COLUMNS
-        rows = [Row(*line) for line in lines if any(line) and len(line) == len(COLUMNS)] if whole else []
-        if not whole:
-            raise InputError(f"{self.path} is not a file of corrections: its first line must be {','.join(COLUMNS)}")
-        self.rows, self._content = rows, content
+        rows = [] if content is None else read_rows(str(self.path))
+        known = corrections_of(rows, self.images, str(self.path))
+        self.rows, self.known, self._content = rows, known, content
 
-    def add(self, rows: Sequence[Row]) -> None:
-        """Writes further rows.
+    def add(self, rows: Sequence[tuple[str, str, str]]) -> None:
+        """Writes further rows (image, relation, other).
 
         Raises:
             Changed: somebody else has changed the file since it was read. It stays as it is.
-            InputError: it cannot be written. It stays as it was.
+            InputError: they contradict earlier ones, or it cannot be written. It stays as it was.
         """
-        self._write([*self.rows, *rows])
+        more = [Correction(line, *row) for line, row in enumerate(rows, len(self.rows) + 2)]
+        try:
+            corrections_of([*self.rows, *more], self.images, str(self.path))
+        except InputError as error:
+            raise InputError(f"This answer is not saved, since it contradicts earlier ones. {error}") from error
+        self._write([*self.rows, *more])
 
-    def take_back(self) -> Row:
-        """Removes the last row, of which there is one, and returns it.
+    def take_back(self) -> None:
+        """Removes the last row.
 
         Raises:
-            InputError: as above.
+            InputError: as above, or there is none.
         """
-        *rows, last = self.rows
-        self._write(rows)
-        return last
+        if not self.rows:
+            raise InputError("there is no answer to take back")
+        self._write(self.rows[:-1])
 
-    def _write(self, rows: list[Row]) -> None:
+    def _write(self, rows: Sequence[Correction]) -> None:
         if self._present() != self._content:
             raise Changed(
                 f"{self.path} has been changed by somebody else; nothing was overwritten. Load this page again to go "
                 "on with the file as it is now"
             )
         text = io.StringIO(newline="")
-        csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
-        content = text.getvalue().encode("utf-8", "surrogateescape")
+        csv.writer(text, lineterminator="\n").writerows([HEADER, *(row[1:] for row in rows)])
         try:
             with replacing(str(self.path)) as file:
-                file.write(content)
+                file.write(text.getvalue().encode("utf-8", "surrogateescape"))
         except OSError as error:
             raise InputError(
                 f"cannot write {self.path}: {error.strerror}; this answer is not saved, earlier ones are"
             ) from error
-        self.rows, self._content = rows, content
+        self.read()
 
-    def _present(self) -> bytes:
+    def _present(self) -> bytes | None:
         try:
             return self.path.read_bytes()
         except FileNotFoundError:
-            return b""
+            return None
         except OSError as error:
             raise InputError(f"{self.path}: {error.strerror}") from error

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from scipy import sparse
 
-from ..core import Constraints, doubtful_pairs, standardize_by_camera
+from ..core import doubtful_pairs, standardize_by_camera
 from ..errors import InputError
 from ..reporting import PseudoLabels, centroid_distances
 from ..reporting.chart import readable
 from ..reporting.pages import common_folder, short_name
-from .answers import AnswerFile, Row
+from .answers import AnswerFile
 from .encoder import Encoder
 from .index import update_index
 
@@ -40,7 +40,9 @@ class Review:
         folder, run_config: of the run, and its config.
         aspect: width over height of the crops, as the encoder sees them.
         answers: the file ``corrections.csv`` in it.
-        clustering: labels and distances of the images that can be read.
+        clustering: labels 0..C-1 and distances of the images that can be read, N of them.
+        numbers: (C,) the labels in the run's file.
+        known: what the answers say of these images, together.
         pairs: (Q, 2) what is asked, the greatest doubt first.
 
     Raises:
@@ -57,10 +59,11 @@ class Review:
         labels = PseudoLabels.read(encoder.run.labels)
         if not (labels.labels >= 0).any():
             raise InputError(f"{encoder.run.labels} holds no cluster, only noise: there is nothing to correct")
-        self.answers = AnswerFile(encoder.run.corrections)
+        self.answers = AnswerFile(encoder.run.corrections, labels.paths)
         index = update_index(run / INDEX, encoder, encoder.run.labels).index
         number = {os.path.abspath(path): row for row, path in enumerate(labels.paths)}
-        found = labels[np.array([number[path] for path in index.paths])]
+        self._rows = np.array([number[path] for path in index.paths])
+        found = labels[self._rows]
         self.missing = len(labels.paths) - len(found.paths)
         clustered = found.labels >= 0
         self.numbers = np.unique(found.labels[clustered])  # a file of labels may have gaps
@@ -71,7 +74,7 @@ class Review:
         distances = centroid_distances(self.features, codes).numpy()
         self.clustering = PseudoLabels(found.paths, found.cameras, codes.numpy(), distances)
         self.common = common_folder(found.paths)
-        self.row_of = {path: row for row, path in enumerate(found.paths)}
+        self._number = {path: row for row, path in enumerate(index.paths)}
         self.order = np.lexsort((distances, codes.numpy()))[np.count_nonzero(~clustered) :]
         self.sizes = np.bincount(codes.numpy()[clustered], minlength=len(self.numbers))
         self.starts = self.sizes.cumsum() - self.sizes
@@ -79,30 +82,30 @@ class Review:
         self.pairs = pairs.numpy()
         self.doubts = np.zeros(len(self.numbers))  # of each cluster, the greatest of the questions about it
         np.maximum.at(self.doubts, self.clustering.labels[self.pairs], doubt.numpy()[:, None])
-        self.refresh()
+        self._follow()
 
     @property
     def medoids(self) -> np.ndarray:
         """(C,) the image of each cluster that is nearest to its centroid."""
         return self.order[self.starts]
 
-    def refresh(self) -> None:
-        """Works out what follows from the answers.
+    def read(self) -> None:
+        """Reads the answers again, which may have been changed by hand.
 
         Raises:
-            InputError: they contradict each other.
+            InputError: the file cannot be read, or contradicts itself.
         """
-        self.known, self.nobody, self.names = self._follow(self.answers.rows)
+        self.answers.read()
+        self._follow()
 
-    def add(self, rows: list[Row]) -> None:
-        """Writes answers to the file.
+    def add(self, rows: Sequence[tuple[str, str, str]]) -> None:
+        """Writes answers, as rows of the file.
 
         Raises:
             InputError: they contradict earlier ones, or cannot be written. Nothing is written then.
         """
-        known = self._follow([*self.answers.rows, *rows])
         self.answers.add(rows)
-        self.known, self.nobody, self.names = known
+        self._follow()
 
     def take_back(self) -> None:
         """Removes the last answer.
@@ -110,58 +113,31 @@ class Review:
         Raises:
             InputError: there is none, or the file cannot be written.
         """
-        if not self.answers.rows:
-            raise InputError("there is no answer to take back")
         self.answers.take_back()
-        self.refresh()
+        self._follow()
 
-    def _follow(self, rows: list[Row]) -> tuple[Constraints, np.ndarray, dict[int, str]]:
-        """What follows from rows: persons, (N,) whether an image shows nobody, and the names of images.
-
-        Raises:
-            InputError: they contradict each other.
-        """
-        count = len(self.clustering.paths)
-        pairs, alone = {}, {}  # a later row replaces an earlier one
-        for row in rows:
-            image, other = (self.row_of.get(name, -1) for name in (row.image, row.other))
-            if row.relation in ("person", "nobody"):
-                alone[image] = row
-            else:
-                pairs[min(image, other), max(image, other)] = row.relation
-        alone.pop(-1, None)
-        nobody = np.zeros(count, bool)
-        nobody[[image for image, row in alone.items() if row.relation == "nobody"]] = True
-        names = {image: row.other for image, row in alone.items() if row.relation == "person"}
-        first = {name: image for image, name in reversed(list(names.items()))}
-        known = [pair for pair in pairs if min(pair) >= 0]
-        linked = [pair for pair in known if pairs[pair] == "same"] + [
-            (image, first[name]) for image, name in names.items()
-        ]
-        one, other = np.array(linked, int).reshape(-1, 2).T
-        graph = sparse.coo_array((np.ones(len(one)), (one, other)), shape=(count, count))
-        groups = sparse.csgraph.connected_components(graph, directed=False)[1].astype(np.int64)
-        parted = [pair for pair in known if pairs[pair] == "different"]
-        apart = groups[np.array(parted, int).reshape(-1, 2)]
-        of_names = np.sort(groups[list(first.values())]) if first else np.empty(0, int)
-        if (apart[:, 0] == apart[:, 1]).any() or (np.diff(of_names) == 0).any():
-            raise InputError("this contradicts earlier answers: take those back first")
-        by_name = np.stack(np.triu_indices(len(of_names), 1), 1)
-        apart = np.unique(np.sort(np.concatenate((apart, of_names[by_name])), axis=1), axis=0)
-        return Constraints(groups, apart), nobody, names
+    def _follow(self) -> None:
+        """Works out what the answers say of the images that are shown."""
+        self.known = self.answers.known[self._rows]
+        self.names: dict[int, str] = {}  # of images
+        for row in self.answers.rows:
+            image = self._number.get(os.path.abspath(row.image), -1)
+            if row.relation == "person":
+                self.names[image] = row.other
+            elif row.relation == "nobody":
+                self.names.pop(image, None)
 
     def open_questions(self) -> np.ndarray:
         """(Q,) whether a question is neither answered, nor follows from answers."""
-        groups = self.known.groups[self.pairs]
-        wide = self.known.groups.max() + 1
+        groups, wide = self.known.groups[self.pairs], self.known.groups.max() + 1
         apart = np.isin(np.sort(groups, axis=1) @ [wide, 1], self.known.apart @ [wide, 1])
-        return (groups[:, 0] != groups[:, 1]) & ~apart & ~self.nobody[self.pairs].any(axis=1)
+        return (groups[:, 0] != groups[:, 1]) & ~apart & ~self.known.nobody[self.pairs].any(axis=1)
 
     def last_answer(self) -> str:
         """The last answer in words, "" if there is none."""
         if not self.answers.rows:
             return ""
-        image, relation, other = self.answers.rows[-1]
+        _, image, relation, other = self.answers.rows[-1]
         other = other if relation == "person" else other and short_name(other, self.common)
         return f"{short_name(image, self.common)} {relation} {readable(other)}".strip()
 
@@ -235,7 +211,7 @@ class Review:
 
     def _marks(self, row: int, *, wrong: bool = False) -> list[str]:
         """What answers say about an image, in words."""
-        marks = ["no person"] * bool(self.nobody[row]) + ["wrong"] * wrong
+        marks = ["no person"] * bool(self.known.nobody[row]) + ["wrong"] * wrong
         return marks + ([self.names[row]] if row in self.names else [])
 
     def _members(self, label: int) -> np.ndarray:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import shlex
 import unicodedata
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -31,7 +32,7 @@ from ..errors import InputError
 from ..reporting.chart import readable
 from ..reporting.pages import NAME_LENGTH, render
 from ..reporting.sheets import tile_size
-from .answers import Changed, Row
+from .answers import Changed
 from .review import ROWS, Review
 from .web import guarded_app, thumbnail, whole
 
@@ -77,8 +78,7 @@ class ReviewApp:
         return await thumbnail(self._drawing, self.review.clustering.paths[self._row(request.path_params["row"])])
 
     async def progress(self, request: Request) -> Response:
-        self.review.answers.read()
-        self.review.refresh()
+        self.review.read()
         return self._with_progress()
 
     async def questions(self, request: Request) -> Response:
@@ -112,7 +112,7 @@ class ReviewApp:
             raise HTTPException(409, "another page has given answers meanwhile; load this page again")
         return self._write(self.review.take_back)
 
-    def _write(self, work: Any) -> Response:
+    def _write(self, work: Callable[[], None]) -> Response:
         try:
             work()
         except Changed as error:
@@ -128,10 +128,11 @@ class ReviewApp:
         }
         return JSONResponse({"progress": progress, **content})
 
-    def _read(self, row: Any) -> Row:
-        """
+    def _read(self, row: Any) -> tuple[str, str, str]:
+        """A row of the file.
+
         Raises:
-            HTTPException: this is not a row.
+            HTTPException: this is none.
         """
         if not isinstance(row, list) or len(row) != 3:
             raise HTTPException(400, "a row is [image, relation, other]")
@@ -140,11 +141,11 @@ class ReviewApp:
         if relation in ("same", "different"):
             if image == other:
                 raise HTTPException(400, "an image cannot be compared with itself")
-            return Row(name, relation, self._path(other))
+            return (name, relation, self._path(other))
         if relation == "nobody" and other == "":
-            return Row(name, relation, "")
+            return (name, relation, "")
         if relation == "person" and isinstance(other, str):
-            return Row(name, relation, _person(other))
+            return (name, relation, _person(other))
         raise HTTPException(400, "a relation is same, different, person with a name, or nobody with an empty text")
 
     def _path(self, row: Any) -> str:
@@ -166,7 +167,7 @@ def next_commands(review: Review) -> list[str]:
     commands = [
         ["train", "--config-file", review.run_config, "CORRECTIONS", answers, "OUTPUT_DIR", corrected],
         ["recluster", "--run", run, "CORRECTIONS", answers],
-        ["label", "--run", run, "--output", "clusters.csv", "--write"],
+        ["label", "--run", run, "--corrections", answers, "--output", "corrected.csv", "--write"],
     ]
     return ["fastreid-ice " + shlex.join(map(str, command)) for command in commands]
 

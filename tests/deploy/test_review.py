@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 from collections.abc import Iterator
@@ -17,10 +18,11 @@ import pytest
 from browser import CHROMIUM, Browser
 from fastreid_ice import InputError
 from fastreid_ice.commands import review
-from fastreid_ice.deploy.answers import AnswerFile, Changed, Row
+from fastreid_ice.deploy.answers import AnswerFile, Changed
 from fastreid_ice.deploy.review import Review
+from fastreid_ice.deploy.review_server import next_commands
 from fastreid_ice.reporting import PseudoLabels
-from processes import Process, start_command
+from processes import Process, run_command, start_command
 from served import Server, address_of
 from trained import make_trained
 
@@ -35,10 +37,9 @@ LOADED = """[...document.images].every((image) => image.offsetParent === null ||
 
 @pytest.fixture(scope="module")
 def place(datasets_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the run ``run`` on the images in ``images``; each cluster but the last holds two people."""
+    """A folder with the run ``run``, in which some clusters hold two people, and some people have two clusters."""
     place = tmp_path_factory.mktemp("place")
-    shutil.copytree(next(datasets_root.rglob("bounding_box_train")), place / "images")
-    run = make_trained(place / "run", place / "images")
+    run = make_trained(place / "run", next(datasets_root.rglob("bounding_box_train")))
     labels = PseudoLabels.read(run / "labels.csv")
     labels.labels[:] = [0] * 18 + [4] * 18 + [7] * 9 + [9] * 7 + [-1] * 2
     labels.write(run / "labels.csv")
@@ -84,11 +85,11 @@ def post(server: Server, path: str, content: Any, **headers: str) -> tuple[int, 
     return status, found
 
 
-def rows_of(answers: Path, place: Path) -> list[str]:
+def rows_of(answers: Path) -> list[str]:
     """The rows of the file, without the folder of the images."""
     text = answers.read_text()
     assert text.startswith(HEAD) and text.endswith("\n")
-    return text.replace(f"{place / 'images'}/", "").splitlines()[1:]
+    return re.sub(r"/[^,\n]*/", "", text).splitlines()[1:]
 
 
 def test_questions_come_in_order_of_doubt(server: Server, shown: Review) -> None:
@@ -125,7 +126,7 @@ def test_the_page(place: Path, answers: Path, shown: Review, server: Server, tmp
             def done(words: str) -> None:
                 """Waits for the sentence about a work, and compares the file."""
                 browser.wait_for(f"{SAID} === {json.dumps(words)}")
-                assert rows_of(answers, place) == expected
+                assert rows_of(answers) == expected
 
             def press(key: str, row: str, words: str) -> None:
                 expected.append(row)
@@ -159,7 +160,7 @@ def test_the_page(place: Path, answers: Path, shown: Review, server: Server, tmp
                 expected.pop()
                 browser.press("u")
                 browser.wait_for(f"JSON.stringify({ASKED}) === {json.dumps(json.dumps(again, separators=(',', ':')))}")
-                assert rows_of(answers, place) == expected
+                assert rows_of(answers) == expected
             browser.press("j")
             browser.wait_for(f"{SAID} === 'Skipped.'")
             later = asked()
@@ -171,7 +172,7 @@ def test_the_page(place: Path, answers: Path, shown: Review, server: Server, tmp
 
             # A letter in a field answers nothing, and the focus is visible everywhere.
             browser.press("r", "s", "Escape")
-            assert browser.ask("document.activeElement === document.body") and rows_of(answers, place) == expected
+            assert browser.ask("document.activeElement === document.body") and rows_of(answers) == expected
             browser.ask("document.querySelector('nav a').focus()")
             for reached in ("Clusters 2", "Undo U", "Same S", "Different D", "No person on the left N"):
                 browser.press("Tab")
@@ -182,7 +183,7 @@ def test_the_page(place: Path, answers: Path, shown: Review, server: Server, tmp
             os.kill(process.pid, signal.SIGKILL)
             browser.press("s")
             browser.wait_for(f"{SAID}.startsWith('The server did not answer; is it still running?')")
-            assert rows_of(answers, place) == expected
+            assert rows_of(answers) == expected
             process.wait()
             process, address = started(place)
             browser.ask("window.earlier = true")
@@ -249,7 +250,7 @@ def test_the_page(place: Path, answers: Path, shown: Review, server: Server, tmp
         "Next:",
         "  fastreid-ice train --config-file run/config.yaml CORRECTIONS run/corrections.csv OUTPUT_DIR run-corrected",
         "  fastreid-ice recluster --run run CORRECTIONS run/corrections.csv",
-        "  fastreid-ice label --run run --output clusters.csv --write",
+        "  fastreid-ice label --run run --corrections run/corrections.csv --output corrected.csv --write",
     ]
 
 
@@ -325,10 +326,10 @@ def test_bad_questions_are_one_sentence(server: Server) -> None:
     assert post(server, "/take_back", {"answered": 0}) == (400, {"error": "there is no answer to take back"})
 
 
-def test_a_file_that_was_changed_by_hand(server: Server, place: Path, answers: Path) -> None:
+def test_a_file_that_was_changed_by_hand(server: Server, shown: Review, answers: Path) -> None:
     """It is not overwritten; the page goes on with it once it was loaded again."""
     assert post(server, "/answers", {"rows": [[0, "different", 20]]})[0] == 200
-    images = sorted((place / "images").glob("*.jpg"))
+    images = [Path(path) for path in shown.clustering.paths]
     by_hand = f"\ufeff{HEAD}\n{images[5]},nobody,\n".encode()
     answers.write_bytes(by_hand)
     for path, content in (("/answers", {"rows": [[1, "same", 2]]}), ("/take_back", {"answered": 1})):
@@ -338,7 +339,7 @@ def test_a_file_that_was_changed_by_hand(server: Server, place: Path, answers: P
     assert server.ask("/progress")[2]["progress"]["last"] == f"{images[5].name} nobody"
     assert post(server, "/take_back", {"answered": 2})[0] == 409, "of another page"
     assert post(server, "/answers", {"rows": [[1, "same", 2]]})[0] == 200
-    assert rows_of(answers, place) == [f"{images[5].name},nobody,", f"{images[1].name},same,{images[2].name}"]
+    assert rows_of(answers) == [f"{images[5].name},nobody,", f"{images[1].name},same,{images[2].name}"]
     answers.write_text("a,b\n1,2\n")
     status, _, found = server.ask("/progress")
     assert status == 400 and found["error"].startswith("run/corrections.csv")
@@ -356,9 +357,14 @@ def test_what_follows_is_not_asked_and_what_contradicts_is_refused(
     assert server.ask("/questions")[2]["questions"][0]["number"] > 0
     before = answers.read_bytes()
     status, found = post(server, "/answers", {"rows": [[other, "different", one]]})
-    assert status == 400 and "\n" not in found["error"] and answers.read_bytes() == before
+    assert status == 400 and answers.read_bytes() == before
+    assert found["error"].startswith(
+        "This answer is not saved, since it contradicts earlier ones. run/corrections.csv: "
+    )
     status, found = post(server, "/answers", {"rows": [[other, "person", "Anna"], [one, "person", "Bob"]]})
     assert status == 400 and answers.read_bytes() == before
+    status, found = post(server, "/answers", {"rows": [[other, "nobody", ""]]})
+    assert status == 400 and answers.read_bytes() == before, "somebody who is the same as another one"
     post(server, "/take_back", {"answered": 2})
     assert post(server, "/answers", {"rows": [[other, "different", one]]})[0] == 200
     assert server.ask("/questions")[2]["questions"][0]["number"] > 0
@@ -367,26 +373,48 @@ def test_what_follows_is_not_asked_and_what_contradicts_is_refused(
     assert server.ask("/questions")[2]["questions"][0]["number"] > 0, "two names are two persons"
 
 
+@pytest.mark.slow
+def test_the_printed_commands_keep_the_answers(server: Server, place: Path, shown: Review, datasets_root: Path) -> None:
+    joined, parted, false = (0, 53), (19, 21), 30  # images of one person, of one person, and one
+    rows = [[*joined], [*parted], [false]]
+    for row, relation in zip(rows, ("same", "different", "nobody"), strict=True):
+        assert post(server, "/answers", {"rows": [[row[0], relation, *(row[1:] or [""])]]})[0] == 200
+    for command, file in zip(
+        next_commands(shown), ("run-corrected/labels.csv", "labels.csv", "corrected.csv"), strict=True
+    ):
+        arguments = [part.removeprefix(f"{place}/") for part in shlex.split(command)[1:]]
+        done = run_command(*arguments, folder=place, environment={"FASTREID_DATASETS": str(datasets_root)})
+        assert done.returncode == 0, done.stdout + done.stderr
+        written = PseudoLabels.read(place / file)
+        label = dict(zip(map(os.path.basename, written.paths), written.labels.tolist(), strict=True))
+        one, other, here, there, nobody = (
+            label[os.path.basename(shown.clustering.paths[row])] for row in (*joined, *parted, false)
+        )
+        assert one == other >= 0 and (here != there or here == -1) and nobody == -1, command
+
+
 def test_nothing_is_lost_when_a_row_cannot_be_written(tmp_path: Path) -> None:
     path = tmp_path / "corrections.csv"
-    file = AnswerFile(path)
-    assert file.rows == []
-    odd = [Row(os.fsdecode(b"bytes\xff,.jpg"), "person", 'Anna "A", 人'), Row("a\nb.jpg", "nobody", "")]
+    images = [os.fsdecode(b"bytes\xff,.jpg"), "a\nb.jpg", "c.jpg"]
+    file = AnswerFile(path, images)
+    assert file.rows == [] and not path.exists()
+    odd = [(images[0], "person", 'Anna "A", 人'), (images[1], "nobody", "")]
     file.add(odd)
-    assert AnswerFile(path).rows == odd
+    assert [row[1:] for row in AnswerFile(path, images).rows] == odd
     (tmp_path / "corrections.csv.ice-part").mkdir()
     before = path.read_bytes()
     with pytest.raises(InputError, match="cannot write .*: Is a directory; this answer is not saved, earlier ones are"):
-        file.add([Row("c.jpg", "nobody", "")])
-    assert path.read_bytes() == before and file.rows == odd
+        file.add([("c.jpg", "nobody", "")])
+    assert path.read_bytes() == before and [row[1:] for row in file.rows] == odd
     (tmp_path / "corrections.csv.ice-part").rmdir()
-    assert file.take_back() == odd[1] and AnswerFile(path).rows == odd[:1]
+    file.take_back()
+    assert [row[1:] for row in file.rows] == odd[:1] == [row[1:] for row in AnswerFile(path, images).rows]
     path.unlink()
     with pytest.raises(Changed):
         file.take_back()
     path.mkdir()
     with pytest.raises(InputError, match="corrections.csv: Is a directory"):
-        AnswerFile(path)
+        AnswerFile(path, images)
 
 
 def test_what_cannot_work_is_one_sentence(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
