@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -371,6 +372,39 @@ def test_what_follows_is_not_asked_and_what_contradicts_is_refused(
     post(server, "/take_back", {"answered": 2})
     assert post(server, "/answers", {"rows": [[other, "person", "Anna"], [one, "person", "Bob"]]})[0] == 200
     assert server.ask("/questions")[2]["questions"][0]["number"] > 0, "two names are two persons"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_open_questions_are_those_of_a_search_by_hand(shown: Review, tmp_path: Path, seed: int) -> None:
+    """After true answers about images that were drawn, and names of some."""
+    rng, paths = np.random.default_rng(seed), shown.clustering.paths
+    truth = [os.path.basename(path)[:4] for path in paths]
+    review = copy.copy(shown)
+    review.answers = AnswerFile(tmp_path / "corrections.csv", paths)
+    asked = rng.permutation(np.unique(shown.pairs))  # most rows are about images that are asked about
+    nobody, *others = asked.tolist()
+    pairs = [pair for pair in rng.choice([*others, *others, *range(9)], (10, 2)).tolist() if pair[0] != pair[1]]
+    pairs = [pair for pair in pairs if nobody not in pair]
+    named = others[:2]
+    rows = [(paths[one], "same" if truth[one] == truth[other] else "different", paths[other]) for one, other in pairs]
+    rows += [(paths[image], "person", truth[image]) for image in named]
+    review.add([*rows, (paths[nobody], "nobody", "")])
+
+    same = {image: {image} for image in range(54)}
+    for one, other in [*pairs, *((one, other) for one in named for other in named)]:
+        if truth[one] == truth[other]:
+            joined = same[one] | same[other]
+            same |= dict.fromkeys(joined, joined)
+    parted = [(one, other) for one, other in pairs if truth[one] != truth[other]]
+    parted += [(one, other) for one in named for other in named if truth[one] != truth[other]]
+    expected = [
+        other not in same[one]
+        and not any({one, other} <= same[a] | same[b] and (one in same[a]) != (other in same[a]) for a, b in parted)
+        and nobody not in (one, other)
+        for one, other in shown.pairs.tolist()
+    ]
+    assert review.open_questions().tolist() == expected
+    assert 0 < sum(expected) < len(expected)
 
 
 @pytest.mark.slow
