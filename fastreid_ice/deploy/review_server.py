@@ -22,6 +22,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import anyio
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -37,6 +38,7 @@ from .review import ROWS, Review
 from .web import guarded_app, thumbnail, whole
 
 BODY = 2**16  # bytes of an answer
+SECONDS = 60  # in which it must have arrived
 
 
 class ReviewApp:
@@ -194,13 +196,16 @@ async def _content(request: Request) -> dict[str, Any]:
     """The JSON object that was posted.
 
     Raises:
-        HTTPException: it is called something else, too long, or no JSON object.
+        HTTPException: it is called something else, too long, no JSON object, or does not arrive.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise HTTPException(415, "what is posted must be application/json")
     data = bytearray()
-    async for part in request.stream():
-        data += part[: BODY + 1 - len(data)]  # what is too much is read, but not kept
+    with anyio.move_on_after(SECONDS) as reading:
+        async for part in request.stream():
+            data += part[: BODY + 1 - len(data)]  # what is too much is read, but not kept
+    if reading.cancelled_caught:
+        raise HTTPException(408, f"the answer did not arrive within {SECONDS} seconds")
     if len(data) > BODY:
         raise HTTPException(413, "this answer is too long")
     try:

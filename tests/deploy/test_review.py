@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 import os
@@ -15,13 +16,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 
 from browser import CHROMIUM, Browser
 from fastreid_ice import InputError
 from fastreid_ice.commands import review
+from fastreid_ice.deploy import review_server
 from fastreid_ice.deploy.answers import AnswerFile, Changed
 from fastreid_ice.deploy.review import Review
-from fastreid_ice.deploy.review_server import next_commands
 from fastreid_ice.reporting import PseudoLabels
 from processes import Process, run_command, start_command
 from served import Server, address_of
@@ -32,7 +35,8 @@ HEAD = "image,relation,other\n"
 PROGRESS = "document.getElementById('progress').innerText"
 SAID = "document.getElementById('answer').innerText"
 # The names of the two images that are asked about, once they are shown.
-ASKED = """[...document.querySelectorAll(".side > div:first-child > img")].map((image) => image.alt.split(": ")[1])"""
+ASKED = """[...document.querySelectorAll(".side > div:first-child > img")].filter((image) => image.offsetParent).map(
+  (image) => image.alt.split(": ")[1])"""
 LOADED = """[...document.images].every((image) => image.offsetParent === null || image.naturalWidth > 0)"""
 
 
@@ -243,6 +247,19 @@ def test_the_page(place: Path, answers: Path, shown: Review, server: Server, tmp
             done("The last answer was taken back.")
             browser.ask("history.back()")
             browser.wait_for("!document.getElementById('clusters').hidden")
+
+            # An answer that is taken back in another view is asked again.
+            browser.press("1")
+            fifth = asked()
+            press("d", f"{fifth[0]},different,{fifth[1]}", "Saved: different.")
+            assert asked() != fifth
+            browser.press("2")
+            browser.wait_for("!document.getElementById('clusters').hidden")
+            browser.press("u")
+            expected.pop()
+            done("The last answer was taken back.")
+            browser.press("1")
+            browser.wait_for(f"JSON.stringify({ASKED}) === {json.dumps(json.dumps(fifth, separators=(',', ':')))}")
     finally:
         os.kill(process.pid, signal.SIGINT)
     printed, errors = process.communicate(timeout=30)
@@ -311,6 +328,18 @@ def test_bad_answers_are_one_sentence(server: Server, answers: Path, what: str) 
     found = post(server, "/answers", content)
     assert found[0] == status and found[1]["error"].startswith(sentence), found
     assert not answers.exists()
+
+
+def test_an_answer_that_does_not_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(review_server, "SECONDS", 0.05)
+
+    async def receive() -> dict:
+        await asyncio.sleep(60)
+        return {"type": "http.request"}
+
+    scope = {"type": "http", "method": "POST", "headers": [(b"content-type", b"application/json")]}
+    with pytest.raises(HTTPException, match="408: the answer did not arrive within 0.05 seconds"):
+        asyncio.run(review_server._content(Request(scope, receive)))
 
 
 def test_bad_questions_are_one_sentence(server: Server) -> None:
@@ -414,7 +443,7 @@ def test_the_printed_commands_keep_the_answers(server: Server, place: Path, show
     for row, relation in zip(rows, ("same", "different", "nobody"), strict=True):
         assert post(server, "/answers", {"rows": [[row[0], relation, *(row[1:] or [""])]]})[0] == 200
     for command, file in zip(
-        next_commands(shown), ("run-corrected/labels.csv", "labels.csv", "corrected.csv"), strict=True
+        review_server.next_commands(shown), ("run-corrected/labels.csv", "labels.csv", "corrected.csv"), strict=True
     ):
         arguments = [part.removeprefix(f"{place}/") for part in shlex.split(command)[1:]]
         done = run_command(*arguments, folder=place, environment={"FASTREID_DATASETS": str(datasets_root)})

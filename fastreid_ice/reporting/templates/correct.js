@@ -1,6 +1,6 @@
 // The sheets become a place to correct: chosen images become rows of corrections.csv, which the page offers to save. Rows
 // are kept in the page, and in the browser's storage of this clustering where it has one.
-const sheets = document.querySelector("main"), bar = get("bar"), said = get("said");
+const bar = get("bar"), said = get("said");
 const KEYS = { W: "wrong", X: "split", P: "nobody", U: "undo", S: "save", G: "merge", T: "person" };
 const STORED = "fastreid-ice corrections " + get("index").textContent.slice(-12); // its checksum and its length
 const chosen = new Set();
@@ -83,10 +83,10 @@ function choose(figure) {
 
 // Rows of the chosen images' cluster as a whole, of which its medoid is an example.
 const merge = (text) => {
-  const other = index.medoids[text.toLowerCase().replace(/^cluster\s*/, "")];
-  if (other === undefined) said.textContent = "There is no cluster " + text + ".";
+  const number = text.toLowerCase().replace(/^cluster\s*/, ""), other = index.medoids[number];
+  if (!Object.hasOwn(index.medoids, number)) said.textContent = "There is no cluster " + text + ".";
   else if (other === medoid(last())) said.textContent = "This is the same cluster.";
-  else keep([...rows, [medoid(last()), "same", other]], `Clusters ${index.labels[last()]} and ${index.labels[other]} are one person.`);
+  else keep([...rows, [medoid(last()), "same", other]], `Clusters ${index.labels[last()]} and ${number} are one person.`);
 };
 const fields = { merge, person: (text) => keep([...rows, [medoid(last()), "person", text]], text + ".") };
 
@@ -120,7 +120,7 @@ for (const id in CHOICES)
     if (found.length) keep([...rows, ...found], CHOICES[id].done(found) + ".");
     else said.textContent = CHOICES[id].needs;
   });
-sheets.addEventListener("click", (event) => {
+document.addEventListener("click", (event) => {
   const figure = event.target.closest("[data-row]");
   if (on && figure) choose(figure);
 });

@@ -6,7 +6,8 @@
   const answer = get("answer"), pair = get("pair"), list = get("list"), images = get("images");
   let view = "questions", answered = 0, pending = 0, last = Promise.resolve();
   let question = null, built = ["", []]; // the question on the page; the next one, as text, and what shows it
-  const earlier = []; // the numbers of the questions that were answered in this visit
+  let place = 0; // the number of the question from which on open ones are shown
+  const earlier = new Map(); // how many answers there were then -> the question of the last of them, in this visit
   let cluster = null; // the one on the page
 
   function say(sentence, failed) {
@@ -75,6 +76,7 @@
   async function showQuestions(start, done = "") {
     const { questions, progress } = await ask("/questions?from=" + start);
     question = questions[0] ?? null;
+    place = question ? question.number : 0;
     pair.replaceChildren(...(question ? build(question)[1] : []));
     get("reply").hidden = get("names").hidden = !question;
     get("names").reset();
@@ -90,7 +92,7 @@
     if (!question) return;
     const { number } = question;
     await ask("/answers", { rows });
-    earlier.push(number);
+    earlier.set(answered, number);
     await showQuestions(number, `Saved: ${words}.`);
   }
 
@@ -101,9 +103,10 @@
 
   async function undo() {
     if (answered === 0) return say("There is no answer to take back.");
+    const number = earlier.get(answered) ?? (view === "questions" ? 0 : place), done = "The last answer was taken back.";
     await ask("/take_back", { answered });
-    const done = "The last answer was taken back.";
-    if (view === "questions") return showQuestions(earlier.pop() ?? 0, done);
+    if (view === "questions") return showQuestions(number, done);
+    place = number;
     if (view === "cluster") await showCluster(cluster.number, 0);
     say(done);
   }
@@ -179,16 +182,17 @@
   // Views: the address of the page names the one that is shown, so that the back button works.
 
   async function show() {
-    const [wanted, number] = location.hash.slice(1).split("=");
-    view = VIEWS.includes(wanted) ? wanted : "questions";
+    const [name, number] = location.hash.slice(1).split("=");
+    const wanted = VIEWS.includes(name) ? name : "questions";
+    say("");
+    if (wanted === "questions") await showQuestions(place);
+    else if (wanted === "clusters") await showClusters(0);
+    else await showCluster(number, 0);
+    view = wanted;
     for (const id of VIEWS) get(id).hidden = id !== view;
     for (const link of document.querySelectorAll("nav a"))
       if (link.hash === "#" + view) link.setAttribute("aria-current", "page");
       else link.removeAttribute("aria-current");
-    say("");
-    if (view === "questions") await showQuestions(question ? question.number : 0);
-    else if (view === "clusters") await showClusters(0);
-    else await showCluster(number, 0);
   }
 
   function go(hash) {
