@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from fastreid.config import CfgNode
 from fastreid.utils import comm
 from fastreid.utils.registry import Registry
@@ -17,7 +18,7 @@ from scipy import sparse
 from torch import Tensor
 
 from ..config import lookup
-from ..core import Clusters, Constraints, Enforced, EpsSweep, ImageTable, enforce_constraints, k_nearest
+from ..core import Clusters, Constraints, Enforced, EpsSweep, ImageTable, centroids, enforce_constraints, k_nearest
 from ..errors import InputError
 
 CLUSTERER_REGISTRY = Registry("CLUSTERER")
@@ -93,9 +94,11 @@ class Clusterer:
     def _corrected(self, labels: Tensor, features: Tensor, corrections: Constraints) -> Tensor:
         """``labels`` that keep the corrections; a cluster is cut at the weakest link by cosine."""
         with self.stage("corrections"):
-            graph = _cosine_graph(features, labels.cpu().numpy(), corrections)
+            found = labels.cpu().numpy()
+            graph = _cosine_graph(features, found, corrections)
             # A single image that is left over is noise.
-            kept = enforce_constraints(labels.cpu().numpy(), graph, corrections, min_size=2)
+            offsets = centroid_offsets(features, labels)
+            kept = enforce_constraints(found, graph, corrections, offsets=offsets, min_size=2)
         self.count(kept, corrections)
         return torch.from_numpy(kept.labels)
 
@@ -125,6 +128,16 @@ class Clusterer:
         yield
         self.seconds[name] = time.perf_counter() - start
         logger.info("Clustering: %s took %.1f s", name, self.seconds[name])
+
+
+def centroid_offsets(features: Tensor, labels: Tensor) -> np.ndarray:
+    """(N,) 1 - cosine between each row and the centroid of its cluster, 0 for noise."""
+    offsets = torch.zeros(len(labels))
+    rows = (labels >= 0).nonzero()[:, 0]
+    if len(rows):
+        units, own = features[rows].float(), labels[rows].to(features.device)
+        offsets[rows.cpu()] = 1 - (units * F.normalize(centroids(units, own))[own]).sum(1).cpu()
+    return offsets.numpy()
 
 
 def _cosine_graph(features: Tensor, labels: np.ndarray, constraints: Constraints) -> sparse.csr_array:

@@ -31,7 +31,7 @@ from ..core import (
 )
 from ..errors import InputError
 from ..progress import progress
-from .base import CLUSTERER_REGISTRY, Clusterer
+from .base import CLUSTERER_REGISTRY, Clusterer, centroid_offsets
 
 logger = logging.getLogger(f"fastreid.{__name__}")
 _searching = partial(progress, title="Searching neighbors")
@@ -134,10 +134,10 @@ class JaccardClusterer(Clusterer):
         if graph is None:
             return None
         constrained = self.needs_tracks or known.corrections is not None
-        labels = self._partition_constrained(graph, known) if constrained else self.partition(graph)
+        labels = self._partition_constrained(graph, features, known) if constrained else self.partition(graph)
         return torch.as_tensor(labels, dtype=torch.int64)
 
-    def _partition_constrained(self, graph: sparse.csr_array, known: ImageTable) -> np.ndarray:
+    def _partition_constrained(self, graph: sparse.csr_array, features: Tensor, known: ImageTable) -> np.ndarray:
         overruled = 0
         with self.stage("constraints"):
             if not self.needs_tracks:
@@ -149,7 +149,11 @@ class JaccardClusterer(Clusterer):
             graph = constrain_graph(graph, constraints)
         found = self.partition(graph)
         with self.stage("repair"):
-            kept = enforce_constraints(found, graph, constraints, radius=self.radius, min_size=self.min_size)
+            offsets = None
+            if constraints.certain.any():
+                offsets = centroid_offsets(features, torch.as_tensor(found, dtype=torch.int64))
+            options = {"offsets": offsets, "radius": self.radius, "min_size": self.min_size}
+            kept = enforce_constraints(found, graph, constraints, **options)
         if known.corrections is not None:
             self.count(kept, constraints, overruled)
         if self.needs_tracks:

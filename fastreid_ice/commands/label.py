@@ -91,7 +91,8 @@ def corrected(labels: PseudoLabels, path: Path) -> tuple[PseudoLabels, str]:
     before = np.full(len(labels.labels), -1)
     clustered = labels.labels >= 0
     before[clustered] = np.unique(labels.labels[clustered], return_inverse=True)[1]
-    kept = enforce_constraints(before, _stars(before, labels.distances), said, min_size=2)
+    offsets = np.nan_to_num(labels.distances, nan=1.0)
+    kept = enforce_constraints(before, _stars(before, offsets), said, offsets=offsets, min_size=2)
     pairs, pair, sizes = np.unique(np.stack((before, kept.labels), 1), axis=0, return_inverse=True, return_counts=True)
     # A cluster whose images are all together, alone, and in a cluster still.
     whole = [sizes == np.bincount(column + 1, weights=sizes)[column + 1] for column in pairs.T]
@@ -107,7 +108,7 @@ def corrected(labels: PseudoLabels, path: Path) -> tuple[PseudoLabels, str]:
 
 def _stars(labels: np.ndarray, distances: np.ndarray) -> sparse.csr_array:
     """(N, N) the distance of each image to the most central one of its cluster."""
-    near = np.nan_to_num(distances, nan=1.0).clip(1e-6, 1)
+    near = distances.clip(1e-6, 1)
     order = np.lexsort((near, labels))
     centres = order[np.unique(labels[order], return_index=True)[1]]
     centre = centres[np.unique(labels, return_inverse=True)[1]]

@@ -22,6 +22,8 @@ from scipy.sparse import csgraph
 from ._arrays import to_numpy
 from .images import ImageTable
 
+CENTRAL = 0.25  # the share of a cluster's images that speak for it when a person links them
+
 
 @dataclass(frozen=True, eq=False)
 class Constraints:
@@ -169,15 +171,22 @@ def constrain_graph(graph: sparse.csr_array, constraints: Constraints) -> sparse
 
 
 def enforce_constraints(
-    labels: np.ndarray, graph: sparse.csr_array, constraints: Constraints, *, radius: float = 1.0, min_size: int = 1
+    labels: np.ndarray,
+    graph: sparse.csr_array,
+    constraints: Constraints,
+    *,
+    offsets: np.ndarray | None = None,
+    radius: float = 1.0,
+    min_size: int = 1,
 ) -> Enforced:
     """Clusters that keep all constraints, from clusters that may not.
 
     1. The images of a part get the cluster that most of them have, the first of several; noise does not count. Images
        that show nobody are noise.
-    2. The clusters of a certain group become one, and if all of it is noise, it becomes a cluster. A person who links
-       the centres of two clusters means the clusters; one who links a stray image may join more than was meant, which
-       the next question shows, and a forbidden pair undoes.
+    2. A certain group gets the cluster in which one of its images is the most central. The clusters of which several
+       of its images are among the most central quarter become one: a person who links the centres of two clusters means
+       the clusters, but one who links a stray image means this image alone. If all of the group is noise, it becomes a
+       cluster.
     3. A cluster that holds a forbidden pair is cut at its weakest links: its images are joined again, in order of
        distance, except where that would join a forbidden pair (Kruskal's algorithm with refusals). Two groups that are
        forbidden to each other are thus separated at the longest step of the best way between them.
@@ -186,13 +195,16 @@ def enforce_constraints(
         labels: (N,) integers, -1 for noise, else 0..C-1; not changed.
         graph: (N, N) symmetric CSR matrix, from ``constrain_graph``; not changed.
         constraints: of the same N images.
+        offsets: (N,) how far each image is from the centre of its cluster, in any unit; by default the more, the less
+            the sum of 1 - distance to the others of its cluster is.
         radius: longer distances do not join: the ``eps`` of the clustering.
         min_size: a piece of a cut cluster with fewer images and without a certain group is noise.
 
     Time is O(N log N + E log E + M log M), memory linear; clusters without a forbidden pair cost O(N + E) together.
     """
     groups = constraints.groups
-    own, split, joined = _labels_of_groups(np.where(constraints.nobody, -1, labels).astype(np.int64), constraints)
+    labels = np.where(constraints.nobody, -1, labels).astype(np.int64)
+    own, split, joined = _labels_of_groups(labels, graph, offsets, constraints)
     first, second = constraints.apart.T
     violated = (own[first] >= 0) & (own[first] == own[second])
     broken = np.unique(own[first[violated]])
@@ -231,25 +243,54 @@ def _among(values: np.ndarray, ascending: np.ndarray) -> np.ndarray:
     return ascending[ascending.searchsorted(values).clip(max=len(ascending) - 1)] == values
 
 
-def _labels_of_groups(labels: np.ndarray, constraints: Constraints) -> tuple[np.ndarray, int, int]:
+def _labels_of_groups(
+    labels: np.ndarray, graph: sparse.csr_array, offsets: np.ndarray | None, constraints: Constraints
+) -> tuple[np.ndarray, int, int]:
     """(G,) the cluster of each group, -1 for noise; parts that had several labels; groups that were joined."""
     groups, parts, certain = constraints.groups, constraints.parts, constraints.certain
     of_part, split = _most_frequent(labels, parts)
     owner = np.empty(len(of_part), np.int64)
     owner[parts] = groups
-    # Clusters, and after them groups, are the nodes; a part links the two.
-    clustered = np.flatnonzero(of_part >= 0)
+    if not certain.any():
+        own = np.full(len(certain), -1)
+        own[owner] = of_part
+        return own, split, 0
+    if offsets is None:
+        rows, columns = _entries(graph)
+        together = labels[rows] == labels[columns]
+        offsets = -np.bincount(rows[together], weights=1 - graph.data[together], minlength=len(labels))
+    places = np.full(len(of_part), np.inf)
+    inside = np.flatnonzero((labels >= 0) & (labels == of_part[parts]))
+    np.minimum.at(places, parts[inside], _places(labels, offsets)[inside])
+    # Clusters and, after them, groups are nodes. A part links the two if it is central, or the most central of a group.
+    order = np.lexsort((places, owner))
+    first = np.zeros(len(places), bool)
+    first[order[np.unique(owner[order], return_index=True)[1]]] = True
+    linking = np.flatnonzero((of_part >= 0) & (first | (places < CENTRAL)))
     num_clusters = labels.max(initial=-1) + 1
     num_nodes = num_clusters + len(certain)
-    ends = (of_part[clustered], num_clusters + owner[clustered])
-    links = sparse.coo_array((np.ones(len(clustered), bool), ends), shape=(num_nodes, num_nodes))
+    ends = (of_part[linking], num_clusters + owner[linking])
+    links = sparse.coo_array((np.ones(len(linking), bool), ends), shape=(num_nodes, num_nodes))
     component = csgraph.connected_components(links, directed=False)[1]
-    own = np.where(certain, component[num_clusters:], -1)
-    own[owner[clustered]] = component[of_part[clustered]]
+    clustered = certain.copy()
+    clustered[owner[linking]] = True
+    own = np.where(clustered, component[num_clusters:], -1)
     seen = np.unique(np.stack((owner, of_part), 1), axis=0)
     several = np.bincount(seen[:, 0], minlength=len(certain)) > 1
     several[owner[of_part < 0]] = True
     return own, split, int((several & certain).sum())
+
+
+def _places(labels: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """(N,) the share of the images of its cluster that are nearer to the centre than an image, in [0, 1)."""
+    order = np.lexsort((offsets, labels))
+    starts = np.diff(labels[order], prepend=-2) != 0
+    changes = starts | (np.diff(offsets[order], prepend=-np.inf) != 0)
+    positions = np.arange(len(labels))
+    first, begin = (np.maximum.accumulate(np.where(mask, positions, 0)) for mask in (changes, starts))
+    places = np.empty(len(labels))
+    places[order] = (first - begin) / np.bincount(labels + 1)[labels[order] + 1]
+    return places
 
 
 def _most_frequent(labels: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, int]:

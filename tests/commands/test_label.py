@@ -103,7 +103,7 @@ def test_a_sorted_file(labels: Path, tmp_path: Path, monkeypatch, capsys) -> Non
 def test_labels_that_keep_corrections(labels: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     """Two clusters are joined, noise gets a cluster, the image further from its centroid leaves, nobody is noise."""
     crops, file, output = tmp_path / "crops", tmp_path / "corrections.csv", tmp_path / "corrected.csv"
-    rows = [("a/1.jpg", "same", "c/人.jpg"), ("c/with space.jpg", "different", "b/1.jpg"), ("a/4", "nobody", "")]
+    rows = [("c/with space.jpg", "same", NAMES[4]), ("c/with space.jpg", "different", "b/1.jpg"), ("a/4", "nobody", "")]
     rows += [("d/2.jpg", "person", "Anna"), ("d/3.jpg", "person", "Anna")]
     text = [
         f"{crops / one},{relation},{crops / other if relation in ('same', 'different') else other}"

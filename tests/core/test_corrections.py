@@ -143,6 +143,29 @@ def test_same_between_two_clusters_makes_them_one() -> None:
     assert (found.joined, found.split, found.violations) == (2, 0, 0)
 
 
+def test_a_stray_image_moves_alone() -> None:
+    """Linked to the centre of another cluster it moves there; with the centre of its own, the clusters become one."""
+    labels = np.repeat([0, 1], [8, 6])
+    offsets = np.array([0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5]) / 10
+    nothing = sparse.csr_array((14, 14))
+    moved = Said({(7, 8)}, set(), {}, set()).constraints(14)
+    found = enforce_constraints(labels, nothing, moved, offsets=offsets)
+    assert found.labels.tolist() == [0] * 7 + [1] * 7 and found.joined == 1
+    both_strays = Said({(6, 13)}, set(), {}, set()).constraints(14)
+    found = enforce_constraints(labels, nothing, both_strays, offsets=offsets)
+    assert found.labels.tolist() == [0] * 8 + [1] * 5 + [0], "the one further from the centre"
+    joined = Said({(0, 8), (6, 13)}, set(), {}, set()).constraints(14)
+    assert enforce_constraints(labels, nothing, joined, offsets=offsets).labels.tolist() == [0] * 14
+    # By the graph, if offsets are not given: the end of a chain is near one image only.
+    distances = np.ones((14, 14))
+    for one in [*range(7), *range(8, 13)]:
+        distances[one, one + 1] = 0.5
+    for linked, moved_images in (((7, 10), 1), ((3, 10), 6)):
+        said = Said({linked}, set(), {}, set()).constraints(14)
+        found = enforce_constraints(labels, sparsify(distances), said)
+        assert np.count_nonzero(found.labels != labels) == moved_images
+
+
 def test_a_forbidden_pair_cuts_what_same_has_joined() -> None:
     """Two clusters joined by a stray image: the image goes over, the rest of its cluster stays away."""
     distances = np.ones((6, 6))
