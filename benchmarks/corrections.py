@@ -83,7 +83,8 @@ def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     for images in (*drawn_people(args), *saved(args)):
         print(f"\n{images.name}: {len(images.features)} images of {len(images.identities.unique())} people")
-        print(tabulate(rows(images, args.repeats), ["adjusted Rand index after answers", *ANSWERS], floatfmt=".3f"))
+        table = tabulate(rows(images, args.repeats), ["adjusted Rand index after answers", *ANSWERS], floatfmt=".3f")
+        print(table, flush=True)
     for strength in ("strong", "mild") if args.train else ():
         print(f"\nafter {args.train} epochs, {strength} cameras, {max(ANSWERS)} answers about the run without them")
         print(
