@@ -13,6 +13,7 @@ fastreid-ice bench recipe --config-file configs/ice_market.yml --synthetic --ima
 fastreid-ice bench recipe --synthetic --device cuda --steps 100 --profile MODEL.COMPILE True DATALOADER.CACHE ram
 fastreid-ice bench market --weights osnet_x0_25_msmt17.pth --seeds 2
 fastreid-ice bench tracks --weights osnet_x0_25_msmt17.pth
+fastreid-ice bench corrections --features market_start.npz market_trained.npz --train 4
 
 recluster: stages, total and peak memory, also by the camera-aware distance, compared with only faiss's exact search,
 only a plain matrix product with top-k, and, with --dense, the dense oracle of the tests; in turns, each in its own
@@ -47,6 +48,9 @@ complete runs and resumes the others.
 
 tracks: the adjusted Rand index of the first clustering, without and with tracks, of drawn people who cross the views of
 cameras; and of Market-1501 with --weights, with tracks guessed from the names of its files, and with true ones.
+
+corrections: the adjusted Rand index over the number of questions that the truth has answered, in order of doubt and in
+random order, of drawn people and of saved features; with --train, mAP after training without and with the answers.
 """
 
 from __future__ import annotations
@@ -60,7 +64,7 @@ import torch
 from fastreid_ice import InputError
 from fastreid_ice.commands import command_parser
 
-from . import evaluate, input, market, recipe, recluster, scaling, step, tracks
+from . import corrections, evaluate, input, market, recipe, recluster, scaling, step, tracks
 from .measuring import check_least
 
 # A benchmark has add_arguments(parser), check(args), which raises argparse.ArgumentError, and run(args).
@@ -73,6 +77,7 @@ BENCHMARKS = {
     "recipe": (recipe, "an epoch, part by part, and the whole recipe"),
     "market": (market, "every method on Market-1501 with one small budget, for a CPU"),
     "tracks": (tracks, "the first clustering without and with tracks"),
+    "corrections": (corrections, "a person's answers, the most doubtful questions first or in random order"),
 }
 
 
