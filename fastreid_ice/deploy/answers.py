@@ -18,6 +18,25 @@ class Changed(InputError):
     """The file is no longer as it was read."""
 
 
+def copy_earlier(source: Path, path: Path) -> None:
+    """Copies the corrections that a run was trained with to a file for further ones, unless there is one already.
+
+    Raises:
+        InputError: they are no longer there, or the file cannot be written.
+    """
+    if path.exists():
+        return
+    try:
+        content = source.read_bytes()
+        with replacing(str(path)) as file:
+            file.write(content)
+    except OSError as error:
+        raise InputError(
+            f"the run was trained with CORRECTIONS {source}, which cannot be copied to {path}: {error.strerror}; "
+            f"restore it, or begin without it by a file {path} of the one line {','.join(HEADER)}"
+        ) from error
+
+
 class AnswerFile:
     """The rows of a file of corrections, which is written whole or not at all.
 

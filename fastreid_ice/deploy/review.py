@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..reporting import PseudoLabels, centroid_distances
 from ..reporting.chart import readable
 from ..reporting.pages import common_folder, short_name
-from .answers import AnswerFile
+from .answers import AnswerFile, copy_earlier
 from .encoder import Encoder
 from .index import update_index
 
@@ -39,7 +39,7 @@ class Review:
     Attributes:
         folder, run_config: of the run, and its config.
         aspect: width over height of the crops, as the encoder sees them.
-        answers: the file ``corrections.csv`` in it.
+        answers: the file ``corrections.csv`` in it, which begins with those that the run was trained with.
         clustering: labels 0..C-1 and distances of the images that can be read, N of them.
         numbers: (C,) the labels in the run's file.
         known: what the answers say of these images, together.
@@ -59,6 +59,8 @@ class Review:
         labels = PseudoLabels.read(encoder.run.labels)
         if not (labels.labels >= 0).any():
             raise InputError(f"{encoder.run.labels} holds no cluster, only noise: there is nothing to correct")
+        if encoder.cfg.CORRECTIONS:
+            copy_earlier(Path(encoder.cfg.CORRECTIONS), encoder.run.corrections)
         self.answers = AnswerFile(encoder.run.corrections, labels.paths)
         index = update_index(run / INDEX, encoder, encoder.run.labels).index
         number = {os.path.abspath(path): row for row, path in enumerate(labels.paths)}

@@ -480,6 +480,24 @@ def test_nothing_is_lost_when_a_row_cannot_be_written(tmp_path: Path) -> None:
         AnswerFile(path, images)
 
 
+def test_a_run_that_was_trained_with_corrections_begins_with_them(place: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(place / "run", tmp_path / "run", ignore=shutil.ignore_patterns("corrections.csv"))
+    paths = PseudoLabels.read(run / "labels.csv").paths
+    earlier = tmp_path / "earlier.csv"
+    earlier.write_text(f"{HEAD}{paths[0]},different,{paths[20]}\n")
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("CORRECTIONS: ''", f"CORRECTIONS: {earlier}"))
+    first = Review(run)
+    first.add([(paths[1], "nobody", "")])
+    again = Review(run)
+    assert [row.relation for row in again.answers.rows] == ["different", "nobody"]
+    assert earlier.read_text().count("\n") == 2, "it stays as it was"
+    (run / "corrections.csv").unlink()
+    earlier.unlink()
+    with pytest.raises(InputError, match=r"CORRECTIONS .*earlier.csv, which cannot be copied to .*: No such file"):
+        Review(run)
+
+
 def test_what_cannot_work_is_one_sentence(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def sentence(*options: object) -> str:
         with pytest.raises(SystemExit) as error:
