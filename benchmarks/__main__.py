@@ -50,7 +50,8 @@ tracks: the adjusted Rand index of the first clustering, without and with tracks
 cameras; and of Market-1501 with --weights, with tracks guessed from the names of its files, and with true ones.
 
 corrections: the adjusted Rand index over the number of questions that the truth has answered, in order of doubt and in
-random order, of drawn people and of saved features; with --train, mAP after training without and with the answers.
+random order, of drawn people and of saved features, and over links between images that nobody has chosen; with --train,
+mAP after training without and with the answers.
 """
 
 from __future__ import annotations

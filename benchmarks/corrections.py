@@ -67,12 +67,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--train", metavar="EPOCHS", type=int, default=0, help="also train the demo so long, without and with answers"
     )
+    parser.add_argument(
+        "--answers",
+        metavar="N",
+        type=int,
+        default=200,
+        help=f"before that training, a multiple of {BATCH}; default: 200",
+    )
     parser.add_argument("--output", metavar="FOLDER", type=Path, default=Path("logs/corrections"), help="of these runs")
     parser.add_argument("--repeats", type=int, default=3, help="random orders of the questions; default: 3")
 
 
 def check(args: argparse.Namespace) -> None:
-    check_least(args, seeds=0, repeats=1, train=0)
+    check_least(args, seeds=0, repeats=1, train=0, answers=BATCH)
+    if args.answers % BATCH:
+        raise argparse.ArgumentError(None, f"--answers must be a multiple of {BATCH}")
     for path in args.features:
         if not path.is_file():
             raise argparse.ArgumentError(None, f"--features: no file {str(path)!r}")
@@ -82,11 +91,11 @@ def run(args: argparse.Namespace) -> None:
     """Print a table for each set, as soon as it is measured."""
     torch.set_num_threads(args.threads)
     for images in (*drawn_people(args), *saved(args)):
-        print(f"\n{images.name}: {len(images.features)} images of {len(images.identities.unique())} people")
+        print(f"\n{images.name}: {describe(images)}")
         table = tabulate(rows(images, args.repeats), ["adjusted Rand index after answers", *ANSWERS], floatfmt=".3f")
         print(table, flush=True)
     for strength in ("strong", "mild") if args.train else ():
-        print(f"\nafter {args.train} epochs, {strength} cameras, {max(ANSWERS)} answers about the run without them")
+        print(f"\nafter {args.train} epochs, {strength} cameras, {args.answers} answers about the run without them")
         print(
             tabulate(trained(args, strength), ["training", "ARI of the last clustering", "mAP", "rank-1"]), flush=True
         )
@@ -120,28 +129,28 @@ def trained(args: argparse.Namespace, strength: str) -> Iterator[tuple]:
     settings |= {"SOLVER.MAX_EPOCH": args.train, "TEST.EVAL_PERIOD": args.train}
     first = args.output / f"{strength}_without"
     for name in ("without", "doubtful", "random"):
-        folder = args.output / f"{strength}_{name}"
+        folder = first if name == "without" else args.output / f"{strength}_{name}_{args.answers}"
         own = settings | {"OUTPUT_DIR": folder}
         if name != "without":
-            own["CORRECTIONS"] = ask(first, args.output / f"{strength}_{name}.csv", in_order=name == "doubtful")
+            own["CORRECTIONS"] = file = folder.with_suffix(".csv")
+            ask(first, file, args.answers, in_order=name == "doubtful")
         if not (folder / "model_final.pth").is_file():
             train.main(["--config-file", "ice_demo.yml", *as_options(own)])
         yield name, *outcome(folder)
 
 
-def ask(run: Path, file: Path, *, in_order: bool) -> Path:
-    """The file of answers to questions about the features of a run."""
+def ask(run: Path, file: Path, number: int, *, in_order: bool) -> None:
+    """Writes a file of so many answers to questions about the features of a run."""
     cfg, _ = build_trained_config("", run)
     features, known = first_features(cfg)
     images = Images("", features, known.identities, cfg.CLUSTER.K1, cfg.CLUSTER.EPS)
-    _, asked = answer(images, graph_of(images), None if in_order else np.random.default_rng(0))
+    _, asked = answer(images, graph_of(images), None if in_order else np.random.default_rng(0), number)
     paths = [os.path.abspath(path) for path in build_training_set(cfg).paths]
     same = known.identities[asked[:, 0]] == known.identities[asked[:, 1]]
     with replacing(str(file), "w", encoding="utf-8") as lines:
         lines.write("image,relation,other\n")
         for (one, other), alike in zip(asked.tolist(), same.tolist(), strict=True):
             lines.write(f"{paths[one]},{'same' if alike else 'different'},{paths[other]}\n")
-    return file
 
 
 def outcome(folder: Path) -> tuple[float, float, float]:
@@ -158,6 +167,42 @@ def rows(images: Images, repeats: int) -> Iterator[tuple]:
     yield "most doubtful first", *answer(images, graph, None)[0]
     several = [answer(images, graph, np.random.default_rng(seed))[0] for seed in range(repeats)]
     yield "in random order", *np.mean(several, 0)
+    yield "links at random, a stray image moves alone", *linked(images, graph)
+    yield "links at random, each joins two clusters", *linked(images, graph, offsets=np.zeros(len(images.features)))
+
+
+def describe(images: Images) -> str:
+    """How many questions there are at first, and how many of them find an error."""
+    labels = cluster(images, graph_of(images), corrections_from_truth(torch.empty(0, 2).long(), images.identities))
+    pairs, _ = doubtful_pairs(images.features, labels)
+    one, other = pairs.T
+    wrong = (labels[one] == labels[other]) != (images.identities[one] == images.identities[other])
+    return (
+        f"{len(labels)} images of {len(images.identities.unique())} people; of {len(pairs)} questions "
+        f"{wrong.float().mean():.0%} find an error, of the first 100 {wrong[:100].float().mean():.0%}"
+    )
+
+
+def linked(images: Images, graph: sparse.csr_array, offsets: np.ndarray | None = None) -> list[float]:
+    """The adjusted Rand index after links between images of one person in two clusters, which nobody has chosen well.
+
+    ``offsets`` that are equal make each image central, so that it speaks for its cluster.
+    """
+    truth = images.identities.numpy()
+    random = np.random.default_rng(0)
+    order = truth.argsort(kind="stable")
+    _, owner, sizes = np.unique(truth, return_inverse=True, return_counts=True)
+    one = random.integers(0, len(truth), 100 * max(ANSWERS))
+    place = (sizes.cumsum() - sizes)[owner[one]] + (random.random(len(one)) * sizes[owner[one]]).astype(np.int64)
+    pairs = torch.from_numpy(np.stack((one, order[place]), 1))
+    labels = cluster(images, graph, corrections_from_truth(pairs[:0], images.identities))[pairs]
+    pairs = pairs[(labels >= 0).all(1) & (labels[:, 0] != labels[:, 1])]
+    quality = []
+    for number in ANSWERS:
+        said = corrections_from_truth(pairs[:number], images.identities)
+        found = cluster(images, graph, said, offsets)
+        quality.append(label_quality(found, images.identities).adjusted_rand_index)
+    return quality
 
 
 def graph_of(images: Images) -> sparse.csr_array:
@@ -165,8 +210,10 @@ def graph_of(images: Images) -> sparse.csr_array:
     return jaccard_graph(images.features, ranks, k1=images.k1, k2=6, max_distance=images.radius)
 
 
-def answer(images: Images, graph: sparse.csr_array, random: np.random.Generator | None) -> tuple[list[float], Tensor]:
-    """The adjusted Rand index after each number of ``ANSWERS``, and the pairs (A, 2) that were asked about.
+def answer(
+    images: Images, graph: sparse.csr_array, random: np.random.Generator | None, number: int = max(ANSWERS)
+) -> tuple[list[float], Tensor]:
+    """The adjusted Rand index after each of ``ANSWERS`` up to ``number``, and the pairs (A, 2) that were asked about.
 
     With ``random``, questions are drawn from all, as many about one cluster and about two as in order of doubt.
     """
@@ -177,7 +224,7 @@ def answer(images: Images, graph: sparse.csr_array, random: np.random.Generator 
         labels = cluster(images, graph, constraints)
         if len(asked) in ANSWERS:
             quality.append(label_quality(labels, images.identities).adjusted_rand_index)
-        if len(asked) >= max(ANSWERS):
+        if len(asked) >= number:
             return quality, asked
         pairs, _ = doubtful_pairs(images.features, labels, constraints=constraints)
         chosen = pairs[:BATCH]
@@ -201,10 +248,13 @@ def corrections_from_truth(asked: Tensor, identities: Tensor) -> Constraints:
     )
 
 
-def cluster(images: Images, graph: sparse.csr_array, constraints: Constraints) -> Tensor:
-    """As ``JaccardDBSCAN`` does, from the graph without constraints."""
+def cluster(
+    images: Images, graph: sparse.csr_array, constraints: Constraints, offsets: np.ndarray | None = None
+) -> Tensor:
+    """As ``JaccardDBSCAN`` does, from the graph without constraints, unless ``offsets`` are given."""
     allowed = constrain_graph(graph, constraints)
     labels = dbscan(allowed, eps=images.radius, min_samples=MIN_SAMPLES)
-    offsets = centroid_offsets(images.features, torch.from_numpy(labels))
+    if offsets is None:
+        offsets = centroid_offsets(images.features, torch.from_numpy(labels))
     options = {"offsets": offsets, "radius": images.radius, "min_size": MIN_SAMPLES}
     return torch.from_numpy(enforce_constraints(labels, allowed, constraints, **options).labels)

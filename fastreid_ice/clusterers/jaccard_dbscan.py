@@ -128,9 +128,8 @@ class JaccardClusterer(Clusterer):
         if len(features) < 3:
             noise = torch.full((len(features),), -1)
             return noise if known.corrections is None else self._corrected(noise, features, known.corrections)
-        if self.camera_norm:
-            features = standardize_by_camera(features, known.cameras)
-        graph = self._graph(features) if self.camera_sizes is None else self._camera_graph(features, known.cameras)
+        compared = standardize_by_camera(features, known.cameras) if self.camera_norm else features
+        graph = self._graph(compared) if self.camera_sizes is None else self._camera_graph(compared, known.cameras)
         if graph is None:
             return None
         constrained = self.needs_tracks or known.corrections is not None
@@ -149,7 +148,7 @@ class JaccardClusterer(Clusterer):
             graph = constrain_graph(graph, constraints)
         found = self.partition(graph)
         with self.stage("repair"):
-            offsets = None
+            offsets = None  # of the features as they are, in which people see the centres of clusters
             if constraints.certain.any():
                 offsets = centroid_offsets(features, torch.as_tensor(found, dtype=torch.int64))
             options = {"offsets": offsets, "radius": self.radius, "min_size": self.min_size}

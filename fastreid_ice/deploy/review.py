@@ -73,7 +73,8 @@ class Review:
         self.features = torch.from_numpy(index.features)
         if encoder.cfg.CLUSTER.CAMERA_NORM:
             self.features = standardize_by_camera(self.features, np.unique(found.cameras, return_inverse=True)[1])
-        distances = centroid_distances(self.features, codes).numpy()
+        # To the centroids of the features as they are, as in labels.csv: a clustering finds the centres there too.
+        distances = centroid_distances(torch.from_numpy(index.features), codes).numpy()
         self.clustering = PseudoLabels(found.paths, found.cameras, codes.numpy(), distances)
         self.common = common_folder(found.paths)
         self._number = {path: row for row, path in enumerate(index.paths)}
@@ -82,6 +83,9 @@ class Review:
         self.starts = self.sizes.cumsum() - self.sizes
         pairs, doubt = doubtful_pairs(self.features, codes)
         self.pairs = pairs.numpy()
+        asked = codes.numpy()[self.pairs]
+        between = asked[:, 0] != asked[:, 1]
+        self.pairs[between] = self.medoids[asked[between]]  # an answer about clusters is one about their centres
         self.doubts = np.zeros(len(self.numbers))  # of each cluster, the greatest of the questions about it
         np.maximum.at(self.doubts, self.clustering.labels[self.pairs], doubt.numpy()[:, None])
         self._follow()

@@ -102,8 +102,9 @@ def test_corrections_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(tmp_path)
     np.save("features.npy", blobs())
     run(monkeypatch, "--features", "features.npy", *OPTIONS)
-    before = read(tmp_path / "labels.csv")["label"]
-    one, other, third = (before.index(label) for label in ("0", "1", "2"))
+    columns = read(tmp_path / "labels.csv")
+    before, distances = np.array(columns["label"], int), np.array(columns["distance_to_centroid"], float)
+    one, other, third = (int(np.where(before == label, distances, 2).argmin()) for label in range(3))  # the centres
     for extra, names in (([], list(range(103))), (["--paths", "names.txt"], [f"crops/{i}.jpg" for i in range(103)])):
         Path("names.txt").write_text("\n".join(map(str, names)))
         Path("said.csv").write_text(f"image,relation,other\n{names[one]},same,{names[other]}\n{names[third]},nobody,\n")
@@ -111,7 +112,7 @@ def test_corrections_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         columns = read(tmp_path / "labels.csv")
         assert columns["path"] == [str(name) for name in names]
         assert columns["label"][one] == columns["label"][other] != "-1" and columns["label"][third] == "-1"
-        assert len(set(columns["label"])) == len(set(before)) - 1
+        assert len(set(columns["label"])) == len(set(before.tolist())) - 1
     Path("said.csv").write_text("image,relation,other\n103,nobody,\n")
     with pytest.raises(SystemExit, match="said.csv, line 2: there is no image '103' among the 103"):
         run(monkeypatch, "--features", "features.npy", *OPTIONS, "CORRECTIONS", "said.csv")
