@@ -498,6 +498,18 @@ def test_a_run_that_was_trained_with_corrections_begins_with_them(place: Path, t
         Review(run)
 
 
+def test_questions_about_two_clusters_show_their_centres(place: Path, shown: Review, tmp_path: Path) -> None:
+    """Also where questions are ordered by features that are standardised within cameras."""
+    run = shutil.copytree(place / "run", tmp_path / "run", ignore=shutil.ignore_patterns("corrections.csv"))
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("CAMERA_NORM: false", "CAMERA_NORM: true", 1))  # of CLUSTER
+    found = Review(run)
+    assert not np.allclose(found.features, shown.features) and found.medoids.tolist() == shown.medoids.tolist()
+    labels = found.clustering.labels[found.pairs]
+    between = labels[:, 0] != labels[:, 1]
+    assert between.any() and (found.pairs[between] == found.medoids[labels[between]]).all()
+
+
 def test_what_cannot_work_is_one_sentence(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def sentence(*options: object) -> str:
         with pytest.raises(SystemExit) as error:
