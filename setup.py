@@ -20,7 +20,7 @@ EXPORT = [
 ]
 
 SERVE = [
-    "starlette",  # fastreid-ice serve: requests and answers
+    "starlette",  # fastreid-ice serve and review: requests and answers
     "uvicorn",  # and the server
 ]
 

@@ -15,6 +15,7 @@ fastreid-ice bench market --weights osnet_x0_25_msmt17.pth --seeds 2
 fastreid-ice bench time-to-accuracy --weights osnet_x0_25_msmt17.pth --methods ice o2cap_camera_norm
 fastreid-ice bench tracks --weights osnet_x0_25_msmt17.pth
 fastreid-ice bench precision --threads 1 --weights osnet_x0_25_msmt17.pth --mobilenet mobilenetv2_1.0_imagenet.pth
+fastreid-ice bench corrections --features market_start.npz market_trained.npz --train 4
 
 recluster: stages, total and peak memory, also by the camera-aware distance, compared with only faiss's exact search,
 only a plain matrix product with top-k, and, with --dense, the dense oracle of the tests; in turns, each in its own
@@ -57,6 +58,10 @@ cameras; and of Market-1501 with --weights, with tracks guessed from the names o
 precision: the exported encoder in float32, float16 and int8 in onnxruntime on the CPU: mAP and rank-1 on drawn people,
 and on Market-1501 with --weights, also of crops resized as trackers do; the size of the file, and the time per crop,
 measured in turns, also of larger networks with random weights.
+
+corrections: the adjusted Rand index over the number of questions that the truth has answered, in order of doubt and in
+random order, of drawn people and of saved features, and over links between images that nobody has chosen; with --train,
+mAP after training without and with the answers.
 """
 
 from __future__ import annotations
@@ -70,7 +75,19 @@ import torch
 from fastreid_ice import InputError
 from fastreid_ice.commands import command_parser
 
-from . import evaluate, input, market, precision, recipe, recluster, scaling, step, time_to_accuracy, tracks
+from . import (
+    corrections,
+    evaluate,
+    input,
+    market,
+    precision,
+    recipe,
+    recluster,
+    scaling,
+    step,
+    time_to_accuracy,
+    tracks,
+)
 from .measuring import check_least
 
 # A benchmark has add_arguments(parser), check(args), which raises argparse.ArgumentError, and run(args).
@@ -85,6 +102,7 @@ BENCHMARKS = {
     "time-to-accuracy": (time_to_accuracy, "the mAP on Market-1501 over the time of training"),
     "tracks": (tracks, "the first clustering without and with tracks"),
     "precision": (precision, "what an export in float16 or int8 keeps and costs"),
+    "corrections": (corrections, "a person's answers, the most doubtful questions first or in random order"),
 }
 
 

@@ -8,14 +8,21 @@ import os
 import shutil
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--proxy-server=127.0.0.1:9"]
-CODES = {"Tab": (9, ""), "Enter": (13, "\r"), " ": (32, " "), "ArrowDown": (40, "")}  # key -> its code, its text
+# key -> its code, its text
+CODES = {"Tab": (9, ""), "Enter": (13, "\r"), "Escape": (27, ""), " ": (32, " ")}
+CODES |= {"ArrowLeft": (37, ""), "ArrowRight": (39, ""), "ArrowDown": (40, "")}
 SECONDS = 60  # the longest wait for a page
+
+
+class BetweenPages(Exception):
+    """One page is gone, and the next one does not run scripts yet."""
 
 
 class Browser:
@@ -68,7 +75,10 @@ class Browser:
     def wait_for(self, expression: str) -> None:
         """Returns once the expression is true."""
         end = time.monotonic() + SECONDS
-        while not self.ask(expression):
+        while True:
+            with suppress(BetweenPages):
+                if self.ask(expression):
+                    return
             assert time.monotonic() < end, expression
             time.sleep(0.05)
 
@@ -88,6 +98,8 @@ class Browser:
         while True:  # events come in between
             answer = json.loads(self._read())
             if answer.get("id") == self._number:
+                if "Cannot find default execution context" in answer.get("error", {}).get("message", ""):
+                    raise BetweenPages
                 assert "error" not in answer, answer
                 return answer["result"]
 

@@ -1,6 +1,6 @@
 """Clusterers: from features of the training set to pseudo labels."""
 
-from .base import CLUSTERER_REGISTRY, Clusterer, build_clusterer
+from .base import CLUSTERER_REGISTRY, Clusterer, build_clusterer, centroid_offsets
 from .ground_truth import GroundTruth
 from .hdbscan import HDBSCAN
 from .jaccard_dbscan import JaccardClusterer, JaccardDBSCAN, check_tracks
@@ -15,5 +15,6 @@ __all__ = [
     "JaccardDBSCAN",
     "KMeans",
     "build_clusterer",
+    "centroid_offsets",
     "check_tracks",
 ]

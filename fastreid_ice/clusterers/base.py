@@ -8,19 +8,25 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
+import torch
+import torch.nn.functional as F
 from fastreid.config import CfgNode
 from fastreid.utils import comm
 from fastreid.utils.registry import Registry
+from scipy import sparse
 from torch import Tensor
 
 from ..config import lookup
-from ..core import Clusters, EpsSweep, ImageTable
+from ..core import Clusters, Constraints, Enforced, EpsSweep, ImageTable, centroids, enforce_constraints, k_nearest
 from ..errors import InputError
 
 CLUSTERER_REGISTRY = Registry("CLUSTERER")
 CLUSTERER_REGISTRY.__doc__ = """Clusterers. A registered class is a ``Clusterer``, built by ``cls.from_config(cfg)``."""
 
 logger = logging.getLogger(f"fastreid.{__name__}")
+
+NEIGHBORS = 30  # of an image in the graph along which a cluster is cut that has no graph of its own
 
 
 class Clusterer:
@@ -32,6 +38,8 @@ class Clusterer:
             in the first.
         needs_cameras: whether it refuses images whose camera is not known, with an InputError.
         needs_tracks: whether it refuses images of which no track is known, with an InputError.
+        keeps_corrections: whether ``labels`` keeps ``known.corrections`` itself; otherwise they are enforced on its
+            labels.
         order_matters: whether another order of the images may give other clusters even for people who are easy to tell
             apart, for example if a start is drawn at random; ``fastreid_ice.testing`` compares two orders otherwise.
         seconds: the time of each stage of the last call in this process, by name.
@@ -41,7 +49,7 @@ class Clusterer:
 
     if_all_noise = if_one_cluster = "choose another CLUSTER.NAME"
     shared = False
-    needs_cameras = needs_tracks = order_matters = False
+    needs_cameras = needs_tracks = keeps_corrections = order_matters = False
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -79,7 +87,39 @@ class Clusterer:
         """
         self.seconds, self.scalars, self.sweep = {}, {}, None
         labels = self.labels(features, known) if self.shared or comm.is_main_process() else None
+        if labels is not None and known.corrections is not None and not self.keeps_corrections:
+            labels = self._corrected(labels, features, known.corrections)
         return Clusters(comm.all_gather(labels if comm.is_main_process() else None)[0], features, known)
+
+    def _corrected(self, labels: Tensor, features: Tensor, corrections: Constraints) -> Tensor:
+        """``labels`` that keep the corrections; a cluster is cut at the weakest link by cosine."""
+        with self.stage("corrections"):
+            found = labels.cpu().numpy()
+            graph = _cosine_graph(features, found, corrections)
+            # A single image that is left over is noise.
+            offsets = centroid_offsets(features, labels)
+            kept = enforce_constraints(found, graph, corrections, offsets=offsets, min_size=2)
+        self.count(kept, corrections)
+        return torch.from_numpy(kept.labels)
+
+    def count(self, kept: Enforced, constraints: Constraints, overruled: int = 0) -> None:
+        """Logs what a person's corrections changed, and keeps it in ``scalars``."""
+        self.scalars |= {
+            "violations": kept.violations,
+            "repaired": kept.repaired,
+            "corrections_joined": kept.joined,
+            "corrections_nobody": int(constraints.nobody.sum()),
+            "corrections_overruled": overruled,
+        }
+        logger.info(
+            "CORRECTIONS: %d people were in several clusters or in noise, and are now in one; %d pairs of two people "
+            "were in one cluster, and %d clusters were cut; %d images show nobody; %d facts of tracks were overruled",
+            kept.joined,
+            kept.violations,
+            kept.repaired,
+            constraints.nobody.sum(),
+            overruled,
+        )
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -88,6 +128,30 @@ class Clusterer:
         yield
         self.seconds[name] = time.perf_counter() - start
         logger.info("Clustering: %s took %.1f s", name, self.seconds[name])
+
+
+def centroid_offsets(features: Tensor, labels: Tensor) -> np.ndarray:
+    """(N,) 1 - cosine between each row and the centroid of its cluster, 0 for noise."""
+    offsets = torch.zeros(len(labels))
+    rows = (labels >= 0).nonzero()[:, 0]
+    if len(rows):
+        units, own = features[rows].float(), labels[rows].to(features.device)
+        offsets[rows.cpu()] = 1 - (units * F.normalize(centroids(units, own))[own]).sum(1).cpu()
+    return offsets.numpy()
+
+
+def _cosine_graph(features: Tensor, labels: np.ndarray, constraints: Constraints) -> sparse.csr_array:
+    """(N, N) half of 1 - cosine between near images of the clusters in which a forbidden pair may be."""
+    touched = np.isin(constraints.groups, constraints.apart) | constraints.certain[constraints.groups]
+    rows = np.flatnonzero(np.isin(labels, labels[touched & (labels >= 0)]))
+    shape = (len(labels), len(labels))
+    if not len(rows):
+        return sparse.csr_array(shape, dtype=np.float32)
+    cosines, near = k_nearest(features[torch.from_numpy(rows)], min(NEIGHBORS, len(rows)))
+    distances = ((1 - cosines) / 2).clamp(1e-6, 1).cpu().numpy().ravel()
+    ends = rows.repeat(near.shape[1]), rows[near.cpu().numpy().ravel()]
+    graph = sparse.csr_array((distances, ends), shape=shape)
+    return graph.maximum(graph.T)
 
 
 def build_clusterer(cfg: CfgNode) -> Clusterer:

@@ -14,10 +14,13 @@ from scipy import sparse
 from torch import Tensor
 
 from ..core import (
+    Constraints,
+    Enforced,
     ImageTable,
     camera_jaccard_graph,
     choose_eps,
     choose_k1,
+    combine_constraints,
     constrain_graph,
     dbscan,
     enforce_constraints,
@@ -28,7 +31,7 @@ from ..core import (
 )
 from ..errors import InputError
 from ..progress import progress
-from .base import CLUSTERER_REGISTRY, Clusterer
+from .base import CLUSTERER_REGISTRY, Clusterer, centroid_offsets
 
 logger = logging.getLogger(f"fastreid.{__name__}")
 _searching = partial(progress, title="Searching neighbors")
@@ -55,11 +58,14 @@ class JaccardClusterer(Clusterer):
         tracks: keep what tracks say of people, see ``track_constraints``: the images of a track have one label, and two
             tracks of one camera that overlap in time are never in one cluster.
 
+    A person's corrections (``known.corrections``) leave the graph in the same way, and overrule tracks.
+
     Attributes:
         radius: the longest distance that joins two images, in (0, 1]; ``partition`` may lower it.
     """
 
     radius = 1.0
+    keeps_corrections = True
 
     def __init__(
         self,
@@ -120,22 +126,40 @@ class JaccardClusterer(Clusterer):
         if self.needs_tracks:
             check_tracks(known)
         if len(features) < 3:
-            return torch.full((len(features),), -1)
-        if self.camera_norm:
-            features = standardize_by_camera(features, known.cameras)
-        graph = self._graph(features) if self.camera_sizes is None else self._camera_graph(features, known.cameras)
+            noise = torch.full((len(features),), -1)
+            return noise if known.corrections is None else self._corrected(noise, features, known.corrections)
+        compared = standardize_by_camera(features, known.cameras) if self.camera_norm else features
+        graph = self._graph(compared) if self.camera_sizes is None else self._camera_graph(compared, known.cameras)
         if graph is None:
             return None
-        labels = self._partition_by_tracks(graph, known) if self.needs_tracks else self.partition(graph)
+        constrained = self.needs_tracks or known.corrections is not None
+        labels = self._partition_constrained(graph, features, known) if constrained else self.partition(graph)
         return torch.as_tensor(labels, dtype=torch.int64)
 
-    def _partition_by_tracks(self, graph: sparse.csr_array, known: ImageTable) -> np.ndarray:
+    def _partition_constrained(self, graph: sparse.csr_array, features: Tensor, known: ImageTable) -> np.ndarray:
+        overruled = 0
         with self.stage("constraints"):
-            constraints = track_constraints(known)
+            if not self.needs_tracks:
+                constraints = known.corrections
+            else:
+                constraints = track_constraints(known)
+                if known.corrections is not None:
+                    constraints, overruled = combine_constraints(constraints, known.corrections)
             graph = constrain_graph(graph, constraints)
         found = self.partition(graph)
         with self.stage("repair"):
-            kept = enforce_constraints(found, graph, constraints, radius=self.radius, min_size=self.min_size)
+            offsets = None  # of the features as they are, in which people see the centres of clusters
+            if constraints.certain.any():
+                offsets = centroid_offsets(features, torch.as_tensor(found, dtype=torch.int64))
+            options = {"offsets": offsets, "radius": self.radius, "min_size": self.min_size}
+            kept = enforce_constraints(found, graph, constraints, **options)
+        if known.corrections is not None:
+            self.count(kept, constraints, overruled)
+        if self.needs_tracks:
+            self._count_tracks(kept, constraints)
+        return kept.labels
+
+    def _count_tracks(self, kept: Enforced, constraints: Constraints) -> None:
         self.scalars |= {
             "must_link": constraints.num_linked,
             "cannot_link": len(constraints.apart),
@@ -151,7 +175,6 @@ class JaccardClusterer(Clusterer):
             kept.repaired,
             kept.split,
         )
-        return kept.labels
 
     def _graph(self, features: Tensor) -> sparse.csr_array | None:
         """In the first process."""

@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "train, resume or evaluate what a config describes",
     "recluster": "cluster features or a folder of images once, into labels.csv",
     "report": "write report.html about a run: curves, clusters to look at, a search over all images",
+    "review": "correct the clusters of a run in the browser: questions in order of doubt, answered by keys",
     "label": "write pseudo labels as a CSV file, a folder of links, or for COCO, FiftyOne and MOT tools",
     "search": "search any folder of images with a trained encoder, by one or many queries",
     "serve": "search such a folder in the browser: drop a picture, click a result to search on",

@@ -1,11 +1,16 @@
 """Writes pseudo labels in a form that people or other programs read.
 
 fastreid-ice label --run logs/ice_folder --format folder --output clusters
+fastreid-ice label --run logs/ice_folder --corrections logs/ice_folder/corrections.csv --output corrected.csv --write
 fastreid-ice label labels.csv --format coco --output labels.json --write
 fastreid-ice label --run logs/ice_folder --format mot --tracks tracker --output identities --write
 
 The labels are those of a run's last clustering (its OUTPUT_DIR), or of a file that `fastreid-ice recluster` wrote.
 Without --write nothing is created: the command prints what it would create. Images that no longer exist are left out.
+
+--corrections names a file of what a person has said about the images (docs/corrections.md), which the labels then keep:
+clusters are joined, images leave them, and all clusters get new numbers. Features are not known here, so a cluster of
+two people loses only the images that the file names; `fastreid-ice recluster` divides it.
 
 csv       a file like labels.csv, sorted by cluster and by distance to its centroid
 folder    a folder of symbolic links with one sub-folder for each cluster, cluster_0000, cluster_0001 and so on with the
@@ -31,9 +36,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from scipy import sparse
 
 from ..config import Run
-from ..data import build_dataset, facts_of
+from ..core import enforce_constraints
+from ..data import build_dataset, facts_of, read_corrections
 from ..errors import InputError
 from ..files import new_folder, replacing
 from ..progress import progress
@@ -64,8 +71,50 @@ def read_labels(source: Path) -> PseudoLabels:
         if path is None:
             raise InputError(f"{source} holds no labels.csv: this run has not clustered yet")
         source = path
-    found = PseudoLabels.read(source)
+    return by_cluster(PseudoLabels.read(source))
+
+
+def by_cluster(found: PseudoLabels) -> PseudoLabels:
     return found[np.lexsort((found.distances, found.labels, found.labels < 0))]
+
+
+def corrected(labels: PseudoLabels, path: Path) -> tuple[PseudoLabels, str]:
+    """Labels that keep a file of corrections, and a sentence about what changed.
+
+    Of two images in one cluster that are two people, the one further from the centroid leaves it. The distance to the
+    centroid of a cluster that has changed is not known.
+
+    Raises:
+        InputError: the file cannot be read, does not fit the images, or contradicts itself.
+    """
+    said = read_corrections(str(path), labels.paths)
+    before = np.full(len(labels.labels), -1)
+    clustered = labels.labels >= 0
+    before[clustered] = np.unique(labels.labels[clustered], return_inverse=True)[1]
+    offsets = np.nan_to_num(labels.distances, nan=1.0)
+    kept = enforce_constraints(before, _stars(before, offsets), said, offsets=offsets, min_size=2)
+    pairs, pair, sizes = np.unique(np.stack((before, kept.labels), 1), axis=0, return_inverse=True, return_counts=True)
+    # A cluster whose images are all together, alone, and in a cluster still.
+    whole = [sizes == np.bincount(column + 1, weights=sizes)[column + 1] for column in pairs.T]
+    same = whole[0] & whole[1] & (pairs[:, 0] >= 0) & (pairs[:, 1] >= 0) | (pairs == -1).all(1)
+    unchanged = same[pair.ravel()]
+    distances = np.where(unchanged, labels.distances, np.float32(np.nan))
+    sentence = (
+        f"{path}: {kept.joined} people were in several clusters or in noise, and are now in one; {kept.repaired} "
+        f"clusters held two people; {int(said.nobody.sum())} images show nobody"
+    )
+    return by_cluster(PseudoLabels(labels.paths, labels.cameras, kept.labels, distances)), sentence
+
+
+def _stars(labels: np.ndarray, distances: np.ndarray) -> sparse.csr_array:
+    """(N, N) the distance of each image to the most central one of its cluster."""
+    near = distances.clip(1e-6, 1)
+    order = np.lexsort((near, labels))
+    centres = order[np.unique(labels[order], return_index=True)[1]]
+    centre = centres[np.unique(labels, return_inverse=True)[1]]
+    rows = np.flatnonzero((labels >= 0) & (centre != np.arange(len(labels))))
+    stars = sparse.csr_array((near[rows], (rows, centre[rows])), shape=(len(labels), len(labels)))
+    return stars.maximum(stars.T)
 
 
 def existing(labels: PseudoLabels) -> tuple[PseudoLabels, list[str]]:
@@ -193,6 +242,10 @@ def run(args: argparse.Namespace) -> None:
     """Raises InputError if the arguments cannot work; nothing is written then."""
     labels = read_labels(args.run or args.source)
     check_output(args.output)
+    lines = []
+    if args.corrections:
+        labels, sentence = corrected(labels, args.corrections)
+        lines.append(sentence)
     labels, gone = existing(labels)
     plan = FORMATS[args.format](labels, args)
     if args.write:
@@ -200,7 +253,7 @@ def run(args: argparse.Namespace) -> None:
             plan.write(args.output)
         except OSError as error:
             raise InputError(f"--output {args.output}: {error.strerror}") from error
-    lines = [f"{'Wrote' if args.write else 'Would write'} {args.output}: {plan.sentence}"]
+    lines.append(f"{'Wrote' if args.write else 'Would write'} {args.output}: {plan.sentence}")
     if gone:
         lines.append(f"{len(gone)} images no longer exist and are left out, the first: {gone[0]}")
     if not args.write:
@@ -216,6 +269,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "source", metavar="LABELS", type=Path, nargs="?", help="a CSV file of labels, or the folder of a run"
     )
     parser.add_argument("--format", choices=FORMATS, default="csv", help="see above; default: csv")
+    parser.add_argument(
+        "--corrections", metavar="FILE", type=Path, help="a person's corrections, which the labels then keep"
+    )
     parser.add_argument("--output", metavar="PATH", type=Path, required=True, help="the file or folder to write")
     parser.add_argument("--tracks", metavar="FOLDER", type=Path, help="of a tracker's files, for mot")
     parser.add_argument("--write", action="store_true", help="create it; the default is to print what would be done")

@@ -3,6 +3,7 @@
 fastreid-ice recluster --run logs/ice_folder CLUSTER.K1 20
 fastreid-ice recluster --run logs/ice_folder --images path/to/other/crops
 fastreid-ice recluster --run logs/ice_folder --sweep
+fastreid-ice recluster --run logs/ice_folder CORRECTIONS logs/ice_folder/corrections.csv
 fastreid-ice recluster --features features.npy CLUSTER.EPS 0.5 CLUSTER.K1 20
 fastreid-ice recluster --images path/to/crops --config-file configs/ice_folder.yml \
     MODEL.WEIGHTS logs/ice_folder/model_final.pth
@@ -17,6 +18,9 @@ Features are a float16, float32 or float64 array (N, D) in a .npy file, which is
 paths are row numbers unless --paths names a file with one per line. The images of a folder are those that training
 would use (UnlabeledFolder: not query and gallery). Their cameras follow DATASETS.FOLDER.CAMERAS, and their features are
 those of the encoder CLUSTER.FEATURES. An image that cannot be read becomes noise (DATALOADER.UNREADABLE).
+
+CORRECTIONS corrections.csv keeps what a person has said about the images (docs/corrections.md). A run that was trained
+with such a file keeps it for its own images; with --images or --features name it again.
 
 --sweep writes no labels. It clusters with several K1 at 21 radii each, and shows the clusters, the noise, the largest
 cluster and the expected F-measure by which CLUSTER.AUTO_EPS chooses a radius: as a table, in sweep.csv and as a
@@ -46,7 +50,7 @@ from torch import Tensor
 from ..clusterers import build_clusterer
 from ..config import CONFIGS
 from ..core import EpsSweep, ImageTable, choose_k1
-from ..data import build_feature_loader, build_training_set, crop_size, inspect_images
+from ..data import build_feature_loader, build_training_set, crop_size, inspect_images, read_corrections
 from ..engine import Checkpointer, build_trained_config, extract_features
 from ..engine.log import log_any_name
 from ..errors import InputError
@@ -98,6 +102,8 @@ def read_config(args: argparse.Namespace) -> tuple[CfgNode, str]:
         fixed = ["DATASETS.ROOT", repr(args.images), "DATASETS.NAMES", "('UnlabeledFolder',)", "DATASETS.TESTS", "()"]
     else:
         fixed = ["DATASETS.TESTS", "()"]
+    if args.run and (args.features or args.images) and "CORRECTIONS" not in args.options[::2]:
+        fixed += ["CORRECTIONS", ""]  # those of the run are about its own images
     # The published K1 of the default config is made for more images than most people have.
     own = args.config_file or args.run or "CLUSTER.K1" in args.options[::2]
     options = [*([] if own else ["CLUSTER.AUTO_K1", "True"]), *args.options, *fixed]
@@ -107,8 +113,8 @@ def read_config(args: argparse.Namespace) -> tuple[CfgNode, str]:
     return cfg, weights
 
 
-def read_features(path: str, names: str | None) -> Images:
-    """The rows of a .npy file; they stay on the disk if they are unit rows.
+def read_features(path: str, names: str | None, corrections: str = "") -> Images:
+    """The rows of a .npy file; they stay on the disk if they are unit rows. ``corrections`` is a file about ``names``.
 
     Raises:
         InputError: no such file, another format, shape or type, rows without a direction, or a wrong number of names.
@@ -137,7 +143,8 @@ def read_features(path: str, names: str | None) -> Images:
         if len(paths) != len(array):
             raise InputError(f"--paths {names} has {len(paths)} lines, but {path} has {len(array)} rows")
     features = unit_rows(torch.from_numpy(array), path)
-    unknown = ImageTable(cameras=torch.full((len(array),), -1))
+    said = read_corrections(corrections, [str(name) for name in paths]) if corrections else None
+    unknown = ImageTable(cameras=torch.full((len(array),), -1), corrections=said)
     return Images(features, torch.ones(len(array), dtype=torch.bool), paths, [""] * len(array), unknown)
 
 
@@ -277,7 +284,7 @@ def run(args: argparse.Namespace) -> None:
     log_any_name()
     seconds: dict[str, float] = {}
     with timed(seconds, "features"):
-        images = read_features(args.features, args.paths) if args.features else extract(cfg, weights)
+        images = read_features(args.features, args.paths, cfg.CORRECTIONS) if args.features else extract(cfg, weights)
     if args.sweep:
         report_sweep(sweep(cfg, images), output, num_images=int(images.usable.sum()))
         return

@@ -20,7 +20,7 @@ from pathlib import Path
 from ..deploy.index import as_text
 from ..deploy.search import Gallery
 from ..errors import InputError
-from . import command_parser
+from . import command_parser, explaining_server
 from .search import add_comparison
 
 
@@ -45,12 +45,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Serves until Ctrl-C. Raises InputError if the arguments cannot work."""
-    try:
-        from ..deploy.server import SearchApp, listen, serve
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"{error.name} is not installed, but the server needs it: run `pip install starlette uvicorn`"
-        ) from error
+    with explaining_server():
+        from ..deploy.server import SearchApp
+        from ..deploy.web import listen, serve
     logging.getLogger("fastreid").setLevel(logging.WARNING)
     gallery = Gallery(args.index, camera_norm=args.camera_norm)
     encoder = gallery.encoder()

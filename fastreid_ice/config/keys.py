@@ -53,6 +53,10 @@ def add_ice_config(cfg: CfgNode) -> None:
     # that MODEL.START_FROM chooses. In a file: a list of mappings with the keys that differ. Empty: one stage.
     cfg.STAGES = ()
 
+    # A CSV file with a person's corrections, which every clustering keeps: pairs of images that show one person or two,
+    # and images that show a person with a name, or nobody (docs/corrections.md). Empty: there are none.
+    cfg.CORRECTIONS = ""
+
     # Python files to import first, with your own losses, clusterers or hooks. In a file: relative to that file.
     cfg.IMPORTS = ()
 

@@ -142,6 +142,11 @@ class Run:
         return self.folder / "report.html"
 
     @property
+    def corrections(self) -> Path:
+        """What a person has said about the images, if anything."""
+        return self.folder / "corrections.csv"
+
+    @property
     def labels(self) -> Path | None:
         """The pseudo labels of the last clustering in any stage, None if there was none."""
         return next((stage.labels for stage in reversed(self.stages) if stage.labels.is_file()), None)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from .camera_jaccard import camera_jaccard_graph, camera_reranked_blocks
 from .clustering import Clusters, dbscan
 from .constraints import Constraints, Enforced, constrain_graph, enforce_constraints, track_constraints
+from .corrections import combine_constraints, correction_constraints
+from .doubt import doubtful_pairs
 from .functional import (
     cluster_proxy_loss,
     cross_camera_loss,
@@ -48,11 +50,14 @@ __all__ = [
     "choose_eps",
     "choose_k1",
     "churn",
-    "constrain_graph",
     "cluster_proxy_loss",
+    "combine_constraints",
+    "constrain_graph",
+    "correction_constraints",
     "cross_camera_loss",
     "dbscan",
     "discrepant_proxy_loss",
+    "doubtful_pairs",
     "draw_batch_instances",
     "draw_instances",
     "enforce_constraints",

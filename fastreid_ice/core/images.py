@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .constraints import Constraints
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,6 +24,8 @@ class ImageTable:
             images of a camera.
         identities: (N,) int64, true identities, -1 where not known. Only ``GroundTruth`` and measurements may read
             them.
+        corrections: what a person has said about the images, from ``correction_constraints``; no column. The clusterers
+            keep it.
 
     Raises:
         ValueError: no column, or one with another shape, another type or values below -1.
@@ -29,6 +35,7 @@ class ImageTable:
     tracks: Tensor = None  # type: ignore[assignment]
     times: Tensor = None  # type: ignore[assignment]
     identities: Tensor = None  # type: ignore[assignment]
+    corrections: Constraints | None = None
 
     def __post_init__(self) -> None:
         given = [column for column in self.columns().values() if column is not None]
@@ -45,20 +52,24 @@ class ImageTable:
                 )
             elif not ((column >= 0) | (column == -1)).all():
                 raise ValueError(f"{name} must be at least 0, or -1 where not known")
+        if self.corrections is not None and len(self.corrections.groups) != len(self):
+            raise ValueError(f"corrections are those of {len(self.corrections.groups)} images, not of {len(self)}")
 
     def __len__(self) -> int:
         return len(self.cameras)
 
     def __getitem__(self, rows: Tensor | slice) -> ImageTable:
         """The table of some images, by a slice, a mask (N,) or indices."""
-        return ImageTable(**{name: column[rows] for name, column in self.columns().items()})
+        corrections = None if self.corrections is None else self.corrections[rows]
+        return ImageTable(**{name: column[rows] for name, column in self.columns().items()}, corrections=corrections)
 
     def to(self, device: torch.device | str) -> ImageTable:
-        return ImageTable(**{name: column.to(device) for name, column in self.columns().items()})
+        moved = {name: column.to(device) for name, column in self.columns().items()}
+        return ImageTable(**moved, corrections=self.corrections)
 
     def without_identities(self) -> ImageTable:
-        return ImageTable(self.cameras, self.tracks, self.times)
+        return ImageTable(self.cameras, self.tracks, self.times, corrections=self.corrections)
 
     def columns(self) -> dict[str, Tensor]:
         """Name -> column (N,)."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "corrections"}

@@ -1,6 +1,7 @@
 """Datasets (registered with fast-reid), views, samplers and loaders."""
 
 from .augment import RandomErasing, RandomFlipCrop, RandomGaussianBlur, build_augmentation
+from .corrections import Correction, corrections_of, read_corrections, read_rows
 from .crops import CropCache, Crops
 from .folder import UnlabeledFolder
 from .inspection import inspect_images
@@ -21,6 +22,7 @@ from .synthetic import SyntheticMarket, SyntheticPeople, SyntheticSource
 from .views import build_transforms_of_views, build_views, crop_size
 
 __all__ = [
+    "Correction",
     "CropCache",
     "Crops",
     "IdentitySampler",
@@ -40,10 +42,13 @@ __all__ = [
     "build_training_set",
     "build_transforms_of_views",
     "build_views",
+    "corrections_of",
     "crop_size",
     "existing_tests",
     "facts_of",
     "fit_size",
     "has_unchecked_images",
     "inspect_images",
+    "read_corrections",
+    "read_rows",
 ]

@@ -26,6 +26,7 @@ from ..config import lookup
 from ..core import ImageTable
 from ..errors import InputError
 from .augment import Augmentation
+from .corrections import read_corrections
 from .crops import CropCache, Crops, LabelledCrops, Transform
 from .metadata import facts_of
 from .samplers import CurrentBatches, IdentitySampler
@@ -94,7 +95,8 @@ def build_training_set(cfg: CfgNode) -> TrainingSet:
     """The images of ``DATASETS.NAMES``, one dataset after the other, each sorted by path.
 
     Raises:
-        InputError: as ``build_dataset``; a dataset without training images, or too large for ``DATALOADER.CACHE``.
+        InputError: as ``build_dataset``; a dataset without training images, or too large for ``DATALOADER.CACHE``; a
+            file ``CORRECTIONS`` that does not fit them.
     """
     items, facts = [], []
     for name in cfg.DATASETS.NAMES:
@@ -117,6 +119,8 @@ def build_training_set(cfg: CfgNode) -> TrainingSet:
         tracks=_numbered(tuple(None if track is None else (name, track) for name, _, track, _ in facts)),
         times=torch.tensor([-1 if time is None else time for *_, time in facts], dtype=torch.float64),
         identities=_numbered(identities),
+        # The first process clusters, and only its machine needs the file.
+        corrections=read_corrections(cfg.CORRECTIONS, paths) if cfg.CORRECTIONS and comm.is_main_process() else None,
     )
     return TrainingSet(list(paths), known, cache, names)
 

@@ -14,24 +14,19 @@ written.
 
 from __future__ import annotations
 
-import asyncio
 import os
-import re
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import anyio
 import numpy as np
-import uvicorn
 from fastreid.config import CfgNode
 from PIL import Image
-from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
@@ -40,18 +35,14 @@ from ..errors import InputError
 from ..reporting.chart import readable
 from ..reporting.pages import common_folder, render, short_name
 from .encoder import Encoder
-from .guard import Guard
-from .pictures import FORMATS, PIXELS, open_picture, thumbnail_file
+from .pictures import FORMATS, PIXELS, open_picture
 from .search import Gallery, read_threshold
+from .web import guarded_app, in_pool, thumbnail, whole
 
 TOP_K, MOST = 20, 200  # results, and at most
 UPLOAD = 10 * 2**20  # bytes of a picture
 WAITING = 64 * 2**20  # bytes of all pictures that arrive or wait for the encoder
 SECONDS = 60  # in which a picture must have arrived
-CONNECTIONS = 256
-END_SECONDS = 3  # for what is being answered when the server ends
-
-T = TypeVar("T")
 
 
 class Uploads:
@@ -110,7 +101,7 @@ class Options:
         Raises:
             InputError: one of them cannot work.
         """
-        top_k = _whole(given.get("top_k", str(TOP_K)))
+        top_k = whole(given.get("top_k", str(TOP_K)))
         if not 1 <= top_k <= MOST:
             raise InputError(f"the number of results must be from 1 to {MOST}")
         other_cameras = given.get("other_cameras") == "1"
@@ -162,23 +153,15 @@ class SearchApp:
             "/page.css": ("text/css", render("serve.css")),
             "/page.js": ("text/javascript", render("serve.js")),
         }
-        routes = [Route(path, _constant(kind, text)) for path, (kind, text) in texts.items()]
-        routes += [
+        routes = [
             Route("/images/{row}", self.image),
             Route("/search", self.search_row),
             Route("/search", self.search_picture, methods=["POST"]),
         ]
-        handlers: dict[Any, Any] = dict.fromkeys((HTTPException, InputError, ClientDisconnect), _problem)
-        app = Starlette(routes=routes, exception_handlers=handlers)
-        app.router.redirect_slashes = False  # every address has one spelling
-        return Guard(app, host, address)
+        return guarded_app(texts, routes, host, address)
 
     async def image(self, request: Request) -> Response:
-        path = self.gallery.index.paths[self._row(request.path_params["row"])]
-        data = await _in(self._drawing, thumbnail_file, path)
-        if data is None:
-            raise HTTPException(404, "the image is missing, or cannot be read")
-        return Response(data, media_type="image/jpeg")
+        return await thumbnail(self._drawing, self.gallery.index.paths[self._row(request.path_params["row"])])
 
     async def search_row(self, request: Request) -> Response:
         index = self.gallery.index
@@ -197,11 +180,11 @@ class SearchApp:
         if options.other_cameras and not camera:
             raise InputError("the camera of the picture is not known; choose it")
         async with self.uploads.read(request) as data:
-            features = await _in(self._encoding, self._encode, data)
+            features = await in_pool(self._encoding, self._encode, data)
         return await self._answer(features, -1, camera, name, options)
 
     async def _answer(self, features: np.ndarray, row: int, camera: str, name: str, options: Options) -> Response:
-        matches = await _in(self._ranking, self._rank, features, row, camera, options)
+        matches = await in_pool(self._ranking, self._rank, features, row, camera, options)
         return JSONResponse({"query": {"name": name, "camera": camera}, "words": options.words, "matches": matches})
 
     def _encode(self, data: bytearray) -> np.ndarray:
@@ -240,65 +223,7 @@ class SearchApp:
         ]
 
     def _row(self, text: str) -> int:
-        row, count = _whole(text), len(self.gallery.index.paths)
+        row, count = whole(text), len(self.gallery.index.paths)
         if not 0 <= row < count:
             raise HTTPException(404, f"there is no such image: the rows of the index are 0 to {count - 1}")
         return row
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket at an address or name of this machine; port 0 is any free one.
-
-    Raises:
-        InputError: there is no such host or port, or it is taken.
-    """
-    if not 0 <= port < 2**16:
-        raise InputError(f"--port {port} must be from 0 to {2**16 - 1}")
-    try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address[:2], family=family)
-    except OSError as error:
-        reason = str(error.strerror).partition(" (")[0]
-        raise InputError(
-            f"cannot listen at --host {host} --port {port}: {reason}; --port 0 takes any free port"
-        ) from error
-
-
-def serve(app: ASGIApp, listening: socket.socket) -> None:
-    """Answers at a socket until the process gets SIGINT or SIGTERM."""
-    config = uvicorn.Config(
-        app,
-        http="h11",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        limit_concurrency=CONNECTIONS,
-        timeout_graceful_shutdown=END_SECONDS,
-    )
-    with suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run(sockets=[listening])
-
-
-def _constant(kind: str, text: str) -> Callable[[Request], Awaitable[Response]]:
-    async def answer(request: Request) -> Response:
-        return Response(text, media_type=kind)
-
-    return answer
-
-
-async def _problem(request: Request, error: Exception) -> Response:
-    if isinstance(error, HTTPException):
-        return JSONResponse({"error": error.detail}, error.status_code, error.headers)
-    return JSONResponse({"error": str(error)}, 400)  # after ClientDisconnect nobody reads it
-
-
-async def _in(pool: ThreadPoolExecutor, work: Callable[..., T], *arguments: Any) -> T:
-    return await asyncio.get_running_loop().run_in_executor(pool, work, *arguments)
-
-
-def _whole(text: str) -> int:
-    """A number as digits; -1 for anything else."""
-    return int(text) if re.fullmatch("[0-9]{1,9}", text) else -1

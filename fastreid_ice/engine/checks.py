@@ -119,6 +119,8 @@ def check_config(cfg: CfgNode, *, num_processes: int = 1) -> None:
         raise InputError(
             "DATASETS.ROOT needs MODEL.META_ARCHITECTURE MomentumReID; for others set the variable FASTREID_DATASETS"
         )
+    if cfg.CORRECTIONS and not ours:
+        raise InputError("CORRECTIONS needs MODEL.META_ARCHITECTURE MomentumReID; leave it empty for others")
     # The weights of later stages do not exist yet.
     if ours and cfg.MODEL.WEIGHTS and not os.path.isfile(cfg.MODEL.WEIGHTS):
         raise InputError(f"MODEL.WEIGHTS: no file {cfg.MODEL.WEIGHTS!r}")

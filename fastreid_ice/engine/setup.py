@@ -42,6 +42,8 @@ def read_config(path: str, options: Sequence[str] = ()) -> CfgNode:
     merge_options(cfg, options)
     cfg.STAGES = without_keys(cfg.STAGES or (), options[::2])  # a bare `STAGES:` is None
     cfg.MODEL.WEIGHTS = shipped_file(cfg.MODEL.WEIGHTS)
+    if cfg.CORRECTIONS:  # so that commands find the file of a run from any folder
+        cfg.CORRECTIONS = os.path.abspath(cfg.CORRECTIONS)
     return cfg
 
 

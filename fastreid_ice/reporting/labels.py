@@ -44,6 +44,14 @@ class PseudoLabels:
         paths, cameras = ([column[row] for row in rows] for column in (self.paths, self.cameras))
         return PseudoLabels(paths, cameras, self.labels[rows], self.distances[rows])
 
+    def medoids(self) -> dict[int, int]:
+        """Cluster -> the image that is nearest to its centroid."""
+        order = np.lexsort((self.distances, self.labels))
+        numbers, first = np.unique(self.labels[order], return_index=True)
+        found = dict(zip(numbers.tolist(), order[first].tolist(), strict=True))
+        found.pop(-1, None)
+        return found
+
     def write(self, path: Path) -> None:
         """Writes a CSV file with the columns path, camera, label and distance_to_centroid, completely or not at all.
 

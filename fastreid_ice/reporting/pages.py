@@ -10,6 +10,8 @@ from ..errors import InputError
 from ..files import replacing
 from .chart import readable
 
+NAME_LENGTH = 100  # letters of a person's name that a page takes
+
 
 def render(template: str, **values: object) -> str:
     """A page, rendered from a file in ``templates``, which escapes all values."""

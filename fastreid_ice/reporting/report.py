@@ -10,6 +10,7 @@ import gzip
 import json
 import logging
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -26,14 +27,12 @@ from ..progress import progress
 from .chart import Chart, Point, bar_chart, line_chart, readable
 from .doubts import describe_doubt
 from .labels import PseudoLabels
-from .pages import render, short_names, write_text
+from .pages import NAME_LENGTH, common_folder, render, short_names, write_text
 from .radii import radii_chart
-from .sheets import Picture, contact_sheets, picture_of, shown, small_pictures
+from .sheets import Picture, contact_sheets, picture_of, shown, small_pictures, tile_size
 from .tables import describe_evaluations, evaluations, read_stage
 
 TEMPLATE = "report.html"
-TILE_AREA = 10_600  # square pixels of a picture on a sheet
-TILE_ASPECTS = (0.4, 2.5)  # width over height, at least and at most
 
 NAMES = {"number": "clusters", "ari": "ARI", "nmi": "NMI"}  # curves that are not named like their scalars
 # Title of a chart, a pattern that fully matches the scalars it shows, and the factor they are multiplied by.
@@ -42,6 +41,7 @@ CHARTS = (
     ("Noise and churn, in %", "cluster/(noise|churn)(?:_share)?", 100),
     ("Radius that CLUSTER.AUTO_EPS chose", "cluster/(eps)", 1),
     ("Forbidden pairs in one cluster, and clusters that were cut", "cluster/(violations|repaired)", 1),
+    ("People whom CORRECTIONS joined, and tracks that gave way", "cluster/corrections_(joined|overruled)", 1),
     ("Losses", "(?:loss_(.+)|(total)_loss)", 1),
     ("Evaluation, in %", "((?!start/|best/).*(?:mAP|Rank-1))", 1),
     ("Agreement with the true identities", "cluster/(ari|nmi)", 1),
@@ -124,6 +124,8 @@ def write_report(run: Run) -> Path:
         pictured=sum(picture is not None for picture in pictures.values()) + len(small),
         total=len(names),
         index=_packed(names, cameras, clustering, small),
+        corrections=readable(str(run.corrections)),
+        name_length=NAME_LENGTH,
     )
     write_text(run.report, page)
     logger.info("Report: %s", run.report)
@@ -252,13 +254,14 @@ def _figures(charts: Sequence[tuple[str, Curves]]) -> Figures:
 
 
 def _tile_size(pictures: Sequence[Picture]) -> tuple[int, int]:
-    """Width and height in pixels of the pictures on sheets: the median shape of these, always of the same area."""
-    aspect = float(np.clip(np.median([picture.aspect for picture in pictures]) if pictures else 0.5, *TILE_ASPECTS))
-    return round(math.sqrt(TILE_AREA * aspect)), round(math.sqrt(TILE_AREA / aspect))
+    """Width and height in pixels of the pictures on sheets: the median shape of these."""
+    return tile_size(float(np.median([picture.aspect for picture in pictures])) if pictures else 0.5)
 
 
 def _packed(names: Sequence[str], cameras: Sequence[str], clustering: PseudoLabels, pictures: Mapping[int, str]) -> str:
-    """All images for the page's search, with the pictures of some: gzipped JSON in base64."""
+    """All images for the page's search, with the pictures of some, and the medoids: gzipped JSON in base64."""
+    folder = os.path.join(common_folder(clustering.paths), "") if names else ""
+    odd = {row: path for row, path in enumerate(clustering.paths) if path != folder + names[row]}
     known = sorted(set(cameras) - {""}, key=lambda name: (not name.isdecimal(), len(name) * name.isdecimal(), name))
     number = {name: i for i, name in enumerate(known)} | {"": -1}
     index = {
@@ -267,6 +270,9 @@ def _packed(names: Sequence[str], cameras: Sequence[str], clustering: PseudoLabe
         "cameras": [number[camera] for camera in cameras],
         "labels": clustering.labels.tolist(),
         "pictures": pictures,
+        "folder": folder,
+        "odd": odd,  # paths that are not the folder and the name, such as those with bytes that are not UTF-8
+        "medoids": clustering.medoids(),
         "distances": [None if math.isnan(value) else round(value, 3) for value in clustering.distances.tolist()],
     }
     return base64.b64encode(gzip.compress(json.dumps(index, separators=(",", ":")).encode(), mtime=0)).decode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,6 +20,8 @@ THUMBNAIL = (144, 192)  # pixels, across and down, at most
 QUALITY = 75  # of JPEG
 SMALL, SMALL_QUALITY = (64, 64), 50  # of pictures in search results, WebP
 SMALL_TOTAL = 3_000_000  # characters of base64 for all of them
+TILE_AREA = 10_600  # square pixels of a picture on a sheet
+TILE_ASPECTS = (0.4, 2.5)  # width over height, at least and at most
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,12 @@ def picture_of(path: str) -> Picture | None:
         return None
     aspect = image.width / image.height
     return Picture(f"data:image/jpeg;base64,{_text(small_jpeg(image))}", aspect)
+
+
+def tile_size(aspect: float) -> tuple[int, int]:
+    """Width and height in pixels of a picture of such a width over its height, always of about the same area."""
+    aspect = min(max(aspect, TILE_ASPECTS[0]), TILE_ASPECTS[1])
+    return round(math.sqrt(TILE_AREA * aspect)), round(math.sqrt(TILE_AREA / aspect))
 
 
 def small_jpeg(image: Image.Image) -> bytes:

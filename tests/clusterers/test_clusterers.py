@@ -7,6 +7,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from fastreid_ice.core import (
     camera_jaccard_graph,
     choose_eps,
     choose_k1,
+    correction_constraints,
     dbscan,
     jaccard_graph,
     k_nearest,
@@ -324,3 +326,61 @@ def test_tracks_that_are_not_known_are_named(name: str) -> None:
     clusterer = build_clusterer(small_config(**{"CLUSTER.NAME": name, "CLUSTER.TRACKS": True}))
     with pytest.raises(InputError, match="CLUSTER.TRACKS needs tracks, and no image has one; set it to False, or DATA"):
         clusterer(features, replace(known, tracks=None))
+
+
+@pytest.mark.parametrize("name", ["JaccardDBSCAN", "HDBSCAN", "KMeans", "GroundTruth"])
+def test_every_clusterer_keeps_corrections(name: str) -> None:
+    """Two mixed people are cut, one in two clusters is joined, an image of nobody leaves; what is right is unmoved."""
+    features, known = blobs()
+    identities = known.identities.clone()
+    generator = torch.Generator().manual_seed(0)
+    features[12:24] = F.normalize(features[0] + 0.05 * torch.randn(12, 16, generator=generator))  # like the first
+    wrong = torch.where(identities == 1, 0, identities)
+    wrong[60:66] = 8  # what GroundTruth gives
+    features[60:66] = F.normalize(features[60:66] - 2 * features[:6])  # far from the rest of person 5
+    clusterer = build_clusterer(small_config(**{"CLUSTER.NAME": name, "CLUSTER.NUM_CLUSTERS": 8, "CLUSTER.K1": 12}))
+    table = replace(known, identities=wrong)
+    before = clusterer(features, table).labels
+    assert before[0] == before[12] >= 0 and before[60] != before[66]
+    centres = [start + int((part @ part.mean(0)).argmax()) for start in (60, 66) for part in [features[start:][:6]]]
+    said = correction_constraints(
+        96,
+        same=np.array([centres]),
+        different=np.array([[i, 12 + j] for i in range(12) for j in range(12)]),
+        names=np.where(np.arange(96) == 40, 0, -1),
+        nobody=np.arange(96) == 95,
+    )
+    clusters = clusterer(features, replace(table, corrections=said))
+    labels = clusters.labels
+    assert not set(labels[:12].tolist()) & set(labels[12:24].tolist()) - {-1} and (labels[:24] >= 0).sum() >= 12
+    assert len(labels[60:72].unique()) == 1 and labels[60] >= 0 and labels[95] == -1
+    right = torch.cat((torch.arange(24, 60), torch.arange(72, 95)))
+    assert len(torch.stack((labels, before), 1)[right].unique(dim=0)) == len(before[right].unique())
+    assert clusterer.scalars["corrections_joined"] == 1 and clusterer.scalars["corrections_nobody"] == 1
+    on_graph = name in ("JaccardDBSCAN", "HDBSCAN")  # which the forbidden pairs have left before
+    assert (clusterer.scalars["violations"], clusterer.scalars["repaired"]) == ((0, 0) if on_graph else (144, 1))
+
+
+def test_corrections_overrule_tracks() -> None:
+    features, known = crowd()
+    said = correction_constraints(
+        300,
+        same=np.array([[0, 15]]),  # of two tracks at once
+        different=np.array([[30, 34]]),  # of one track
+        names=np.full(300, -1),
+        nobody=np.zeros(300, bool),
+    )
+    clusterer = JaccardDBSCAN(eps=0.7, k1=20, tracks=True)
+    labels = clusterer(features, replace(known, corrections=said)).labels
+    assert labels[0] == labels[15] >= 0 and (labels[30] != labels[34] or labels[30] < 0)
+    assert clusterer.scalars["corrections_overruled"] == 2
+    assert clusterer.scalars["must_link"] == 60 * 10 - 10 + 25 and clusterer.scalars["cannot_link"] == 29 - 1 + 1
+
+
+def test_two_images_that_are_one_person() -> None:
+    """Too few for a graph."""
+    said = correction_constraints(
+        2, same=np.array([[0, 1]]), different=np.empty((0, 2), int), names=np.full(2, -1), nobody=np.zeros(2, bool)
+    )
+    known = ImageTable(torch.zeros(2, dtype=torch.int64), corrections=said)
+    assert JaccardDBSCAN(eps=0.5)(F.normalize(torch.eye(2)), known).labels.tolist() == [0, 0]

@@ -100,6 +100,40 @@ def test_a_sorted_file(labels: Path, tmp_path: Path, monkeypatch, capsys) -> Non
     assert [Path(path).name for path in written.paths][5:7] == ["4", "3.jpg"]
 
 
+def test_labels_that_keep_corrections(labels: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    """Two clusters are joined, noise gets a cluster, the image further from its centroid leaves, nobody is noise."""
+    crops, file, output = tmp_path / "crops", tmp_path / "corrections.csv", tmp_path / "corrected.csv"
+    rows = [("c/with space.jpg", "same", NAMES[4]), ("c/with space.jpg", "different", "b/1.jpg"), ("a/4", "nobody", "")]
+    rows += [("d/2.jpg", "person", "Anna"), ("d/3.jpg", "person", "Anna")]
+    text = [
+        f"{crops / one},{relation},{crops / other if relation in ('same', 'different') else other}"
+        for one, relation, other in rows
+    ]
+    file.write_text("\n".join(("image,relation,other", *text)), encoding="utf-8")
+    run(monkeypatch, labels, "--corrections", file, "--output", output, "--write")
+    assert (
+        f"{file}: 2 people were in several clusters or in noise, and are now in one; 1 clusters held two people; 1 "
+        f"images show nobody\nWrote {output}: 8 images\n"
+    ) == capsys.readouterr().out
+    written = PseudoLabels.read(output)
+    found = {
+        str(Path(path).relative_to(crops)): label for path, label in zip(written.paths, written.labels, strict=True)
+    }
+    joined = {found[name] for name in ("a/1.jpg", "c/with space.jpg", "c/人.jpg", NAMES[4])}
+    assert len(joined) == 1 and found["d/2.jpg"] == found["d/3.jpg"] >= 0 and found["d/2.jpg"] not in joined
+    assert found["b/1.jpg"] == found["a/4"] == -1 and np.isnan(written.distances).all()
+
+    file.write_text(f"image,relation,other\n{crops / 'd/2.jpg'},nobody,\n")
+    run(monkeypatch, labels, "--corrections", file, "--output", tmp_path / "same.csv", "--write")
+    same = PseudoLabels.read(tmp_path / "same.csv")
+    assert same.labels.tolist() == [0, 0, 1, 1, 1, 2, -1, -1], "without gaps"
+    assert same.distances[:6].tolist() == [0, 0.5, 0.125, 0.25, 0.25, 0], "unchanged clusters keep theirs"
+    file.write_text("image,relation,other\nx.jpg,nobody,\n")
+    message = refusal(monkeypatch, labels, "--corrections", file, "--output", tmp_path / "no.csv", "--write")
+    assert "corrections.csv, line 2: there is no image 'x.jpg' among the 8" in message
+    assert not (tmp_path / "no.csv").exists()
+
+
 class TestOtherPrograms:
     @pytest.fixture
     def crops(self, labels: Path, tmp_path: Path) -> Path:

@@ -97,6 +97,27 @@ def test_the_defaults_suit_a_small_set(tmp_path: Path, monkeypatch: pytest.Monke
         assert ("CLUSTER.AUTO_K1 chose 14 neighbours for 103 images" in caplog.text) == said
 
 
+def test_corrections_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of features: by the names in --paths, or by row numbers."""
+    monkeypatch.chdir(tmp_path)
+    np.save("features.npy", blobs())
+    run(monkeypatch, "--features", "features.npy", *OPTIONS)
+    columns = read(tmp_path / "labels.csv")
+    before, distances = np.array(columns["label"], int), np.array(columns["distance_to_centroid"], float)
+    one, other, third = (int(np.where(before == label, distances, 2).argmin()) for label in range(3))  # the centres
+    for extra, names in (([], list(range(103))), (["--paths", "names.txt"], [f"crops/{i}.jpg" for i in range(103)])):
+        Path("names.txt").write_text("\n".join(map(str, names)))
+        Path("said.csv").write_text(f"image,relation,other\n{names[one]},same,{names[other]}\n{names[third]},nobody,\n")
+        run(monkeypatch, "--features", "features.npy", *extra, *OPTIONS, "CORRECTIONS", "said.csv")
+        columns = read(tmp_path / "labels.csv")
+        assert columns["path"] == [str(name) for name in names]
+        assert columns["label"][one] == columns["label"][other] != "-1" and columns["label"][third] == "-1"
+        assert len(set(columns["label"])) == len(set(before.tolist())) - 1
+    Path("said.csv").write_text("image,relation,other\n103,nobody,\n")
+    with pytest.raises(SystemExit, match="said.csv, line 2: there is no image '103' among the 103"):
+        run(monkeypatch, "--features", "features.npy", *OPTIONS, "CORRECTIONS", "said.csv")
+
+
 def test_a_sweep_shows_k1_and_radii(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     """Each row of the file is what clustering with these keys gives; the table marks the radius that AUTO_EPS takes."""
     monkeypatch.chdir(tmp_path)

@@ -16,6 +16,7 @@ from fastreid_ice import InputError
 from fastreid_ice.commands import export, label, recluster, report
 from fastreid_ice.config import Run
 from fastreid_ice.engine import build_trained_config
+from fastreid_ice.reporting import PseudoLabels
 from processes import run_command
 from support import ROOT, SMALL, small_config
 
@@ -67,6 +68,31 @@ def test_reclusters_the_images_of_the_run(trained: Path, tmp_path: Path, monkeyp
     found = labels_in(tmp_path / "run.csv")
     assert found == labels_in(tmp_path / "old.csv") == labels_in(tmp_path / "images.csv")
     assert found != labels_in(tmp_path / "radius.csv") and len(set(found)) > 2
+
+
+def test_corrections_are_those_of_the_images(trained: Path, tmp_path: Path, monkeypatch) -> None:
+    """Named for the images of a run, in any folder; those in its config are not for other images."""
+    monkeypatch.chdir(trained.parent)
+    config = yaml.safe_load((trained / "config.yaml").read_text())
+    run(monkeypatch, recluster, "--run", trained, "--output", tmp_path / "before.csv")
+    before = PseudoLabels.read(tmp_path / "before.csv")
+    one, other = (
+        int(np.where(before.labels == label, before.distances, 2).argmin()) for label in (0, 1)
+    )  # the centres
+    said = f"image,relation,other\n{before.paths[one]},same,{before.paths[other]}\n"
+    Path("said.csv").write_text(said)
+    run(monkeypatch, recluster, "--run", trained, "--output", tmp_path / "after.csv", "CORRECTIONS", "said.csv")
+    after = PseudoLabels.read(tmp_path / "after.csv")
+    assert after.labels[one] == after.labels[other] >= 0 and after.labels.max() == before.labels.max() - 1
+
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / "config.yaml").write_text(yaml.safe_dump(config | {"CORRECTIONS": str(tmp_path / "gone.csv")}))
+    (copy / "model_final.pth").symlink_to(trained / "model_final.pth")
+    images = ["--images", config["DATASETS"]["ROOT"], "--output", tmp_path / "images.csv"]
+    run(monkeypatch, recluster, "--run", copy, *images)
+    assert PseudoLabels.read(tmp_path / "images.csv").labels.tolist() == before.labels.tolist()
+    assert "gone.csv: No such file" in refusal(monkeypatch, recluster, "--run", copy, "--output", tmp_path / "own.csv")
 
 
 def test_features_need_no_weights(tmp_path: Path, monkeypatch, capsys) -> None:

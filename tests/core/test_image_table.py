@@ -26,7 +26,7 @@ def test_rows_and_identities() -> None:
     known = ImageTable(INTEGERS, INTEGERS + 1, times, INTEGERS)
     for rows in (slice(1, None), torch.tensor([False, True, True]), torch.tensor([1, 2])):
         part = known[rows]
-        columns = [getattr(part, field.name).tolist() for field in dataclasses.fields(part)]
+        columns = [column.tolist() for column in part.columns().values()]
         assert columns == [[-1, 5], [0, 6], [2.0, -1.0], [-1, 5]]
     hidden = known.without_identities()
     assert hidden.identities.tolist() == [-1] * 3 and hidden.times is times

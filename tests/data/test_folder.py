@@ -287,6 +287,9 @@ def test_root_comes_before_the_variable(tmp_path: Path, monkeypatch: pytest.Monk
     cfg.DATASETS.ROOT, cfg.MODEL.META_ARCHITECTURE = str(tmp_path / "mine"), "Baseline"
     with pytest.raises(InputError, match="DATASETS.ROOT needs .* FASTREID_DATASETS"):
         check_config(cfg)
+    cfg.DATASETS.ROOT, cfg.CORRECTIONS = "", "said.csv"
+    with pytest.raises(InputError, match="CORRECTIONS needs MODEL.META_ARCHITECTURE MomentumReID"):
+        check_config(cfg)
 
 
 def test_labelled_and_unlabelled_images_together(tmp_path: Path) -> None:

@@ -13,13 +13,11 @@ import signal
 import socket
 import struct
 import sys
-import time
 import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,38 +31,16 @@ from starlette.requests import ClientDisconnect, Request
 
 from browser import CHROMIUM, Browser
 from fastreid_ice.commands import serve
-from fastreid_ice.deploy import Encoder, Gallery, update_index
+from fastreid_ice.deploy import Encoder, Gallery, update_index, web
 from fastreid_ice.deploy import server as module
 from fastreid_ice.deploy.guard import Guard
 from fastreid_ice.deploy.pictures import open_picture
 from processes import Process, start_command
+from served import Server, address_of
 from trained import make_trained
 
 GROWTH = 16e6  # bytes of memory that 300 requests may leave
 PEAK = 700e6  # and that the server may take beyond its start at any moment
-
-
-@dataclass
-class Server:
-    place: Path
-    process: Process
-    address: str
-
-    def ask(self, path: str, data: Any = None, **headers: str) -> tuple[int, Any, Any]:
-        """Status, headers, and the content: JSON as a dict, all else as bytes."""
-        request = urllib.request.Request(self.address + path, data, headers)
-        try:
-            answer = urllib.request.urlopen(request, timeout=60)
-        except urllib.error.HTTPError as error:
-            answer = error
-        with answer:
-            content = answer.read()
-        is_json = answer.headers["content-type"] == "application/json"
-        return answer.status, answer.headers, json.loads(content) if is_json else content
-
-    def memory(self, name: str) -> int:
-        """VmRSS, the memory that the process has, or VmHWM, the most that it had; in bytes."""
-        return 1024 * int(re.search(rf"{name}:\s+(\d+)", Path(f"/proc/{self.process.pid}/status").read_text())[1])
 
 
 @pytest.fixture(scope="module")
@@ -87,18 +63,14 @@ def gallery(place: Path) -> Gallery:
 def server(place: Path) -> Iterator[Server]:
     process = start_command("serve", "--index", "index", "--port", 0, folder=place)
     try:
-        yield Server(place, process, started(process))
+        yield Server(process, started(process))
     finally:
         process.kill()
 
 
 def started(process: Process) -> str:
     """The address that it prints once it answers."""
-    end = time.monotonic() + 60
-    while not (found := re.match(r"(http://\S+)/ searches 54 images of index; Ctrl-C ends it\n", process.printed)):
-        assert process.poll() is None and time.monotonic() < end, process.communicate()
-        time.sleep(0.05)
-    return found[1]
+    return address_of(process, r"searches 54 images of index; Ctrl-C ends it\n")
 
 
 def as_file(picture: Image.Image, form: str, **options: Any) -> bytes:
@@ -424,7 +396,8 @@ def test_what_cannot_work_is_one_sentence(place: Path, tmp_path: Path, monkeypat
         tmp_path, monkeypatch, "--index", "index"
     )
     monkeypatch.setitem(sys.modules, "starlette.applications", None)
-    monkeypatch.delitem(sys.modules, "fastreid_ice.deploy.server")
+    for name in ("server", "web"):
+        monkeypatch.delitem(sys.modules, f"fastreid_ice.deploy.{name}")
     assert "starlette.applications is not installed, but the server needs it: run `pip install starlette uvicorn`" in (
         sentence(place, monkeypatch, "--index", "index")
     )
@@ -432,7 +405,7 @@ def test_what_cannot_work_is_one_sentence(place: Path, tmp_path: Path, monkeypat
 
 def test_a_warning_where_others_reach_it(place: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.chdir(place)
-    monkeypatch.setattr(module, "serve", lambda app, listening: None)
+    monkeypatch.setattr(web, "serve", lambda app, listening: None)
     serve.main(["--index", "index", "--host", "0.0.0.0", "--port", "0"])
     assert capsys.readouterr().err == "warning: everyone who reaches this address sees all images of the index\n"
     serve.main(["--index", "index", "--host", "localhost", "--port", "0"])

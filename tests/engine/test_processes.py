@@ -63,13 +63,19 @@ def run_training(cfg: CfgNode) -> None:
 
 
 def test_training_in_two_processes(cfg: CfgNode) -> None:
-    """All losses at once; the bank draws at random three of the four images of a cluster in a batch."""
+    """All losses at once; the bank draws at random three of the four images of a cluster in a batch.
+
+    Only the first process reads the corrections, and all get labels that keep them.
+    """
     cfg.HOOKS = ("Witness", "ReclusterHook", "MomentumHook")
     cfg.CLUSTER.FEATURES = "online"
     cfg.CLUSTER.NAME = "Recorded"
     Path(cfg.OUTPUT_DIR).mkdir()
     cfg.MODEL.LOSSES.NAME = (*cfg.MODEL.LOSSES.NAME, "DiscrepantProxyLoss", "MultiInstanceLoss")
     cfg.MODEL.LOSSES.MULTI_INSTANCE.NUM_INSTANCES = 3
+    paths = build_training_set(cfg).paths
+    cfg.CORRECTIONS = os.path.join(cfg.OUTPUT_DIR, "corrections.csv")
+    Path(cfg.CORRECTIONS).write_text(f"image,relation,other\n{paths[0]},same,{paths[20]}\n{paths[1]},nobody,\n")
     in_processes(run_training, 2, cfg)
     first, second = (torch.load(Path(cfg.OUTPUT_DIR) / f"rank{rank}.pt", weights_only=False) for rank in (0, 1))
     for part in ("weights", "memories"):
@@ -77,9 +83,13 @@ def test_training_in_two_processes(cfg: CfgNode) -> None:
         for name, value in first[part].items():
             assert torch.equal(value, second[part][name]), name
     assert torch.equal(first["labels"], second["labels"])
+    assert first["labels"][0] == first["labels"][20] >= 0 and first["labels"][1] == -1
+    corrections = None
     for rank in (0, 1):
-        asked, answered = torch.load(Path(cfg.OUTPUT_DIR) / f"clusters{rank}.pt", weights_only=False)
-        alone = JaccardDBSCAN.from_config(cfg)(*asked).labels
+        (features, known), answered = torch.load(Path(cfg.OUTPUT_DIR) / f"clusters{rank}.pt", weights_only=False)
+        assert (known.corrections is None) == (rank == 1)
+        corrections = known.corrections or corrections
+        alone = JaccardDBSCAN.from_config(cfg)(features, replace(known, corrections=corrections)).labels
         assert torch.equal(answered, alone) and torch.equal(first["labels"], alone), "as one process would cluster"
     for mine, theirs in zip(first["drawn"], second["drawn"], strict=True):
         assert len(mine) == len(theirs) == cfg.SOLVER.IMS_PER_BATCH // 2

@@ -16,6 +16,7 @@ from torch import Tensor
 from fastreid_ice import InputError
 from fastreid_ice.config import Run, Stage
 from fastreid_ice.core.radius import RADII
+from fastreid_ice.data import build_training_set
 from fastreid_ice.engine import Checkpointer, UnsupervisedTrainer
 from fastreid_ice.engine.hooks import ReclusterHook
 from fastreid_ice.reporting import epoch_table, read_stage, write_report
@@ -96,6 +97,35 @@ def test_tracks_are_kept_and_counted(cfg: CfgNode) -> None:
     assert last["cluster/must_link"] == 18 * 3 and last["cluster/cannot_link"] > 0
     assert last["cluster/violations"] >= last["cluster/repaired"] >= 0
     assert "Forbidden pairs in one cluster, and clusters that were cut" in write_report(Run(cfg)).read_text()
+
+
+def test_corrections_are_kept_and_counted(cfg: CfgNode, tmp_path: Path) -> None:
+    """With one key, from the file to metrics.json and the report; a resumed run takes the file as it is then."""
+    paths = [str(Path(path).resolve()) for path in build_training_set(cfg).paths]
+    cfg.CORRECTIONS = str(tmp_path / "corrections.csv")
+    with pytest.raises(InputError, match="CORRECTIONS .*corrections.csv: No such file"):
+        UnsupervisedTrainer(cfg)
+    rows = [f"{paths[0]},same,{paths[20]}", f"{paths[0]},different,{paths[1]}", f"{paths[40]},nobody,"]
+    Path(cfg.CORRECTIONS).write_text("\n".join(("image,relation,other", *rows)))
+
+    def labels_of(trainer: UnsupervisedTrainer) -> Tensor:
+        return next(hook.labels for hook in trainer._hooks if isinstance(hook, ReclusterHook))
+
+    cfg.SOLVER.MAX_EPOCH = 1
+    labels = labels_of(train(cfg))
+    assert labels[0] == labels[20] >= 0 and labels[0] != labels[1] and labels[40] == -1
+    (first,) = (line for line in scalars_of(cfg) if "cluster/number" in line)
+    assert first["cluster/corrections_nobody"] == 1 and first["cluster/corrections_overruled"] == 0
+    assert first["cluster/corrections_joined"] <= 1 and first["cluster/violations"] >= first["cluster/repaired"] >= 0
+
+    Path(cfg.CORRECTIONS).write_text("\n".join(("image,relation,other", *rows[:1], f"{paths[0]},same,{paths[1]}")))
+    cfg.SOLVER.MAX_EPOCH = 2
+    labels = labels_of(train(cfg, resume=True))
+    assert labels[0] == labels[1] == labels[20] >= 0
+    last = [line for line in scalars_of(cfg) if "cluster/number" in line][-1]
+    assert last["cluster/corrections_nobody"] == 0
+    page = write_report(Run(cfg)).read_text()
+    assert "People whom CORRECTIONS joined" in page and "Forbidden pairs in one cluster" in page
 
 
 def test_the_last_evaluation_stands_in_the_row_of_the_last_epoch(cfg: CfgNode) -> None:

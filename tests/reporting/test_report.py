@@ -26,6 +26,7 @@ from fastreid_ice.losses import LOSS_REGISTRY
 from fastreid_ice.reporting import PseudoLabels, centroid_distances, read_epochs, write_left_report, write_report
 from fastreid_ice.reporting.report import _tile_size
 from fastreid_ice.reporting.sheets import Picture, contact_sheets, shown, small_pictures
+from reported import clustering_of, make_run, write_left
 
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome found")
 EVIL = '"><img src=x onerror=window.injected=1>.jpg'  # would leave an attribute
@@ -79,33 +80,6 @@ def visit(page: Path, tmp_path: Path, queries: list[dict[str, str]], *, width: i
     seen = re.search(r'<html[^>]* data-seen="([^"]*)"', done.stdout)
     assert seen, done.stdout[:300] + done.stderr
     return json.loads(html.unescape(seen[1]))
-
-
-def make_run(cfg: CfgNode, clustering: PseudoLabels | None, epochs: int = 3, scalars: dict | None = None) -> Path:
-    """A run's folder as training leaves it."""
-    folder = Path(cfg.OUTPUT_DIR)
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(cfg.dump())
-    lines = [
-        {"iteration": epoch * cfg.SOLVER.ITERS_PER_EPOCH, "cluster/number": 5 + epoch, "loss_cluster_proxy": 2 - epoch}
-        | {"cluster/noise_share": 0.1, "cluster/churn": float("nan")}
-        | (scalars or {})
-        for epoch in range(epochs)
-    ]
-    (folder / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    if clustering:
-        clustering.write(folder / "labels.csv")
-    return folder
-
-
-def write_left(cfg: CfgNode, clustering: PseudoLabels) -> Path:
-    make_run(cfg, clustering)
-    return write_report(Run(cfg))
-
-
-def clustering_of(paths: list[Path], labels: list[int], cameras: list[str] | None = None) -> PseudoLabels:
-    distances = np.linspace(0.1, 0.9, len(paths), dtype=np.float32)
-    return PseudoLabels([str(path) for path in paths], cameras or [""] * len(paths), np.array(labels), distances)
 
 
 @pytest.fixture
@@ -285,7 +259,7 @@ class TestInTheBrowser:
                     reached.append(browser.ask(FOCUSED))
                 return reached
 
-            assert tab(14) == ["All values by epoch", *form, *sheets]
+            assert tab(15) == ["All values by epoch", *form, "correct", *sheets]
             browser.ask("document.querySelector('summary').focus()")
             browser.press("Enter")
             assert browser.ask("document.querySelector('details').open") and tab() == ["All values by epoch"]
@@ -297,7 +271,7 @@ class TestInTheBrowser:
             browser.ask("document.querySelector('[type=reset]').focus()")
             browser.press(" ")
             browser.wait_for(f"{ANSWER} === ''")
-            assert tab(2) == ["Cluster 0", "Cluster 1"]
+            assert tab(3) == ["correct", "Cluster 0", "Cluster 1"]
             browser.press("Enter")
             browser.wait_for(f"{ANSWER} === '4 of 12 images'")
             assert browser.ask(FOCUSED) == "answer" and tab() == ["Images found"], "what was found is next"

@@ -1,7 +1,7 @@
 (async function () {
   "use strict";
   const SHOWN = 100;
-  const get = (id) => document.getElementById(id);
+  {% include "elements.js" %}
   const answer = get("answer"), found = get("found"), form = get("search");
   if (!("DecompressionStream" in window)) {
     answer.textContent = "This browser is too old for the search; the rest of the page works.";
@@ -76,4 +76,5 @@
       answer.focus({ preventScroll: true });
     });
   });
+  {% include "correct.js" %}
 })();

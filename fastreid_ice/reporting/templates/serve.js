@@ -1,6 +1,6 @@
 (function () {
   "use strict";
-  const get = (id) => document.getElementById(id);
+  {% include "elements.js" %}
   const answer = get("answer"), found = get("found"), query = get("query"), file = get("file"), form = get("options");
   const pictures = []; // those of this visit; history.state is the number of one
   let running = new AbortController(), preview = "";
@@ -30,25 +30,6 @@
   function say(sentence, failed) {
     answer.textContent = sentence;
     answer.classList.toggle("warning", Boolean(failed));
-  }
-
-  function element(name, ...content) {
-    const made = document.createElement(name);
-    made.append(...content);
-    return made;
-  }
-
-  function image(source, alt) {
-    const made = new Image();
-    made.loading = "lazy";
-    made.alt = alt;
-    made.addEventListener("error", () => {
-      const missing = element("div", "missing or unreadable");
-      missing.className = "missing";
-      made.replaceWith(missing);
-    });
-    made.src = source;
-    return made;
   }
 
   const inCamera = (camera) => (camera === "" ? "camera not known" : "camera " + camera);
