@@ -168,4 +168,10 @@ def _furthest(features: Tensor, chunk_size: int, device: torch.device | str) -> 
     """(N,) float32, the largest squared distance of unit rows in each row."""
     rows, scale = checked_rows(features, device)
     units, _ = rounded_units(torch.float32, rows, scale)
-    return torch.cat([2 - 2 * (block @ units.T).amin(1).cpu() for block in units.split(chunk_size)])
+    lowest = units.new_full((len(units),), torch.inf)
+    for start in range(0, len(units), chunk_size):  # a product of two rows serves both
+        products = units[start : start + chunk_size] @ units[start:].T
+        own, later = lowest[start : start + chunk_size], lowest[start:]
+        torch.minimum(later, products.amin(0), out=later)
+        torch.minimum(own, products.amin(1), out=own)
+    return 2 - 2 * lowest.cpu()
