@@ -10,9 +10,9 @@ fastreid-ice recluster --images path/to/crops --config-file configs/ice_folder.y
 
 The file has the columns path, camera, label (0, 1, ..., or -1 for noise) and distance_to_centroid: 1 - cosine between
 the image's feature and the mean of its cluster's unit features, for noise the nearest such mean. The config chooses the
-clusterer and its CLUSTER.* keys, as in training; without a config file they are those of ICE, with CLUSTER.AUTO_K1 in
-place of its K1. --run, the OUTPUT_DIR of a run, stands for its own config and weights, and without --images and
---features for its training images.
+clusterer and its CLUSTER.* keys, as in training; without a config file they are those of ICE, with CLUSTER.AUTO_K1 and
+CLUSTER.AUTO_EPS in place of its K1 and EPS. --run, the OUTPUT_DIR of a run, stands for its own config and weights, and
+without --images and --features for its training images.
 
 Features are a float16, float32 or float64 array (N, D) in a .npy file, which is not read into memory as a whole; their
 paths are row numbers unless --paths names a file with one per line. The images of a folder are those that training
@@ -104,9 +104,10 @@ def read_config(args: argparse.Namespace) -> tuple[CfgNode, str]:
         fixed = ["DATASETS.TESTS", "()"]
     if args.run and (args.features or args.images) and "CORRECTIONS" not in args.options[::2]:
         fixed += ["CORRECTIONS", ""]  # those of the run are about its own images
-    # The published K1 of the default config is made for more images than most people have.
-    own = args.config_file or args.run or "CLUSTER.K1" in args.options[::2]
-    options = [*([] if own else ["CLUSTER.AUTO_K1", "True"]), *args.options, *fixed]
+    automatic: list[str] = []
+    if not (args.config_file or args.run):  # the published K1 and EPS are made for other numbers of images and networks
+        automatic = [f"CLUSTER.AUTO_{key}" for key in ("K1", "EPS") if f"CLUSTER.{key}" not in args.options[::2]]
+    options = [*(part for key in automatic for part in (key, "True")), *args.options, *fixed]
     cfg, weights = build_trained_config(args.config_file or str(DEFAULT_CONFIG), args.run, options)
     if not (args.features or weights):
         raise InputError("MODEL.WEIGHTS is empty: it must name the checkpoint of a trained model")

@@ -60,7 +60,7 @@ class CameraStatistics:
         if features.shape[1] != self.means.shape[1]:
             raise ValueError(f"features must have {self.means.shape[1]} dimensions, got {tuple(features.shape)}")
         names = self.cameras.to(cameras.device)
-        own = torch.searchsorted(names, cameras).clamp(max=len(names) - 1)
+        own = torch.searchsorted(names, cameras.contiguous()).clamp(max=len(names) - 1)
         own = torch.where(names[own] == cameras, own, len(names))
         means, scales = (values.to(features.device)[own] for values in (self.means, self.scales))
         return F.normalize((features.to(means.dtype) - means) * scales).to(features.dtype)

@@ -284,7 +284,12 @@ class PseudoLabelLoader:
         self._batches = iter(self._loader)
 
     def close(self) -> None:
-        """Ends the decoding processes."""
+        """Ends the decoding processes, at once: an error that one of them raised may still refer to them.
+
+        Then garbage collection would close their queues before it ends them, and wait 5 s for each.
+        """
+        if hasattr(self._batches, "_shutdown_workers"):
+            self._batches._shutdown_workers()
         self._batches = self._loader = None
 
     def __iter__(self) -> PseudoLabelLoader:

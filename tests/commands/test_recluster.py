@@ -87,14 +87,20 @@ def test_a_giant_cluster_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_defaults_suit_a_small_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
-    """K1 follows the number of images, unless it or a config is named."""
+    """K1 follows the number of images, and the radius the graph, unless they or a config are named."""
     monkeypatch.chdir(tmp_path)
     np.save("features.npy", blobs())
-    for options, said in (([], True), (["CLUSTER.K1", "12"], False), (["--config-file", "base-ice.yml"], False)):
+    for options, k1, eps in (
+        ([], True, True),
+        (["CLUSTER.K1", "12"], False, True),
+        (["CLUSTER.EPS", "0.5"], True, False),
+        (["--config-file", "base-ice.yml"], False, False),
+    ):
         caplog.clear()
         with caplog.at_level(logging.INFO, logger="fastreid"):
             run(monkeypatch, "--features", "features.npy", *options, "MODEL.DEVICE", "cpu")
-        assert ("CLUSTER.AUTO_K1 chose 14 neighbours for 103 images" in caplog.text) == said
+        assert ("CLUSTER.AUTO_K1 chose 14 neighbours for 103 images" in caplog.text) == k1
+        assert ("CLUSTER.AUTO_EPS chose the radius" in caplog.text) == eps
 
 
 def test_corrections_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -201,11 +201,15 @@ def test_extraction_and_training_share_the_cache(cfg: CfgNode) -> None:
 
 
 def error_of(loader: Iterable) -> str:
-    """The error's message; the error itself would keep the loader's workers alive."""
+    """The error's message; the error itself would keep the loader's workers alive (``PseudoLabelLoader.close``)."""
+    iterator = iter(loader)
     try:
-        next(iter(loader))
+        next(iterator)
     except InputError as error:
         return str(error)
+    finally:
+        if hasattr(iterator, "_shutdown_workers"):
+            iterator._shutdown_workers()
     return ""
 
 
