@@ -54,8 +54,8 @@ def camera_neighbors(
     Raises:
         ValueError: for arguments that do not fit each other or are out of range.
 
-    Exact search takes time O(N^2 D). Memory in addition to ``features``: a copy in the precision of the product and a
-    block of ``chunk_size`` x 16384 similarities.
+    Exact search takes time O(N^2 D). Memory in addition to ``features``: a copy in the precision of the product, a
+    block of ``chunk_size`` x 16384 similarities, and lists of candidates as in ``k_nearest``.
     """
     rows, scale = checked_rows(features, device)
     groups = _Groups.of(cameras, len(rows), rows.device)

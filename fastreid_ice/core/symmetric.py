@@ -19,7 +19,7 @@ from ._arrays import map_blocks
 from ._candidates import Found
 from .screen import Screen, candidates_for
 
-_LEAST, _MOST = 4096, 500_000  # rows: a sample of fewer says little, and the lists of more take over a gigabyte
+_LEAST, _MOST = 4096, 500_000  # rows: a sample of fewer says little, and the lists of more take a gigabyte
 _LONGEST = 512  # candidates of a row
 _COLUMNS = 4096  # of a tile
 _SAMPLED = 32  # one of so many columns is in the sample
