@@ -116,15 +116,14 @@ def read_course(record: Mapping[str, Any], source: str) -> Course:
     return course
 
 
-def reached(course: Course, target: float, clock: str, *, evaluating: bool = False) -> float | None:
-    """The seconds until ``target``, on a straight line between two evaluations; None if it is not reached."""
+def reached(course: Course, target: float, clock: str) -> float | None:
+    """Seconds of training until ``target``, on a straight line between two evaluations; None if it is not reached."""
     if course[0].mAP >= target:
         return 0.0
     for before, after in pairwise(course):
         if after.mAP >= target:
             share = (target - before.mAP) / (after.mAP - before.mAP)
-            start, end = ((point.total if evaluating else point.training)[clock] for point in (before, after))
-            return start + share * (end - start)
+            return before.training[clock] + share * (after.training[clock] - before.training[clock])
     return None
 
 

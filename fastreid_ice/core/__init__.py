@@ -6,7 +6,6 @@ from .camera_jaccard import camera_jaccard_graph, camera_reranked_blocks
 from .clustering import Clusters, dbscan
 from .constraints import Constraints, Enforced, constrain_graph, enforce_constraints, track_constraints
 from .corrections import combine_constraints, correction_constraints
-from .doubt import doubtful_pairs
 from .functional import (
     cluster_proxy_loss,
     cross_camera_loss,
@@ -30,6 +29,7 @@ from .proxies import (
     update_mean,
 )
 from .quality import LabelQuality, churn, label_quality
+from .questions import doubtful_pairs
 from .radius import EpsSweep, choose_eps
 from .retrieval import RankMetrics, rank_metrics
 from .standardize import CameraStatistics, standardize_by_camera

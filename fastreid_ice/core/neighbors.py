@@ -66,10 +66,10 @@ def k_nearest(
         ValueError: for a wrong shape or type, ``k`` or ``chunk_size`` out of range, an unknown ``method``, or rows that
             have no direction.
 
-    Exact search takes time O(Q N D), half of it for all of 4,096 to 500,000 rows on a CPU. Memory in addition to
-    ``features``: a copy in the precision of the product and a block of ``chunk_size`` x 16384 similarities; for those
-    rows also lists of candidates, about 1.5 KB a row for ``k`` = 30; for features in half
-    precision also a copy in float32.
+    Exact search takes time O(Q N D). Memory in addition to ``features``: a copy in the precision of the product and a
+    block of ``chunk_size`` x 16384 similarities; for features in half precision also a copy in float32. If all rows are
+    searched on a CPU, and they are 4,096 to 500,000, half of the products and lists of candidates, about 1.5 KB a row
+    for ``k`` = 30, take the place of these.
     """
     home = features.device if isinstance(features, Tensor) else torch.device("cpu")
     rows, scale = checked_rows(features, device)
