@@ -10,7 +10,6 @@ import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import date
-from functools import partial
 
 import torch
 from fastreid.config import CfgNode, get_cfg
@@ -38,7 +37,9 @@ from fastreid_ice.data import (
     build_training_set,
 )
 from fastreid_ice.data.views import crop_size
-from fastreid_ice.engine import extract_features
+from fastreid_ice.engine import UnsupervisedTrainer, extract_features
+from fastreid_ice.engine.features import encode_images
+from fastreid_ice.engine.trainer import Tests
 from fastreid_ice.losses import required_views
 
 from .measuring import Clock, check_least, machine
@@ -48,6 +49,7 @@ LOADER = "training loader, cache {cache}, {workers} workers"
 STEP = "network, training step"
 EXTRACTION = "features, cache {cache}, {workers} workers"
 FORWARD = "network, features"
+EVALUATION = "evaluation, cache {cache}, {workers} workers"
 
 # Processes some images, and returns how many.
 Work = Callable[[], int]
@@ -97,7 +99,8 @@ def build_config(args: argparse.Namespace) -> CfgNode:
     cfg = get_cfg()
     add_ice_config(cfg)
     merge_config_file(cfg, shipped_file(args.config_file))
-    cfg.merge_from_list(["DATASETS.NAMES", ("SyntheticPeople",), "MODEL.DEVICE", args.device, "MODEL.WEIGHTS", ""])
+    cfg.merge_from_list(["DATASETS.NAMES", ("SyntheticPeople",), "DATASETS.TESTS", ("SyntheticPeople",)])
+    cfg.merge_from_list(["MODEL.DEVICE", args.device, "MODEL.WEIGHTS", ""])
     cfg.merge_from_list(["MODEL.BACKBONE.PRETRAIN", False, "DATALOADER.NUM_WORKERS", 0])
     merge_options(cfg, args.opts)
     if "INPUT.SIZE_TEST" not in args.opts:
@@ -179,26 +182,34 @@ def draw(loader: PseudoLabelLoader, images: TrainingSet, steps: int) -> int:
 
 
 def networks(cfg: CfgNode, images: TrainingSet, args: argparse.Namespace) -> Iterator[tuple[str, Work]]:
-    """The network on prepared batches, and features of all images from their files or the cache."""
+    """The network on prepared batches; features of all images, and an evaluation, from files or the cache."""
     model = build_model(cfg)
     yield STEP, training_step(cfg, model, images)
 
-    encoder = cfg.CLUSTER.FEATURES
+    encoder, amp = cfg.CLUSTER.FEATURES, cfg.SOLVER.AMP.ENABLED
     crops = Crops(images.paths, crop_size(cfg, "SIZE_TEST"), {})
     batches = torch.arange(len(images)).split(cfg.TEST.IMS_PER_BATCH)
-    ready = [{key: value.to(model.device) for key, value in crops[batch].items()} for batch in batches]
-
-    def forward() -> int:
-        model.eval()
-        with torch.inference_mode(), precision(cfg, model.device):
-            return sum(len(model.encode(batch["images"], encoder)) for batch in ready)
-
-    yield FORWARD, forward
-    extract = partial(extract_features, model, encoder=encoder, amp=cfg.SOLVER.AMP.ENABLED)
+    ready = [{"images": crops[batch]["images"].to(model.device)} for batch in batches]
+    yield FORWARD, lambda: len(encode_images(model, ready, [encoder], title="Encoding", amp=amp)[0][encoder])
     for cache in ("none", "ram"):
         loader = build_feature_loader(with_workers(cfg, args.workers), cached(images, cfg, cache))
         name = EXTRACTION.format(cache=cache, workers=args.workers)
-        yield name, lambda loader=loader: len(extract(loader)[0])
+        yield name, lambda loader=loader: len(extract_features(model, loader, encoder, amp=amp)[0])
+    for cache in ("none", "ram"):
+        name = EVALUATION.format(cache=cache, workers=args.workers)
+        yield name, evaluation(with_workers(cfg, args.workers), model, cache)
+
+
+def evaluation(cfg: CfgNode, model: nn.Module, cache: str) -> Work:
+    """Features of query and gallery, and their ranking, as after an epoch of training."""
+    cfg.DATALOADER.CACHE = cache
+    tests: Tests = {}
+
+    def evaluate() -> int:
+        UnsupervisedTrainer.test(cfg, model, tests)
+        return sum(len(loader.dataset) for loader, _ in tests.values())
+
+    return evaluate
 
 
 def precision(cfg: CfgNode, device: torch.device) -> torch.autocast:
@@ -251,11 +262,13 @@ def table(rates: dict[str, list[float]]) -> str:
 
 
 def conclusions(rates: dict[str, float], workers: int) -> Iterator[str]:
-    """The speed of the loader relative to the network, and the cost of extraction relative to the network."""
+    """The speed of the loader relative to the network, and the costs of extraction and evaluation relative to it."""
     for cache in ("none", "ram"):
         ahead = rates[LOADER.format(cache=cache, workers=workers)] / rates[STEP]
-        beside = rates[FORWARD] / rates[EXTRACTION.format(cache=cache, workers=workers)]
+        extraction, evaluation = (
+            rates[FORWARD] / rates[work.format(cache=cache, workers=workers)] for work in (EXTRACTION, EVALUATION)
+        )
         yield (
             f"cache {cache}: the training loader brings {ahead:.1f} times what the training step uses; extraction "
-            f"takes {beside:.2f} times the network's own time"
+            f"takes {extraction:.2f} times the network's own time, evaluation {evaluation:.2f} times"
         )

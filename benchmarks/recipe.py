@@ -176,7 +176,7 @@ def measure(cfg: CfgNode, args: argparse.Namespace) -> Stage:
         number = evaluations(cfg)
         if number:
             with clock.stage("evaluate"):
-                trainer.test(trainer.cfg, trainer.model)
+                trainer.evaluate()
     trainer.data_loader.close()
 
     seconds, epochs, steps = clock.seconds, cfg.SOLVER.MAX_EPOCH, cfg.SOLVER.ITERS_PER_EPOCH

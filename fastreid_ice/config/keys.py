@@ -146,8 +146,9 @@ def add_ice_config(cfg: CfgNode) -> None:
     )
     # A training image that cannot be read: "error" ends the run and names it, "skip" leaves it out and counts it.
     cfg.DATALOADER.UNREADABLE = "error"
-    # "ram" keeps decoded, resized training images in memory that the workers share, H x W x 3 bytes each (1.3 GB for
-    # Market-1501 at 256 x 128) in every process. Training uses them; so does extraction if SIZE_TEST is SIZE_TRAIN.
+    # "ram" keeps decoded, resized images in memory that the workers share, H x W x 3 bytes each: the training images in
+    # every process (1.3 GB for Market-1501 at 256 x 128), used by training and, if SIZE_TEST is SIZE_TRAIN, by
+    # extraction; and the test images, if there is memory left (1.9 GB), each in the process that evaluates it.
     cfg.DATALOADER.CACHE = "none"
 
     cfg.SOLVER.ITERS_PER_EPOCH = 400  # an epoch is from one clustering to the next, whatever the number of images (ICE)

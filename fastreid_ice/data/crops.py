@@ -48,7 +48,7 @@ class CropCache:
         if "fork" not in multiprocessing.get_all_start_methods():
             raise InputError("DATALOADER.CACHE ram needs a system that can fork processes; use DATALOADER.CACHE none")
         height, width = size
-        bytes_needed = num_images * (3 * height * width + 1)
+        bytes_needed = cache_bytes(num_images, size)
         if copies * bytes_needed > available_memory():
             raise InputError(
                 f"DATALOADER.CACHE ram: {num_images} crops of {height} x {width} take "
@@ -58,6 +58,12 @@ class CropCache:
         memory = torch.frombuffer(mmap.mmap(-1, bytes_needed), dtype=torch.uint8)
         self.filled = memory[:num_images].view(torch.bool)
         self.images = memory[num_images:].view(num_images, 3, height, width)
+
+
+def cache_bytes(num_images: int, size: tuple[int, int]) -> int:
+    """What a ``CropCache`` takes with all crops stored."""
+    height, width = size
+    return num_images * (3 * height * width + 1)
 
 
 def available_memory(group: Path = Path("/sys/fs/cgroup")) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,10 +28,12 @@ from ..core import ImageTable
 from ..errors import InputError
 from .augment import Augmentation
 from .corrections import read_corrections
-from .crops import CropCache, Crops, LabelledCrops, Transform
+from .crops import CropCache, Crops, LabelledCrops, Transform, available_memory, cache_bytes
 from .metadata import facts_of
 from .samplers import CurrentBatches, IdentitySampler
 from .views import build_test_transform, build_transforms_of_views, build_views, crop_size
+
+logger = logging.getLogger(f"fastreid.{__name__}")
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,8 @@ def has_unchecked_images(cfg: CfgNode) -> bool:
 def build_test_loader(cfg: CfgNode, name: str) -> tuple[DataLoader, int]:
     """The query and then the gallery of a dataset, and the number of queries, as fast-reid's evaluator expects them.
 
-    ``images`` are uint8; networks convert them on their device.
+    ``images`` are uint8; networks convert them on their device. With ``DATALOADER.CACHE`` a further pass over the
+    loader decodes nothing. The workers end with each pass.
     """
     data = build_dataset(cfg, name)
     query, gallery = (_listing(cfg, data, name, part) for part in ("query", "gallery"))
@@ -171,7 +175,8 @@ def build_test_loader(cfg: CfgNode, name: str) -> tuple[DataLoader, int]:
         data.show_test()
     paths, identities, cameras = zip(*query, *gallery, strict=True)
     columns = {"targets": torch.tensor(identities), "camids": torch.tensor(cameras)}
-    return _inference_loader(cfg, paths, columns), len(query)
+    loader = _inference_loader(cfg, paths, columns, cache=_test_cache(cfg, name, len(paths)), keep_workers=False)
+    return loader, len(query)
 
 
 class PseudoLabelLoader:
@@ -319,6 +324,8 @@ def _inference_loader(
     paths: Sequence[str],
     columns: dict[str, Tensor],
     batches: Sequence[Sequence[int]] | None = None,
+    *,
+    keep_workers: bool = True,
     **options: Any,
 ) -> DataLoader:
     transforms = {"images": build_test_transform(cfg, "SIZE_TEST")} if cfg.INPUT.CROP.ENABLED else {}
@@ -326,15 +333,40 @@ def _inference_loader(
     if batches is None:
         batch_size = max(1, cfg.TEST.IMS_PER_BATCH // comm.get_world_size())
         batches = BatchSampler(InferenceSampler(len(crops)), batch_size, drop_last=False)
-    return _loader(crops, batches, cfg.DATALOADER.NUM_WORKERS)
+    return _loader(crops, batches, cfg.DATALOADER.NUM_WORKERS, keep_workers=keep_workers)
+
+
+def _test_cache(cfg: CfgNode, name: str, num_images: int) -> CropCache | None:
+    """Each process stores only its part. Evaluation works without, so too little memory is no error here."""
+    if cfg.DATALOADER.CACHE != "ram":
+        return None
+    size = crop_size(cfg, "SIZE_TEST")
+    needed, free = cache_bytes(num_images, size), available_memory()
+    if needed > free:
+        logger.warning(
+            "DATALOADER.CACHE ram: the %d test images of %s would take %.1f GB, and %.1f GB are free; each evaluation "
+            "decodes them again",
+            num_images,
+            name,
+            needed / 1e9,
+            free / 1e9,
+        )
+        return None
+    return CropCache(num_images, size)
 
 
 def _loader(
-    crops: Crops, batches: Sampler[list[int]] | Sequence[Sequence[int]], num_workers: int, *, fresh: bool = False
+    crops: Crops,
+    batches: Sampler[list[int]] | Sequence[Sequence[int]],
+    num_workers: int,
+    *,
+    keep_workers: bool = True,
+    fresh: bool = False,
 ) -> DataLoader:
-    """Batches of crops by ``batches``, from workers that live as long as the loader.
+    """Batches of crops by ``batches``.
 
     Args:
+        keep_workers: let workers live as long as the loader, not only for one pass.
         fresh: seed the workers from the generator of this process when they start.
     """
     return DataLoader(
@@ -343,7 +375,7 @@ def _loader(
         batch_size=None,  # an item of the dataset is a batch
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
-        persistent_workers=num_workers > 0,
+        persistent_workers=keep_workers and num_workers > 0,
         # A cache is shared only by fork, which is not the default everywhere.
         multiprocessing_context="fork" if num_workers and crops.cache is not None else None,
         # Otherwise starting the workers would draw a seed from the generator of this process, and a resumed run, which

@@ -41,7 +41,7 @@ class EvaluateEpochs(HookBase):
         if done < trainer.max_epoch and not (self.period and done % self.period == 0):
             return
         watch = Stopwatch()
-        trainer._last_eval_results = results = trainer.test(trainer.cfg, trainer.model)
+        trainer._last_eval_results = results = trainer.evaluate()
         if comm.is_main_process():
             figures = {name: float(value) for name, value in flatten_results_dict(results).items()}
             if figures[self.metric] > self.best.get(self.metric, -math.inf):

@@ -42,7 +42,7 @@ class EvaluateStart(HookBase):
             return
         logger.info("Evaluating the weights that training starts from")
         watch = Stopwatch()
-        results = flatten_results_dict(trainer.test(trainer.cfg, trainer.model))
+        results = flatten_results_dict(trainer.evaluate())
         scalars = {f"start/{name}": value for name, value in results.items()} | watch.scalars("start")
         trainer.storage.iter = trainer.iter
         trainer.storage.put_scalars(**scalars, smoothing_hint=False)

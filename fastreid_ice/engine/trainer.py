@@ -45,6 +45,8 @@ from .writers import LOG_PERIOD, ScalarWriter
 
 logger = logging.getLogger(f"fastreid.{__name__}")
 
+Tests = dict[str, tuple[DataLoader, BlockedReidEvaluator]]  # by the name of the dataset
+
 
 class UnsupervisedTrainer(DefaultTrainer):
     """DefaultTrainer with a loader that is relabelled every epoch, and the hooks that relabel it.
@@ -64,6 +66,7 @@ class UnsupervisedTrainer(DefaultTrainer):
         self.first_hooks = first_hooks
         self.last_hooks = last_hooks
         super().__init__(cfg)
+        self._tests: Tests = {}
         self.feature_loader = build_feature_loader(self.cfg, self.data_loader.training_set)
         self._losses = LossLog()
         self._trainer._write_metrics = self._write_metrics
@@ -135,9 +138,16 @@ class UnsupervisedTrainer(DefaultTrainer):
         loader, num_query = cls.build_test_loader(cfg, dataset_name)
         return loader, BlockedReidEvaluator(cfg, num_query, output_dir)
 
+    def evaluate(self) -> OrderedDict:
+        """``test`` of the model in training; test images are listed, and with ``DATALOADER.CACHE`` decoded, once."""
+        return self.test(self.cfg, self.model, self._tests)
+
     @classmethod
-    def test(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
+    def test(cls, cfg: CfgNode, model: nn.Module, tests: Tests | None = None) -> OrderedDict:
         """Evaluates the encoder under test, or both (``TEST.BOTH_ENCODERS``), on every dataset of ``DATASETS.TESTS``.
+
+        Args:
+            tests: what earlier calls built, to be used again; what is missing is added.
 
         Returns:
             Name -> value as from ``evaluate_encoders``; with several datasets, dataset -> name -> value.
@@ -146,10 +156,13 @@ class UnsupervisedTrainer(DefaultTrainer):
         sync_buffers(model)
         others = [encoder for encoder in ENCODERS if cfg.TEST.BOTH_ENCODERS and encoder != model.test_encoder]
         options = {"amp": cfg.SOLVER.AMP.ENABLED, "flip": cfg.TEST.FLIP.ENABLED}
+        tests = {} if tests is None else tests
         results = OrderedDict()
         for name in cfg.DATASETS.TESTS:
-            tested = cls.build_evaluator(cfg, name)
-            results[name] = evaluate_encoders(model, *tested, [model.test_encoder, *others], dataset=name, **options)
+            if name not in tests:
+                tests[name] = cls.build_evaluator(cfg, name)
+            encoders = [model.test_encoder, *others]
+            results[name] = evaluate_encoders(model, *tests[name], encoders, dataset=name, **options)
         return next(iter(results.values())) if len(results) == 1 else results
 
     def build_hooks(self) -> list[HookBase]:

@@ -107,10 +107,15 @@ def test_input_beside_the_network(datasets_root: Path, monkeypatch: pytest.Monke
     assert [name for name in rows if name.startswith("training loader")] == [
         f"training loader, cache {cache}, {workers} workers" for workers in (0, 1) for cache in ("none", "ram")
     ]
-    assert list(rows)[-4:-2] == ["network, training step", "network, features"]
+    assert list(rows)[-6:] == [
+        "network, training step",
+        "network, features",
+        *(f"{work}, cache {cache}, 1 workers" for work in ("features", "evaluation") for cache in ("none", "ram")),
+    ]
     for rate, slowest, fastest in rows.values():
         assert 0 < slowest <= rate <= fastest
-    assert len(re.findall(r"loader brings [0-9.]+ times .* extraction takes [0-9.]+ times the network", printed)) == 2
+    sentence = r"loader brings [0-9.]+ times .* extraction takes [0-9.]+ times the network.*, evaluation [0-9.]+ times"
+    assert len(re.findall(sentence, printed)) == 2
 
 
 @pytest.mark.parametrize(("key", "sizes"), [("SIZE_TRAIN", [64, 64]), ("SIZE_TEST", [256, 64])])

@@ -23,6 +23,7 @@ from fastreid_ice.data import (
     build_test_loader,
     build_training_set,
     crops,
+    loaders,
 )
 from support import small_config
 from tiny_market import FOLDER, draw_tiny_market
@@ -65,6 +66,33 @@ def test_test_loader_gives_queries_first(cfg: CfgNode) -> None:
     assert num_query == len(data.query) == 9
     targets = torch.cat([batch["targets"] for batch in batches]).tolist()
     assert targets == [pid for _, pid, _ in data.query + data.gallery]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_test_images_are_decoded_for_one_pass_only(
+    cfg: CfgNode, monkeypatch: pytest.MonkeyPatch, num_workers: int
+) -> None:
+    cfg.DATALOADER.NUM_WORKERS = num_workers
+    expected = list(build_test_loader(cfg, "SyntheticPeople")[0])
+    cfg.DATALOADER.CACHE = "ram"
+    loader, _ = build_test_loader(cfg, "SyntheticPeople")
+    first = list(loader)
+    monkeypatch.setattr(crops, "read_image", lambda path: pytest.fail(f"{path} is read again"))
+    for found in (first, list(loader)):
+        for ours, theirs in zip(found, expected, strict=True):
+            assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert not multiprocessing.active_children(), "workers end with a pass"
+
+
+def test_test_images_that_do_not_fit_into_memory_are_decoded_again(
+    cfg: CfgNode, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg.DATALOADER.CACHE = "ram"
+    monkeypatch.setattr(loaders, "available_memory", lambda: 1000)
+    loader, _ = build_test_loader(cfg, "SyntheticPeople")
+    assert loader.dataset.cache is None
+    assert "test images of SyntheticPeople would take 0.0 GB, and 0.0 GB are free" in caplog.text
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

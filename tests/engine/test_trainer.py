@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from fastreid.config import CfgNode
+from fastreid.data.data_utils import read_image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from fastreid_ice import InputError
 from fastreid_ice.config import Run, Stage
 from fastreid_ice.core.radius import RADII
-from fastreid_ice.data import build_training_set
+from fastreid_ice.data import build_training_set, crops
 from fastreid_ice.engine import Checkpointer, UnsupervisedTrainer
 from fastreid_ice.engine.hooks import ReclusterHook
 from fastreid_ice.reporting import epoch_table, read_stage, write_report
@@ -212,6 +213,18 @@ def test_the_encoder_under_test_is_evaluated(cfg: CfgNode) -> None:
         figures[encoder] = trainer.test(cfg, trainer.model)["mAP"]
     assert figures["momentum"] == pytest.approx(scalars_of(cfg)[-1]["mAP"])
     assert figures["online"] != figures["momentum"]
+
+
+def test_test_images_are_decoded_once_in_a_run(cfg: CfgNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before training and after both epochs they are evaluated, and give what they give without a cache."""
+    cfg.DATALOADER.CACHE, cfg.DATALOADER.NUM_WORKERS, cfg.TEST.EVAL_PERIOD = "ram", 0, 1
+    reads = []
+    monkeypatch.setattr(crops, "read_image", lambda path: reads.append(path) or read_image(path))
+    trainer = train(cfg)
+    loader, _ = trainer.build_test_loader(cfg, cfg.DATASETS.TESTS[0])
+    assert all(reads.count(path) == 1 for path in loader.dataset.paths)
+    assert len([line for line in scalars_of(cfg) if "mAP" in line]) == 2
+    assert trainer.test(cfg, trainer.model)["mAP"] == pytest.approx(scalars_of(cfg)[-1]["mAP"])
 
 
 def test_training_moves_both_encoders_and_their_statistics(cfg: CfgNode) -> None:
