@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -325,15 +324,25 @@ def _inference_loader(
     columns: dict[str, Tensor],
     batches: Sequence[Sequence[int]] | None = None,
     *,
+    cache: CropCache | None = None,
     keep_workers: bool = True,
-    **options: Any,
+    skip_unreadable: bool = False,
 ) -> DataLoader:
     transforms = {"images": build_test_transform(cfg, "SIZE_TEST")} if cfg.INPUT.CROP.ENABLED else {}
-    crops = Crops(paths, crop_size(cfg, "SIZE_TEST"), columns, transforms=transforms, **options)
+    crops = Crops(
+        paths,
+        crop_size(cfg, "SIZE_TEST"),
+        columns,
+        cache=cache,
+        transforms=transforms,
+        skip_unreadable=skip_unreadable,
+    )
     if batches is None:
         batch_size = max(1, cfg.TEST.IMS_PER_BATCH // comm.get_world_size())
         batches = BatchSampler(InferenceSampler(len(crops)), batch_size, drop_last=False)
-    return _loader(crops, batches, cfg.DATALOADER.NUM_WORKERS, keep_workers=keep_workers)
+    # On a CPU, workers would only take cores from the network, to copy what is in memory.
+    num_workers = 0 if cache is not None and cfg.MODEL.DEVICE == "cpu" else cfg.DATALOADER.NUM_WORKERS
+    return _loader(crops, batches, num_workers, keep_workers=keep_workers)
 
 
 def _test_cache(cfg: CfgNode, name: str, num_images: int) -> CropCache | None:

@@ -69,14 +69,16 @@ def test_test_loader_gives_queries_first(cfg: CfgNode) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(("device", "num_workers"), [("cpu", 0), ("cpu", 2), ("cuda", 2)])
 def test_test_images_are_decoded_for_one_pass_only(
-    cfg: CfgNode, monkeypatch: pytest.MonkeyPatch, num_workers: int
+    cfg: CfgNode, monkeypatch: pytest.MonkeyPatch, device: str, num_workers: int
 ) -> None:
-    cfg.DATALOADER.NUM_WORKERS = num_workers
+    """Without workers on a CPU, where they would compete with the network for its cores."""
+    cfg.MODEL.DEVICE, cfg.DATALOADER.NUM_WORKERS = device, num_workers
     expected = list(build_test_loader(cfg, "SyntheticPeople")[0])
     cfg.DATALOADER.CACHE = "ram"
     loader, _ = build_test_loader(cfg, "SyntheticPeople")
+    assert loader.num_workers == (num_workers if device == "cuda" else 0)
     first = list(loader)
     monkeypatch.setattr(crops, "read_image", lambda path: pytest.fail(f"{path} is read again"))
     for found in (first, list(loader)):
