@@ -16,6 +16,7 @@ fastreid-ice bench time-to-accuracy --weights osnet_x0_25_msmt17.pth --methods i
 fastreid-ice bench tracks --weights osnet_x0_25_msmt17.pth
 fastreid-ice bench precision --threads 1 --weights osnet_x0_25_msmt17.pth --mobilenet mobilenetv2_1.0_imagenet.pth
 fastreid-ice bench corrections --features market_start.npz market_trained.npz --train 4
+benchmarks/gpu.sh
 
 recluster: stages, total and peak memory, also by the camera-aware distance, compared with only faiss's exact search,
 only a plain matrix product with top-k, and, with --dense, the dense oracle of the tests; in turns, each in its own
@@ -62,6 +63,9 @@ measured in turns, also of larger networks with random weights.
 corrections: the adjusted Rand index over the number of questions that the truth has answered, in order of doubt and in
 random order, of drawn people and of saved features, and over links between images that nobody has chosen; with --train,
 mAP after training without and with the answers.
+
+gpu: the tests that need a GPU, and most of the above at full size on one, in a checkout, within ten minutes; all
+figures go to one JSON file. benchmarks/gpu.sh runs it.
 """
 
 from __future__ import annotations
@@ -78,6 +82,7 @@ from fastreid_ice.commands import command_parser
 from . import (
     corrections,
     evaluate,
+    gpu,
     input,
     market,
     precision,
@@ -102,6 +107,7 @@ BENCHMARKS = {
     "time-to-accuracy": (time_to_accuracy, "the mAP on Market-1501 over the time of training"),
     "tracks": (tracks, "the first clustering without and with tracks"),
     "precision": (precision, "what an export in float16 or int8 keeps and costs"),
+    "gpu": (gpu, "all that needs a GPU, in one run"),
     "corrections": (corrections, "a person's answers, the most doubtful questions first or in random order"),
 }
 

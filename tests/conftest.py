@@ -20,7 +20,12 @@ setup_logger()  # otherwise the first trainer would, while its test already read
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first, so that processes that share the files end at about the same time."""
+    """Skips tests that need a GPU if there is none. Files with slow tests come first, so that processes that share the
+    files end at about the same time."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 

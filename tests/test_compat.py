@@ -176,7 +176,7 @@ def test_another_fastreid(monkeypatch):
         compat._check_version()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_amp_on_cuda(recwarn):
     from fastreid.engine.train_loop import AMPTrainer
     from fastreid.utils.events import EventStorage

@@ -220,7 +220,7 @@ def test_bad_input_is_named(call, message):
         call()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", LOSSES)
 def test_gpu_agrees_with_cpu(name):
     features, losses, _ = example()

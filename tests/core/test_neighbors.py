@@ -366,7 +366,7 @@ def test_a_crowd_does_not_slow_cells_down(monkeypatch):
     assert (indices.sort(1).values.diff(dim=1) > 0).all()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_gpu_agrees_with_cpu():
     features = random_features(500, 32)
     similarities, indices = k_nearest(features, 20, device="cuda")

@@ -108,7 +108,7 @@ def test_any_type_and_input_unchanged() -> None:
     np.testing.assert_allclose(half.average_precision.mean(), expected.average_precision.mean(), atol=0.01)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_gpu(metric: str) -> None:
     queries, gallery, *identities = people()

@@ -189,7 +189,7 @@ def test_nothing_enabled_is_nothing_done() -> None:
     assert torch.equal(build_augmentation(small_config(**OFF))(images, seeded()), images.float())
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.gpu
 def test_a_gpu_gives_the_same_views() -> None:
     augment = build_augmentation(small_config())
     images = torch.randint(256, (8, 3, 32, 16), dtype=torch.uint8)

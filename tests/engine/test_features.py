@@ -90,10 +90,8 @@ def test_workers_and_cache_change_nothing(cfg: CfgNode, model: nn.Module) -> Non
     assert images.cache.filled.all()
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_mixed_precision_is_close(device: str, cfg: CfgNode, images: TrainingSet, model: nn.Module) -> None:
-    if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("needs a GPU")
     lower = mixed_precision(torch.device(device)) is not None
     loader = build_feature_loader(cfg, images)
     full, half = (extract_features(model.to(device), loader, "online", amp=amp)[0] for amp in (False, True))

@@ -130,7 +130,7 @@ def test_what_waits_is_seen(wait: Any) -> None:
     assert len(waits.seen) == 1
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("amp", [False, True])
 @pytest.mark.parametrize("name", sorted(METHODS.keys() - WAITING))
 def test_no_step_waits_for_the_gpu(cfg: CfgNode, name: str, amp: bool) -> None:
@@ -170,7 +170,7 @@ def test_what_is_not_finite_is_named() -> None:
             log.store(storage, wait=False)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_losses_of_a_gpu_are_stored_when_they_have_arrived() -> None:
     """Nothing while the GPU is busy, everything after waiting for it."""
     log = LossLog()
@@ -185,7 +185,7 @@ def test_losses_of_a_gpu_are_stored_when_they_have_arrived() -> None:
         assert storage.history("a").values() == [(1.0, 0)]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_a_run_on_a_gpu_ends_before_the_next_checkpoint(cfg: CfgNode, monkeypatch: pytest.MonkeyPatch) -> None:
     """About one step after the loss became NaN or infinite, and the message names the right step."""
     forward, calls = HardInstanceLoss.forward, []

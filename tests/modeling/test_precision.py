@@ -112,7 +112,7 @@ class TestAMPTrainer:
         for (name, weight), expected in zip(after[1].named_parameters(), after[0].parameters(), strict=True):
             torch.testing.assert_close(weight, expected if steps else before[name], rtol=1e-5, atol=1e-7)
 
-    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+    @pytest.mark.gpu
     def test_follows_float32_on_a_gpu(self) -> None:
         model, batch = model_and_batch(**RESNET)
         model.cuda()
