@@ -58,9 +58,7 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server(address[:2], family=family)
     except OSError as error:
         reason = str(error.strerror).partition(" (")[0]
-        raise InputError(
-            f"cannot listen at --host {host} --port {port}: {reason}; --port 0 takes any free port"
-        ) from error
+        raise InputError(f"cannot listen at {host}, port {port}: {reason}; --port 0 takes any free port") from error
 
 
 def serve(app: ASGIApp, listening: socket.socket) -> None:

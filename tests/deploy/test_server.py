@@ -381,11 +381,10 @@ def test_what_cannot_work_is_one_sentence(place: Path, tmp_path: Path, monkeypat
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert sentence(place, monkeypatch, "--index", "index", "--port", port) == (
-            f"error: cannot listen at --host 127.0.0.1 --port {port}: Address already in use; "
-            "--port 0 takes any free port"
+            f"error: cannot listen at 127.0.0.1, port {port}: Address already in use; --port 0 takes any free port"
         )
     for options in (["--host", "no.such.host.invalid"], ["--host", "192.0.2.1"]):
-        assert "error: cannot listen at --host" in sentence(place, monkeypatch, "--index", "index", *options)
+        assert "error: cannot listen at" in sentence(place, monkeypatch, "--index", "index", *options)
     assert "--port 65536 must be from 0 to 65535" in sentence(place, monkeypatch, "--index", "index", "--port", 65536)
     assert "nothing holds no index" in sentence(place, monkeypatch, "--index", "nothing")
     shutil.copytree(place / "run", tmp_path / "run")
