@@ -47,6 +47,17 @@ ICE = {"SOLVER.WARMUP_ITERS": 300}
 PROXIES = {"MODEL.BN_SPLITS": 1}
 CAMERAS = {"CLUSTER.CAMERA_NORM": True}
 PRECISE = {"TEST.PRECISE_BN.ENABLED": True, "TEST.PRECISE_BN.NUM_ITER": 40}
+# The average of the weights, with statistics of its own, is ahead of the weights themselves; it needs no warm-up.
+AVERAGED = {
+    "TEST.ENCODER": "momentum",
+    "CLUSTER.FEATURES": "momentum",
+    "MODEL.MOMENTUM.ALPHA": 0.99,
+    "TEST.PRECISE_BN.ENABLED": True,
+    "TEST.PRECISE_BN.NUM_ITER": 20,
+    "SOLVER.BASE_LR": 0.0007,
+    "SOLVER.WARMUP_ITERS": 50,
+    "SOLVER.WARMUP_FACTOR": 0.1,
+}
 REFINED = ("NeighborLabelLoss", "CrossCameraLoss", "HardInstanceLoss", "SoftConsistencyLoss")
 METHODS = {
     "ice_agnostic": Method("ice_agnostic_market", ICE),
@@ -63,6 +74,7 @@ METHODS = {
     "ice_ca_jaccard": Method("ice_market", ICE | {"CLUSTER.DISTANCE": "ca_jaccard"}),
     "ice_auto_eps": Method("ice_market", ICE | {"CLUSTER.AUTO_EPS": True}),
     "ice_neighbor_labels": Method("ice_market", ICE | {"MODEL.LOSSES.NAME": REFINED}),
+    "fast": Method("o2cap_market", CAMERAS | AVERAGED),
     "ice_groundtruth": Method("ice_groundtruth_market", ICE),
     "baseline": Method("baseline_market", ICE | {"TEST.EVAL_PERIOD": 1}),
 }
