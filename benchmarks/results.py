@@ -51,9 +51,9 @@ LONGER = "o2cap_camera_norm_longer"  # of another budget: not in the table
 # More curves than colours could not be told apart.
 CHARTED = (
     LONGER,
+    "fast",
     "ice_groundtruth",
     "o2cap_camera_norm",
-    "hybrid",
     "ice",
     "published_ice",
     "weak_market",
