@@ -16,6 +16,7 @@ from fastreid_ice.data import build_feature_loader, build_training_set
 from fastreid_ice.engine import HOOK_REGISTRY, UnsupervisedTrainer
 from fastreid_ice.engine.hooks import unwrap
 from fastreid_ice.engine.precise_bn import update_statistics
+from fastreid_ice.engine.trainer import Tests
 from fastreid_ice.testing import in_processes
 from support import train
 
@@ -102,9 +103,9 @@ class TestTraining:
         updates = []
         found = UnsupervisedTrainer.test
 
-        def evaluate(cfg: CfgNode, model: nn.Module) -> dict:
+        def evaluate(cfg: CfgNode, model: nn.Module, tests: Tests) -> dict:
             updates.append(statistics(model, "momentum."))
-            return found(cfg, model)
+            return found(cfg, model, tests)
 
         monkeypatch.setattr(UnsupervisedTrainer, "test", staticmethod(evaluate))
         train(precise)
