@@ -20,6 +20,7 @@ def test_every_method_takes_the_same_steps_from_the_same_start(method: str, epoc
     stages = [stage.cfg for stage in Trial(method, config, 0, tmp_path, options).stages]
     if method == "baseline":  # its epochs are passes over the images
         assert abs(stages[0].SOLVER.MAX_EPOCH * (12936 // 32) - 150 * epochs) < 12936 // 32 / 2
+        assert stages[0].SOLVER.ITERS_PER_EPOCH == 12936 // 32, "a record has one entry for each pass"
     else:
         assert sum(stage.SOLVER.MAX_EPOCH * stage.SOLVER.ITERS_PER_EPOCH for stage in stages) == 150 * epochs
     for stage in stages:
