@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from datetime import date
@@ -101,8 +102,9 @@ def run(args: argparse.Namespace) -> None:
     for name, part in PARTS.items():
         left = 60 * args.minutes - (time.monotonic() - start)
         print(f"{name}: {left:.0f} s are left ...", flush=True)
-        command = [*part.arguments, *_options(name, args), *(part.tiny if args.tiny else part.sizes)]
-        found["parts"][name] = {"command": command} | run_part(command, left)
+        with tempfile.TemporaryDirectory() as scratch:
+            command = [*part.arguments, *_options(part, args, scratch), *(part.tiny if args.tiny else part.sizes)]
+            found["parts"][name] = {"command": command} | run_part(command, left)
         written = args.output.with_name(f"{args.output.name}.part")
         written.write_text(json.dumps(found, indent=1) + "\n")
         written.replace(args.output)
@@ -112,15 +114,12 @@ def run(args: argparse.Namespace) -> None:
         sys.exit(f"error: not finished: {', '.join(unfinished)}")
 
 
-def _options(name: str, args: argparse.Namespace) -> list[str]:
-    if name == "tests":
+def _options(part: Part, args: argparse.Namespace, scratch: str) -> list[str]:
+    if part.arguments[0] != "benchmarks":
         return []
-    options = ["--device", args.device, "--threads", str(args.threads)]
-    return (
-        [*options, "--output", str(args.output.with_suffix(".scaling"))]
-        if "scaling" in PARTS[name].arguments
-        else options
-    )
+    # A fresh folder, since `scaling` does not measure again what an earlier run left.
+    output = ["--output", scratch] if "scaling" in part.arguments else []
+    return ["--device", args.device, "--threads", str(args.threads), *output]
 
 
 def run_part(command: list[str], seconds: float) -> dict[str, object]:
