@@ -5,20 +5,12 @@ from .corrections import Correction, corrections_of, read_corrections, read_rows
 from .crops import CropCache, Crops
 from .folder import UnlabeledFolder
 from .inspection import inspect_images
-from .loaders import (
-    PseudoLabelLoader,
-    TrainingSet,
-    build_dataset,
-    build_feature_loader,
-    build_test_loader,
-    build_training_set,
-    existing_tests,
-    has_unchecked_images,
-)
+from .loaders import PseudoLabelLoader, build_feature_loader, build_test_loader
 from .metadata import facts_of
 from .samplers import IdentitySampler
 from .shape import fit_size
 from .synthetic import SyntheticMarket, SyntheticPeople, SyntheticSource
+from .training_set import TrainingSet, build_dataset, build_training_set, existing_tests, has_unchecked_images
 from .views import build_transforms_of_views, build_views, crop_size
 
 __all__ = [

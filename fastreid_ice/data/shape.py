@@ -12,7 +12,7 @@ from fastreid.data.datasets import DATASET_REGISTRY
 from PIL import Image
 
 from ..config import lookup
-from .loaders import build_dataset
+from .training_set import build_dataset
 from .views import crop_size
 
 SAMPLE = 1000  # images whose shape is read, evenly spaced in the list
