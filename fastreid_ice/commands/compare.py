@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import statistics
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from tabulate import tabulate
 
@@ -81,7 +83,7 @@ class Trial:
         command = [*COMMAND_LINE, "train", "--config-file", str(self.config), *flags, *self._settings()]
         try:
             with (self.folder / "output.txt").open("a") as output:
-                failed = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
+                failed = _run(command, output)
         finally:
             with (self.folder / "seconds.txt").open("a") as seconds:
                 seconds.write(f"{time.perf_counter() - start:.1f}\n")
@@ -127,6 +129,25 @@ class Trial:
 
     def _epochs(self) -> list[dict[str, float]]:
         return [scalars for stage in self.stages for scalars in read_stage(stage).values()]
+
+
+def _run(command: Sequence[str], output: TextIO) -> int:
+    """The exit code of ``command``, which ends with this process: a SIGTERM to this one would leave it running."""
+
+    def leave(number: int, _: object) -> None:
+        sys.exit(128 + number)
+
+    earlier = signal.signal(signal.SIGTERM, leave)
+    try:
+        with subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process:
+            try:
+                return process.wait()
+            except BaseException:
+                process.terminate()
+                process.wait()
+                raise
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
 
 
 RECORDED = (

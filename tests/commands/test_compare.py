@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 from benchmarks.time_to_accuracy import read_course
 from fastreid_ice import InputError
 from fastreid_ice.commands import compare
+from fastreid_ice.files import owned_folder
 from processes import run_command, start_command
 from support import ROOT, SMALL
 
@@ -92,8 +94,22 @@ def test_a_failed_run_leaves_the_others(
 
 
 @pytest.mark.slow
-def test_an_interrupt_is_one_sentence(datasets_root: Path, configs: list[Path], tmp_path: Path) -> None:
-    """Ctrl-C in a terminal, which reaches the run as well; the same command resumes the run."""
+@pytest.mark.parametrize(
+    ("send", "number", "sentence"),
+    [
+        (os.killpg, signal.SIGINT, "interrupted; the same command continues\n"),  # Ctrl-C reaches the run as well
+        (os.kill, signal.SIGTERM, ""),  # as a batch system sends it, to the command alone
+    ],
+)
+def test_an_interrupt_ends_the_run_too(
+    datasets_root: Path,
+    configs: list[Path],
+    tmp_path: Path,
+    send: Callable[[int, int], None],
+    number: signal.Signals,
+    sentence: str,
+) -> None:
+    """The same command resumes the run."""
     output = tmp_path / "compare"
     done = start_command(
         *("compare", "--config-file", configs[0], "--output", output, *OPTIONS, "SOLVER.MAX_EPOCH", 500),
@@ -102,13 +118,15 @@ def test_an_interrupt_is_one_sentence(datasets_root: Path, configs: list[Path], 
     try:
         while not (output / "plain" / "seed0" / "last_checkpoint").is_file() and done.poll() is None:
             time.sleep(0.01)
-        os.killpg(done.pid, signal.SIGINT)
-        _, errors = done.communicate(timeout=300)
+        send(done.pid, number)
+        _, errors = done.communicate(timeout=100)
     finally:
         if done.poll() is None:
             os.killpg(done.pid, signal.SIGKILL)
-    assert (done.returncode, errors) == (130, "interrupted; the same command continues\n")
+    assert (done.returncode, errors) == (128 + number, sentence)
     run = compare.Trial("plain", configs[0], 0, output / "plain" / "seed0", [*OPTIONS, "SOLVER.MAX_EPOCH", "500"])
+    with owned_folder(str(run.folder)):  # or "another run is writing there"
+        pass
     assert not run.complete and len((run.folder / "seconds.txt").read_text().split()) == 1
 
 
