@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from fastreid_ice.files import owned_folder
+from processes import run_command, start_command
 from support import FASTREID_ICE, ROOT, SMALL
 
 pytestmark = pytest.mark.slow
@@ -75,45 +76,70 @@ def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
         assert torch.equal(value, expected[name]), name
 
 
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
 class TestTwoMachines:
+    """One process on each."""
+
     @pytest.fixture
-    def pair(self, start):
-        """Starts the same command on two machines, and returns the output of each."""
+    def torchrun(self, start):
+        """Runs one command on both by torchrun, and returns the exit code and output of each."""
 
         def run(train: list[str]) -> list[tuple[int, str, str]]:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                port = str(probe.getsockname()[1])
-            meeting = ["--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", port]
-            machines = [
-                start(f"machine{rank}", [*TORCHRUN, "1", *meeting, "--node-rank", str(rank), *train]) for rank in (0, 1)
-            ]
+            meeting = ["--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", free_port()]
+            command = [*TORCHRUN, "1", *meeting, "--node-rank"]
+            machines = [start(f"machine{rank}", [*command, str(rank), *TRAIN_NET[1:], *train]) for rank in (0, 1)]
             printed = [machine.communicate(timeout=300) for machine in machines]
             return [(machine.returncode, *out) for machine, out in zip(machines, printed, strict=True)]
 
         return run
 
-    def test_without_a_common_disk(self, pair, tmp_path: Path) -> None:
+    @pytest.fixture
+    def by_variables(self, datasets_root: Path, tmp_path: Path):
+        """The same by the environment variables that torchrun sets, without its processes."""
+
+        def run(train: list[str]) -> list[tuple[int, str, str]]:
+            group = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+            group |= {"MASTER_PORT": free_port(), "FASTREID_DATASETS": str(datasets_root), "OMP_NUM_THREADS": "1"}
+            machines = []
+            for rank in ("0", "1"):
+                folder = tmp_path / f"machine{rank}"
+                folder.mkdir(exist_ok=True)
+                variables = group | {"RANK": rank, "GROUP_RANK": rank}
+                machines.append(start_command("train", *train, folder=folder, environment=variables))
+            try:
+                printed = [machine.communicate(timeout=300) for machine in machines]
+            finally:
+                for machine in machines:
+                    machine.kill()
+            return [(machine.returncode, *out) for machine, out in zip(machines, printed, strict=True)]
+
+        return run
+
+    def test_without_a_common_disk(self, torchrun, by_variables, tmp_path: Path) -> None:
         """Two stages, of which the second starts from a file of the first machine; then one more epoch of each."""
         first, second = tmp_path / "machine0", tmp_path / "machine1"
-        train = [str(ROOT / "tools" / "train_net.py")]
-        settings = {"config": "dcmip_market.yml", "MODEL__START_FROM": "last", "MODEL__WEIGHTS": "weights.pth"}
-        for code, _, errors in pair([*train, *arguments(**settings)]):
-            assert code == 1
-            assert errors.count("error: MODEL.WEIGHTS: no file 'weights.pth'\n") == 1
-        settings["MODEL__WEIGHTS"] = ""
-        for flags, epochs in ((), 1), (("--resume",), 2):
-            settings["SOLVER__MAX_EPOCH"] = epochs
-            for code, printed, errors in pair([*train, *arguments(*flags, **settings)]):
+        settings = {"config": "dcmip_market.yml", "MODEL__START_FROM": "last"}
+        for run, flags, epochs in (torchrun, (), 1), (by_variables, ("--resume",), 2):
+            for code, printed, errors in run(arguments(*flags, **settings, SOLVER__MAX_EPOCH=epochs)):
                 assert code == 0, printed + errors
             assert_equal(weights(second, 1), weights(first, 0))
             assert (first / "run" / "stage2" / "model_final.pth").is_file()
         assert "Starting training from epoch 2" in (first / "run" / "log.txt").read_text()
         assert not list(second.glob("run/**/*.pth")) and list(second.glob("run/log.txt*"))
 
-    def test_a_folder_that_one_of_them_cannot_have(self, pair, tmp_path: Path) -> None:
+    def test_weights_that_the_first_does_not_have(self, by_variables) -> None:
+        for code, _, errors in by_variables(arguments(MODEL__WEIGHTS="weights.pth")):
+            assert code == 1
+            assert errors == "error: MODEL.WEIGHTS: no file 'weights.pth'\n"
+
+    def test_a_folder_that_the_first_cannot_have(self, by_variables, tmp_path: Path) -> None:
         with owned_folder(str(tmp_path / "machine0" / "run")):
-            ended = pair([str(ROOT / "tools" / "train_net.py"), *arguments()])
+            ended = by_variables(arguments())
         for code, _, errors in ended:
             assert code == 1
             assert (
@@ -141,10 +167,12 @@ def test_a_lost_process_is_started_again(start, tmp_path: Path) -> None:
     assert_equal(last[0]["model"], last[1]["model"])
 
 
-def test_a_restart_does_not_go_on_from_another_run(start, tmp_path: Path) -> None:
+def test_a_restart_does_not_go_on_from_another_run(start, datasets_root: Path, tmp_path: Path) -> None:
     """A run that loses a process before its first checkpoint, in an earlier run's folder, restarts from epoch 1."""
-    earlier = start("run", [*TRAIN_NET, *arguments(SOLVER__MAX_EPOCH=2)])
-    assert earlier.wait(timeout=300) == 0
+    variables = {"FASTREID_DATASETS": str(datasets_root), "OMP_NUM_THREADS": "1"}
+    (tmp_path / "run").mkdir()
+    earlier = run_command("train", *arguments(SOLVER__MAX_EPOCH=2), folder=tmp_path / "run", environment=variables)
+    assert earlier.returncode == 0, earlier.stdout + earlier.stderr
     settings = arguments("--num-gpus", "2", "--max-restarts", "1", SOLVER__MAX_EPOCH=1)
     restarted = start("run", [*FASTREID_ICE, "train", *settings], KILL_IN_EPOCH="0")
     printed, errors = restarted.communicate(timeout=300)
