@@ -17,8 +17,9 @@ demo: $(INSTALLED)  ## draw the synthetic data, train camera-aware ICE on it and
 compare: $(INSTALLED)  ## train every method with three seeds on the synthetic data; prints a table and draws a chart
 	$(BIN)/fastreid-ice compare
 
+# Three processes on two cores: many tests wait, for other processes and for the browser.
 test: $(INSTALLED)  ## run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)  ## check style and types
 	$(BIN)/ruff check .

@@ -37,11 +37,13 @@ def test_every_patch_has_a_case_a_reason_and_an_end():
         assert "Until " in function.__doc__, f"{name} does not say until when it is needed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_passes_with_the_patch(outcomes, name):
     assert outcomes[name][0] == "passed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_fails_without_the_patch(outcomes, name):
     if name == "faiss_pointers" and hasattr(faiss, "cast_integer_to_long_ptr"):

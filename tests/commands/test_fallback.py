@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +18,7 @@ from fastreid.engine import default_argument_parser
 
 from fastreid_ice import InputError
 from fastreid_ice.commands import train
+from processes import run_command
 from support import ROOT, SMALL
 
 FOLDER = ROOT / "configs" / "ice_folder.yml"
@@ -35,24 +34,18 @@ def crops(datasets_root: Path) -> Path:
 
 
 def offline(tmp_path: Path, **changes: str) -> dict[str, str]:
-    """The environment of a process that may not access the hub, with an empty cache."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"} | changes
+    """What the environment of a process has that may not access the hub, with an empty cache."""
+    return {"OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"} | changes
 
 
-def run(tmp_path: Path, crops: Path, *arguments: str, config: Path = FOLDER, **changes: str):
+def run(tmp_path: Path, crops: Path, *arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
     """The command, in a separate process, since timm's client reads its environment once."""
-    output = ["DATASETS.ROOT", str(crops), "OUTPUT_DIR", str(tmp_path / "run")]
-    command = [sys.executable, str(ROOT / "tools" / "train_net.py"), "--config-file", str(config)]
+    output = ["DATASETS.ROOT", crops, "OUTPUT_DIR", tmp_path / "run"]
     flags = [argument for argument in arguments if argument.startswith("--")]
     others = [argument for argument in arguments if not argument.startswith("--")]
-    return subprocess.run(
-        [*command, *flags, *OPTIONS, *output, *others],
-        cwd=tmp_path,
-        env=offline(tmp_path, **changes),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    settings = [*flags, *OPTIONS, *output, *others]
+    environment = offline(tmp_path, **changes)
+    return run_command("train", "--config-file", FOLDER, *settings, folder=tmp_path, environment=environment)
 
 
 def backbone_of(tmp_path: Path) -> str:

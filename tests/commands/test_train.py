@@ -48,13 +48,6 @@ def test_train_resume_and_evaluate(datasets_root: Path, tmp_path: Path) -> None:
     assert float(row.split("|")[5]) == pytest.approx(float(table[5].split()[-2]), abs=0.06)
 
 
-@pytest.mark.slow
-def test_two_processes(datasets_root: Path, tmp_path: Path) -> None:
-    done = run(datasets_root, tmp_path / "run", flags=["--num-gpus", "2"], options=["SOLVER.MAX_EPOCH", "1"])
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "run" / "model_final.pth").is_file()
-
-
 BAD = {
     "a loss": (["MODEL.LOSSES.NAME", "('Centre',)"], "MODEL.LOSSES.NAME: 'Centre' is not registered; choose from"),
     "a clusterer": (["CLUSTER.NAME", "OPTICS"], "CLUSTER.NAME: 'OPTICS' is not registered; choose from"),
