@@ -4,6 +4,7 @@ fastreid-ice bench recluster
 fastreid-ice bench recluster --images 32621 --dense
 fastreid-ice bench scaling
 fastreid-ice bench scaling --neighbors exact --images 1000000 --exact-limit 1000000 --device cuda
+fastreid-ice bench sharing
 fastreid-ice bench step
 fastreid-ice bench step --batch 32 --compile --device cuda
 fastreid-ice bench input --config-file configs/ice_market.yml
@@ -26,6 +27,9 @@ scaling: time and peak memory over the number of images, for each way to search 
 to the truth and to the labels of the exact search. Each row is measured in its own process and kept in
 OUTPUT/rows.jsonl: called again, the command measures the missing rows. Charts go to scaling_seconds.png and
 scaling_memory.png.
+
+sharing: the search for neighbours shared by several processes of this machine, as in training: processor seconds of
+each process, what it receives from the others and how long that takes, and whether the labels stay the same.
 
 step: a step of camera-aware ICE compared with the schedule of the published code, which runs the network five times and
 its losses sample by sample; with mixed precision and torch.compile, and the cost of everything but the networks. Images
@@ -89,6 +93,7 @@ from . import (
     recipe,
     recluster,
     scaling,
+    sharing,
     step,
     time_to_accuracy,
     tracks,
@@ -99,6 +104,7 @@ from .measuring import check_least
 BENCHMARKS = {
     "recluster": (recluster, "one reclustering compared with its baselines"),
     "scaling": (scaling, "growth with the number of images"),
+    "sharing": (sharing, "the search for neighbours shared by several processes"),
     "step": (step, "a training step compared with the published schedule"),
     "input": (input, "images per second from the file to the network"),
     "evaluate": (evaluate, "one evaluation compared with fast-reid's own"),

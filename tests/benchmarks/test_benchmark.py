@@ -18,7 +18,9 @@ from benchmarks import __main__ as benchmark
 from benchmarks import input as benchmark_input
 from benchmarks.measuring import Clock, Measurement, Worker, draw_people
 from benchmarks.recluster import table
+from benchmarks.sharing import share
 from fastreid_ice.compat.training import mixed_precision
+from fastreid_ice.testing import in_processes
 from processes import run_command
 from support import ROOT, SMALL, small_config
 
@@ -57,6 +59,18 @@ def test_recluster_beside_its_baselines() -> None:
     assert "labels equal to those of the dense oracle: yes" in printed
     assert "labels equal to those of neighbors searched in float64: yes" in printed
     assert "torch " + torch.__version__ in printed
+
+
+@pytest.mark.slow
+def test_a_shared_search(tmp_path: Path) -> None:
+    """The lists are shared, and the labels stay the same."""
+    printed = run("sharing", "--images", "300", "--dim", "24", "--processes", "1", "2")
+    assert [(row[0], row[5]) for row in cells(printed)] == [("1", "yes"), ("2", "yes")]
+    assert re.search(r"^processor seconds of each: -?\d+\.\d\d / processes \+ -?\d+\.\d\d$", printed, re.MULTILINE)
+    draw_people(tmp_path / "features.npy", 300, 24, per_person=30)
+    (first, labels), (second, nothing) = in_processes(share, 2, str(tmp_path / "features.npy"), "exact", 1)
+    assert first.received == second.received == 150 * 30 * 4 / 2**30
+    assert min(first[:3] + second[:3]) > 0 and max(labels) >= 9 and nothing is None
 
 
 @pytest.mark.slow
