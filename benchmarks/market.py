@@ -13,7 +13,7 @@ from fastreid_ice.config import CONFIGS
 
 STEPS = 150  # of an epoch
 PASS = 12936 // 32  # steps of an epoch of fast-reid's Baseline
-LONG = 225  # steps of an epoch of the fast recipe, which clusters less often
+FAST_STEPS = 225  # of an epoch of the fast recipe, which clusters less often
 # One network, one schedule and one batch for all: epochs of 150 steps of 32 images. The published temperatures, radii,
 # samplers and augmentations stay; the momentum encoder and the warm-up are shortened as the training is.
 BUDGET = {
@@ -77,7 +77,7 @@ METHODS = {
     "ice_auto_eps": Method("ice_market", ICE | {"CLUSTER.AUTO_EPS": True}),
     "ice_neighbor_labels": Method("ice_market", ICE | {"MODEL.LOSSES.NAME": REFINED}),
     "o2cap_camera_norm_averaged": Method("o2cap_market", CAMERAS | AVERAGED),
-    "fast": Method("o2cap_market", CAMERAS | AVERAGED | {"SOLVER.ITERS_PER_EPOCH": LONG, "TEST.EVAL_PERIOD": 1}),
+    "fast": Method("o2cap_market", CAMERAS | AVERAGED | {"SOLVER.ITERS_PER_EPOCH": FAST_STEPS, "TEST.EVAL_PERIOD": 1}),
     "ice_groundtruth": Method("ice_groundtruth_market", ICE),
     # Its epochs are passes over the images, whatever this key says; the record of a run divides its steps by the key.
     "baseline": Method("baseline_market", ICE | {"TEST.EVAL_PERIOD": 1, "SOLVER.ITERS_PER_EPOCH": PASS}),
@@ -131,7 +131,7 @@ def own_settings(method: str, epochs: int) -> dict[str, object]:
     """With as many steps as ``epochs`` have, or the nearest number that the method can take."""
     own_epochs = {
         "dcmip": epochs // 2,
-        "fast": round(epochs * STEPS / LONG),
+        "fast": round(epochs * STEPS / FAST_STEPS),
         "baseline": round(epochs * STEPS / PASS),
     }
     return METHODS[method].settings | {"SOLVER.MAX_EPOCH": own_epochs.get(method, epochs)}

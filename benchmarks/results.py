@@ -79,8 +79,10 @@ def table(runs: Mapping[tuple[str, str], Sequence[Run]]) -> str:
     rows = {}
     for method, label in (METHODS | PUBLISHED).items():
         if found := runs.get((method, START)):
-            shown = (0, 0, len(found[0]["epochs"])) if method in OTHER_EPOCHS else EPOCHS
-            cells = [_evaluated(found, epoch) for epoch in shown]
+            if method in OTHER_EPOCHS:
+                cells = ["", "", _evaluated(found, len(found[0]["epochs"]))]
+            else:
+                cells = [_evaluated(found, epoch) for epoch in EPOCHS]
             clusters = [run["epochs"][-1] for run in found]
             cells += [
                 mean_and_spread(
@@ -100,8 +102,8 @@ def _last(runs: Sequence[Run]) -> float:
 
 
 def _evaluated(runs: Sequence[Run], epoch: int) -> str:
-    """mAP / rank-1 after an epoch, counted from 1; empty where there was no evaluation."""
-    epochs = [run["epochs"][epoch - 1] for run in runs if 1 <= epoch <= len(run["epochs"])]
+    """mAP / rank-1 after an epoch, empty where there was no evaluation."""
+    epochs = [run["epochs"][epoch - 1] for run in runs if epoch <= len(run["epochs"])]
     found = [scalars for scalars in epochs if "mAP" in scalars]
     if not found:
         return ""

@@ -84,14 +84,14 @@ def share(path: str, method: str, threads: int) -> tuple[Share, np.ndarray | Non
     torch.set_num_threads(threads)
     features = torch.from_numpy(np.load(path, mmap_mode="c"))
     k_nearest(features[:WARM_UP], K1, method=method)  # compiles the kernels
-    waited = processor = received = 0.0
+    waited = exchanging = received = 0.0
 
     def exchange(part: Tensor) -> Tensor:
-        nonlocal waited, processor, received
+        nonlocal waited, exchanging, received
         start, busy = time.perf_counter(), time.process_time()
         joined = torch.cat(comm.all_gather(part))
         waited += time.perf_counter() - start
-        processor += time.process_time() - busy
+        exchanging += time.process_time() - busy
         received += (joined.nbytes - part.nbytes) / 2**30
         return joined
 
@@ -102,5 +102,5 @@ def share(path: str, method: str, threads: int) -> tuple[Share, np.ndarray | Non
     start, busy = time.perf_counter(), time.process_time()
     _, ranks = k_nearest(features, K1, method=method, queries=queries, gather=exchange, progress=shown)
     ranks = exchange(ranks.int())
-    searched = Share(time.perf_counter() - start, time.process_time() - busy - processor, waited, received)
+    searched = Share(time.perf_counter() - start, time.process_time() - busy - exchanging, waited, received)
     return searched, labels_of(features, ranks, Clock("cpu")) if comm.is_main_process() else None
