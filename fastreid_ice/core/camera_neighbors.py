@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from ._candidates import Found, Progress, Scan
+from ._largest import Lists
 from .neighbors import checked_rows
 from .screen import Piece, Screen, candidates_for, largest_products, precisions
-from .symmetric import Lists, SymmetricProducts, suits
+from .symmetric import SymmetricProducts, suits
 
 _LEAST = 30  # images of the smallest camera, in multiples of a list's length: of few, some similarities are negative
 

@@ -9,9 +9,12 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from ._arrays import map_blocks
 from ._candidates import Found, rank_candidates
+from ._largest import ROWS_AT_ONCE, Lists, add_to_rows, bits
 
 _TILE = 16384  # columns of a block of similarities: 32 MiB in half precision, which fits into a large cache
+_SORTED, _LISTED = 1024, 4096  # on a CPU, until each row has a list of its largest products, and afterwards
 _NORMALISED = 1024  # rows per block that are normalised
 
 # Columns [first, last) of a block of products, and (b, last - first) bool, which of them count; None for all.
@@ -149,18 +152,31 @@ def largest_products(
     """
     products = torch.empty(len(queries), 0, device=queries.device)
     indices = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
+    on_cpu = queries.device.type == "cpu"
+    lists = None
     for first, last, counting in [(0, len(rows), None)] if pieces is None else pieces:
-        for start in range(first, last, _TILE):
-            stop = min(start + _TILE, last)
+        start = first
+        while start < last:
+            width = _TILE if not on_cpu else _SORTED if lists is None else _LISTED
+            stop = min(start + width, last)
             tile = queries @ rows[start:stop].T
             if counting is not None:
                 tile.masked_fill_(~counting[:, start - first : stop - first], -torch.inf)
             if own is not None:
                 inside = ((own >= start) & (own < stop)).nonzero().squeeze(1)
                 tile[inside, own[inside] - start] = torch.inf
-            best = tile.topk(min(count, tile.shape[1]), sorted=False)
-            # Merged at once, because keeping the best of all tiles to the end fragments the heap over gigabytes.
-            indices = torch.cat([indices, best.indices + start], 1)
-            products, order = torch.cat([products, best.values.float()], 1).topk(min(count, indices.shape[1]))
-            indices = indices.gather(1, order)
+            if lists is None:
+                best = tile.topk(min(count, tile.shape[1]), sorted=False)
+                # Merged at once, because keeping the best of all tiles to the end fragments the heap over gigabytes.
+                indices = torch.cat([indices, best.indices + start], 1)
+                products, order = torch.cat([products, best.values.float()], 1).topk(min(count, indices.shape[1]))
+                indices = indices.gather(1, order)
+                if on_cpu and products.shape[1] == count and (products > 0).all():
+                    lists = Lists.of(products.to(tile.dtype), indices)
+            else:
+                map_blocks(add_to_rows, len(tile), bits(tile), start, lists, block=ROWS_AT_ONCE)
+            start = stop
+    if lists is not None:
+        products, indices, _ = lists.read(slice(None), queries.dtype, own=False)
+        products, indices = products[:, :count], indices[:, :count]
     return products, indices

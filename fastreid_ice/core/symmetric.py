@@ -8,65 +8,20 @@ comparisons, where a partial sort costs ten times that.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-import numpy as np
 import torch
 from numba import njit
 from torch import Tensor
 
 from ._arrays import map_blocks
 from ._candidates import Found
+from ._largest import COMPARED, ROOM, ROWS_AT_ONCE, Lists, add, add_to_row, bits
 from .screen import Screen, candidates_for
 
 _LEAST, _MOST = 4096, 500_000  # rows: a sample of fewer says little, and the lists of more take a gigabyte
 _LONGEST = 512  # candidates of a row
 _COLUMNS = 4096  # of a tile
 _SAMPLED = 32  # one of so many columns is in the sample
-_ROOM = 2  # entries of a list, in multiples of those that are kept when it is full
-_COMPARED = 32  # products that are compared at once; few of these groups hold one that is above its bound
-_ROWS_AT_ONCE, _COLUMNS_AT_ONCE = 128, 512  # per task of a thread
-_INTEGERS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}  # positive floats have the order of their bits
-
-
-class Lists(NamedTuple):
-    """The largest products of each row so far, and the bound below which products were left out.
-
-    Attributes:
-        scores: (N, room) the bits of products, as integers; the first ``filled`` count.
-        columns: (N, room) int32.
-        filled: (N,) int64.
-        bounds: (N,) like the scores, none negative.
-        kept: how many stay in a full list.
-    """
-
-    scores: np.ndarray
-    columns: np.ndarray
-    filled: np.ndarray
-    bounds: np.ndarray
-    kept: int
-
-    @classmethod
-    def empty(cls, kept: int, bounds: Tensor) -> Lists:
-        integers = bounds.view(_INTEGERS[bounds.dtype]).numpy()
-        room = len(integers), _ROOM * kept
-        return cls(
-            np.empty(room, integers.dtype), np.empty(room, np.int32), np.zeros(len(integers), np.int64), integers, kept
-        )
-
-    def read(self, rows: slice, precision: torch.dtype, own: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Float32 scores (b, m), descending, with -inf for filler; their columns (b, m), and the bounds (b,).
-
-        If ``own``, each row comes first in its list, with the score inf.
-        """
-        scores, bounds = (torch.from_numpy(array[rows]).view(precision).float() for array in (self.scores, self.bounds))
-        columns = torch.from_numpy(self.columns[rows]).long()
-        scores.masked_fill_(torch.arange(scores.shape[1]) >= torch.from_numpy(self.filled[rows])[:, None], -torch.inf)
-        if own:
-            scores = torch.cat([scores.new_full((len(scores), 1), torch.inf), scores], 1)
-            columns = torch.cat([torch.arange(rows.start, rows.stop)[:, None], columns], 1)
-        scores, order = scores.sort(1, descending=True)
-        return scores, columns.gather(1, order).masked_fill_(scores == -torch.inf, 0), bounds
+_COLUMNS_AT_ONCE = 512  # per task of a thread
 
 
 class SymmetricProducts:
@@ -100,7 +55,7 @@ class SymmetricProducts:
             products = self.rounded[rows] @ sample.T
             within = (chosen >= begins[rows, None]) & (chosen < ends[rows, None])
             for kind, counted in enumerate((within, ~within)):
-                place = -(-_ROOM * kept[kind] // _SAMPLED)
+                place = -(-ROOM * kept[kind] // _SAMPLED)
                 best = products.masked_fill(~counted, -torch.inf).topk(max(place, 1)).values[:, -1]
                 bounds[kind].append(best.clamp_(min=0).abs_())  # no -0, whose bits are those of a negative integer
         return [torch.cat(parts) for parts in bounds]
@@ -119,8 +74,8 @@ class SymmetricProducts:
         for first in range(start, len(self.rounded), _COLUMNS):
             last = min(first + _COLUMNS, len(self.rounded))
             products = self.rounded[start:stop] @ self.rounded[first:last].T
-            tile = products.view(_INTEGERS[products.dtype]).numpy()
-            map_blocks(_add_to_rows, len(tile), tile, start, first, *arrays, block=_ROWS_AT_ONCE)
+            tile = bits(products)
+            map_blocks(_add_to_rows, len(tile), tile, start, first, *arrays, block=ROWS_AT_ONCE)
             others = max(first, stop)  # the panel's own columns are its rows, which have them already
             if others < last:
                 tile = tile[:, others - first :]
@@ -158,9 +113,9 @@ def _add_to_rows(start, stop, tile, first_row, first_column, begins, ends, insid
     for r in range(start, stop):
         row = first_row + r
         begin, end = _range_in_tile(row, first_column, tile.shape[1], begins, ends)
-        _add_to_row(tile[r, :begin], row, first_column, outside)
-        _add_to_row(tile[r, begin:end], row, first_column + begin, inside)
-        _add_to_row(tile[r, end:], row, first_column + end, outside)
+        add_to_row(tile[r, :begin], row, row, first_column, outside)
+        add_to_row(tile[r, begin:end], row, row, first_column + begin, inside)
+        add_to_row(tile[r, end:], row, row, first_column + end, outside)
 
 
 @njit(nogil=True, cache=True)
@@ -184,26 +139,10 @@ def _range_in_tile(row, first_column, num_columns, begins, ends):
 
 
 @njit(nogil=True, cache=True)
-def _add_to_row(products, row, first_column, lists):
-    """Adds products to the list of one row."""
-    for first in range(0, len(products), _COMPARED):
-        part = products[first : first + _COMPARED]
-        bound = lists.bounds[row]
-        found = False
-        for i in range(len(part)):
-            found |= part[i] > bound
-        if found:
-            for i in range(len(part)):
-                column = first_column + first + i
-                if part[i] > lists.bounds[row] and column != row:
-                    _add(row, part[i], column, lists)
-
-
-@njit(nogil=True, cache=True)
 def _add_to_each(products, row, first_column, bounds, lists):
     """Adds the products of one row to the lists of their columns."""
-    for first in range(0, len(products), _COMPARED):
-        part, bound = products[first : first + _COMPARED], bounds[first : first + _COMPARED]
+    for first in range(0, len(products), COMPARED):
+        part, bound = products[first : first + COMPARED], bounds[first : first + COMPARED]
         found = False
         for i in range(len(part)):
             found |= part[i] > bound[i]
@@ -211,45 +150,5 @@ def _add_to_each(products, row, first_column, bounds, lists):
             for i in range(len(part)):
                 if part[i] > bound[i]:
                     column = first_column + first + i
-                    _add(column, part[i], row, lists)
+                    add(column, part[i], row, lists)
                     bound[i] = lists.bounds[column]
-
-
-@njit(nogil=True, cache=True)
-def _add(row, score, column, lists):
-    """Adds to a list, of which only the ``kept`` largest stay when it is full; its bound is then the least of these."""
-    count = lists.filled[row]
-    if count == lists.scores.shape[1]:
-        lists.bounds[row] = _largest_first(lists.scores[row], lists.columns[row], lists.kept)
-        count = lists.kept
-    if score > lists.bounds[row]:
-        lists.scores[row, count] = score
-        lists.columns[row, count] = column
-        count += 1
-    lists.filled[row] = count
-
-
-@njit(nogil=True, cache=True)
-def _largest_first(scores, columns, kept):
-    """Quickselect: moves the ``kept`` largest to the front, and returns the least of them."""
-    low, high = 0, len(scores) - 1
-    while low < high:
-        pivot = scores[(low + high) // 2]
-        i, j = low, high
-        while i <= j:
-            while scores[i] > pivot:
-                i += 1
-            while scores[j] < pivot:
-                j -= 1
-            if i <= j:
-                scores[i], scores[j] = scores[j], scores[i]
-                columns[i], columns[j] = columns[j], columns[i]
-                i += 1
-                j -= 1
-        if kept - 1 <= j:
-            high = j
-        elif kept - 1 >= i:
-            low = i
-        else:
-            break
-    return scores[kept - 1]

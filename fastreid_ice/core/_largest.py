@@ -1,0 +1,137 @@
+"""Lists of the largest products of each row, on the CPU.
+
+A list only takes what is above its bound, and almost no product is. So a product costs little more than a comparison,
+where a partial sort costs ten times that.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+
+ROOM = 2  # entries of a list, in multiples of those that are kept when it is full
+ROWS_AT_ONCE = 128  # per task of a thread
+COMPARED = 32  # products that are compared at once; few of these groups hold one that is above its bound
+
+_INTEGERS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}  # positive floats have the order of their bits
+
+
+def bits(products: Tensor) -> np.ndarray:
+    """Bfloat16 or float32 products as integers of the same order; all negative ones are below all others."""
+    return products.view(_INTEGERS[products.dtype]).numpy()
+
+
+class Lists(NamedTuple):
+    """The largest products of each row so far, and the bound below which products were left out.
+
+    Attributes:
+        scores: (N, room) the bits of products, as integers; the first ``filled`` count.
+        columns: (N, room) int32.
+        filled: (N,) int64.
+        bounds: (N,) like the scores, none negative.
+        kept: how many stay in a full list.
+    """
+
+    scores: np.ndarray
+    columns: np.ndarray
+    filled: np.ndarray
+    bounds: np.ndarray
+    kept: int
+
+    @classmethod
+    def empty(cls, kept: int, bounds: Tensor) -> Lists:
+        integers = bits(bounds)
+        room = len(integers), ROOM * kept
+        return cls(
+            np.empty(room, integers.dtype), np.empty(room, np.int32), np.zeros(len(integers), np.int64), integers, kept
+        )
+
+    @classmethod
+    def of(cls, products: Tensor, columns: Tensor) -> Lists:
+        """Lists that hold (N, kept) products, all positive, of (N, kept) columns."""
+        kept = products.shape[1]
+        lists = cls.empty(kept, products.amin(1))
+        lists.scores[:, :kept], lists.columns[:, :kept] = bits(products), columns.numpy()
+        lists.filled[:] = kept
+        return lists
+
+    def read(self, rows: slice, precision: torch.dtype, own: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Float32 scores (b, m), descending, with -inf for filler; their columns (b, m), and the bounds (b,).
+
+        If ``own``, each row comes first in its list, with the score inf.
+        """
+        scores, bounds = (torch.from_numpy(array[rows]).view(precision).float() for array in (self.scores, self.bounds))
+        columns = torch.from_numpy(self.columns[rows]).long()
+        scores.masked_fill_(torch.arange(scores.shape[1]) >= torch.from_numpy(self.filled[rows])[:, None], -torch.inf)
+        if own:
+            scores = torch.cat([scores.new_full((len(scores), 1), torch.inf), scores], 1)
+            columns = torch.cat([torch.arange(rows.start, rows.stop)[:, None], columns], 1)
+        scores, order = scores.sort(1, descending=True)
+        return scores, columns.gather(1, order).masked_fill_(scores == -torch.inf, 0), bounds
+
+
+@njit(nogil=True, cache=True)
+def add_to_rows(start, stop, tile, first_column, lists):
+    """Adds the products of a tile to the lists [start, stop) of its rows."""
+    for row in range(start, stop):
+        add_to_row(tile[row], row, -1, first_column, lists)
+
+
+@njit(nogil=True, cache=True)
+def add_to_row(products, row, own, first_column, lists):
+    """Adds products to the list of a row, except that with the column ``own``."""
+    for first in range(0, len(products), COMPARED):
+        part = products[first : first + COMPARED]
+        bound = lists.bounds[row]
+        found = False
+        for i in range(len(part)):
+            found |= part[i] > bound
+        if found:
+            for i in range(len(part)):
+                column = first_column + first + i
+                if part[i] > lists.bounds[row] and column != own:
+                    add(row, part[i], column, lists)
+
+
+@njit(nogil=True, cache=True)
+def add(row, score, column, lists):
+    """Adds to a list, of which only the ``kept`` largest stay when it is full; its bound is then the least of these."""
+    count = lists.filled[row]
+    if count == lists.scores.shape[1]:
+        lists.bounds[row] = _largest_first(lists.scores[row], lists.columns[row], lists.kept)
+        count = lists.kept
+    if score > lists.bounds[row]:
+        lists.scores[row, count] = score
+        lists.columns[row, count] = column
+        count += 1
+    lists.filled[row] = count
+
+
+@njit(nogil=True, cache=True)
+def _largest_first(scores, columns, kept):
+    """Quickselect: moves the ``kept`` largest to the front, and returns the least of them."""
+    low, high = 0, len(scores) - 1
+    while low < high:
+        pivot = scores[(low + high) // 2]
+        i, j = low, high
+        while i <= j:
+            while scores[i] > pivot:
+                i += 1
+            while scores[j] < pivot:
+                j -= 1
+            if i <= j:
+                scores[i], scores[j] = scores[j], scores[i]
+                columns[i], columns[j] = columns[j], columns[i]
+                i += 1
+                j -= 1
+        if kept - 1 <= j:
+            high = j
+        elif kept - 1 >= i:
+            low = i
+        else:
+            break
+    return scores[kept - 1]
