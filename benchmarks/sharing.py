@@ -6,7 +6,6 @@ import argparse
 import tempfile
 import time
 from datetime import date
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,9 +15,9 @@ from fastreid.utils import comm
 from tabulate import tabulate
 from torch import Tensor
 
+from fastreid_ice.clusterers.jaccard_dbscan import shared_ranks
 from fastreid_ice.core import k_nearest
 from fastreid_ice.core.neighbors import METHODS
-from fastreid_ice.progress import progress
 from fastreid_ice.testing import in_processes
 
 from .measuring import WARM_UP, Clock, check_least, draw_people, machine
@@ -95,12 +94,8 @@ def share(path: str, method: str, threads: int) -> tuple[Share, np.ndarray | Non
         received += (joined.nbytes - part.nbytes) / 2**30
         return joined
 
-    rank, number = comm.get_rank(), comm.get_world_size()
-    queries = slice(len(features) * rank // number, len(features) * (rank + 1) // number)
-    shown = partial(progress, title="Searching neighbors") if comm.is_main_process() else iter
     comm.synchronize()
     start, busy = time.perf_counter(), time.process_time()
-    _, ranks = k_nearest(features, K1, method=method, queries=queries, gather=exchange, progress=shown)
-    ranks = exchange(ranks.int())
+    ranks = shared_ranks(features, K1, method=method, gather=exchange)
     searched = Share(time.perf_counter() - start, time.process_time() - busy - exchanging, waited, received)
     return searched, labels_of(features, ranks, Clock("cpu")) if comm.is_main_process() else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
@@ -185,7 +185,7 @@ class JaccardClusterer(Clusterer):
         elif k1 < self.k1:
             logger.warning("CLUSTER.K1 %d exceeds what %d images can have; using %d", self.k1, len(features), k1)
         with self.stage("neighbors"):
-            ranks = self._ranks(features, k1)
+            ranks = shared_ranks(features, k1, method=self.neighbors, device=self.device)
         if not comm.is_main_process():
             return None
         with self.stage("jaccard"):
@@ -203,23 +203,34 @@ class JaccardClusterer(Clusterer):
                 features, cameras, max_distance=self.max_distance, device=self.device, progress=_searching, **sizes
             )
 
-    def _ranks(self, features: Tensor, k1: int) -> Tensor:
-        """(N, k1) int32 neighbours of all images; each process searches for its share of them."""
-        rank, size, num_images = comm.get_rank(), comm.get_world_size(), len(features)
-        _, indices = k_nearest(
-            features,
-            k1,
-            device=self.device,
-            method=self.neighbors,
-            queries=slice(num_images * rank // size, num_images * (rank + 1) // size),
-            gather=_gather,
-            progress=_searching if comm.is_main_process() else iter,
-        )
-        return _gather(indices.cpu().int())
-
 
 def _gather(part: Tensor) -> Tensor:
     return torch.cat(comm.all_gather(part))
+
+
+def shared_ranks(
+    features: Tensor,
+    k1: int,
+    *,
+    method: str,
+    device: str | None = None,
+    gather: Callable[[Tensor], Tensor] = _gather,
+) -> Tensor:
+    """(N, k1) int32 neighbours of all images, on the CPU; each process searches for its share of them.
+
+    ``gather`` joins the parts of the processes.
+    """
+    rank, size, num_images = comm.get_rank(), comm.get_world_size(), len(features)
+    _, indices = k_nearest(
+        features,
+        k1,
+        device=device,
+        method=method,
+        queries=slice(num_images * rank // size, num_images * (rank + 1) // size),
+        gather=gather,
+        progress=_searching if comm.is_main_process() else iter,
+    )
+    return gather(indices.cpu().int())
 
 
 def check_tracks(known: ImageTable) -> None:
