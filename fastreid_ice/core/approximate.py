@@ -15,7 +15,7 @@ from ._candidates import Found, Progress, dot, insert, search_in_turn
 from .screen import Screen, candidates_for, largest_products, precisions
 
 _SEARCHED = 1024  # queries per block that is compared with the centres
-_RANKED = 256  # queries per block for which a thread ranks candidates
+_RANKED = 2048  # queries per block for which a thread ranks candidates; each block takes memory for all rows
 
 _ROWS_PER_CENTRE = 4
 _MOST_CENTRES = 2**18  # reached at a million rows; from there on time grows linearly with the rows
@@ -164,7 +164,7 @@ def _nearest_block(start, stop, rows, scale, queries, groups, starts, members, k
     similarities = np.full((stop - start, k), -np.inf)
     indices = np.zeros((stop - start, k), np.int64)
     counts = np.zeros(stop - start, np.int64)
-    met = np.full(len(rows), -1)  # the last query that met each row
+    met = np.full(len(rows), -1, np.int32)  # the last query that met each row
     unit = np.empty(rows.shape[1])
     for r in range(start, stop):
         i = queries[r]

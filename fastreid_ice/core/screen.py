@@ -153,13 +153,16 @@ def largest_products(
     products = torch.empty(len(queries), 0, device=queries.device)
     indices = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
     on_cpu = queries.device.type == "cpu"
+    # One block of memory for all tiles: on a CPU, new memory for each costs a sixth of the time.
+    memory = queries.new_empty(len(queries) * min(max(_LISTED, _SORTED) if on_cpu else _TILE, len(rows)))
     lists = None
     for first, last, counting in [(0, len(rows), None)] if pieces is None else pieces:
         start = first
         while start < last:
             width = _TILE if not on_cpu else _SORTED if lists is None else _LISTED
             stop = min(start + width, last)
-            tile = queries @ rows[start:stop].T
+            tile = memory[: len(queries) * (stop - start)].view(len(queries), stop - start)
+            torch.mm(queries, rows[start:stop].T, out=tile)
             if counting is not None:
                 tile.masked_fill_(~counting[:, start - first : stop - first], -torch.inf)
             if own is not None:

@@ -71,9 +71,11 @@ class SymmetricProducts:
             raise ValueError(f"the rows from {start} on come next, got those from {int(queries[0])} on")
         self.next = stop
         arrays = (*self.ranges, self.inside, self.outside)
+        memory = self.rounded.new_empty(len(queries) * min(_COLUMNS, len(self.rounded)))
         for first in range(start, len(self.rounded), _COLUMNS):
             last = min(first + _COLUMNS, len(self.rounded))
-            products = self.rounded[start:stop] @ self.rounded[first:last].T
+            products = memory[: len(queries) * (last - first)].view(len(queries), last - first)
+            torch.mm(self.rounded[start:stop], self.rounded[first:last].T, out=products)
             tile = bits(products)
             map_blocks(_add_to_rows, len(tile), tile, start, first, *arrays, block=ROWS_AT_ONCE)
             others = max(first, stop)  # the panel's own columns are its rows, which have them already
