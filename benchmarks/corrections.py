@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 from collections.abc import Iterator
@@ -34,7 +35,7 @@ from fastreid_ice.data import build_training_set
 from fastreid_ice.engine import build_own_config, build_trained_config
 from fastreid_ice.files import replacing
 
-from .market import as_options
+from .market import BUDGET, METHODS, as_options, own_settings
 from .measuring import check_least
 from .tracks import first_features
 
@@ -42,6 +43,7 @@ ANSWERS = (0, 50, 100, 200)
 BATCH = 25  # questions that are answered before the images are clustered again
 RADII = {"drawn": 0.5, "features": 0.55}
 MIN_SAMPLES = 4
+MARKET = "o2cap_camera_norm_averaged"
 
 
 class Images(NamedTuple):
@@ -68,11 +70,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--train", metavar="EPOCHS", type=int, default=0, help="also train the demo so long, without and with answers"
     )
     parser.add_argument(
+        "--market",
+        metavar="FILE",
+        type=Path,
+        help=f"of OSNet x0_25, bare: train {MARKET} of `bench market` from these weights so long as well",
+    )
+    parser.add_argument(
         "--answers",
         metavar="N",
         type=int,
-        default=200,
-        help=f"before that training, a multiple of {BATCH}; default: 200",
+        nargs="+",
+        default=[200],
+        help=f"before these trainings, multiples of {BATCH}; default: 200",
     )
     parser.add_argument("--output", metavar="FOLDER", type=Path, default=Path("logs/corrections"), help="of these runs")
     parser.add_argument("--repeats", type=int, default=3, help="random orders of the questions; default: 3")
@@ -80,11 +89,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> None:
     check_least(args, seeds=0, repeats=1, train=0, answers=BATCH)
-    if args.answers % BATCH:
-        raise argparse.ArgumentError(None, f"--answers must be a multiple of {BATCH}")
-    for path in args.features:
-        if not path.is_file():
-            raise argparse.ArgumentError(None, f"--features: no file {str(path)!r}")
+    if any(number % BATCH for number in args.answers):
+        raise argparse.ArgumentError(None, f"--answers must be multiples of {BATCH}")
+    if args.market and not args.train:
+        raise argparse.ArgumentError(None, "--market needs --train")
+    for name, path in [*(("--features", path) for path in args.features), ("--market", args.market)]:
+        if path and not path.is_file():
+            raise argparse.ArgumentError(None, f"{name}: no file {str(path)!r}")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -94,11 +105,25 @@ def run(args: argparse.Namespace) -> None:
         print(f"\n{images.name}: {describe(images)}")
         table = tabulate(rows(images, args.repeats), ["adjusted Rand index after answers", *ANSWERS], floatfmt=".3f")
         print(table, flush=True)
-    for strength in ("strong", "mild") if args.train else ():
-        print(f"\nafter {args.train} epochs, {strength} cameras, {args.answers} answers about the run without them")
-        print(
-            tabulate(trained(args, strength), ["training", "ARI of the last clustering", "mAP", "rank-1"]), flush=True
-        )
+    for name, (config, settings) in runs(args).items():
+        print(f"\n{name}, after {args.train} epochs; questions about the run without answers")
+        found = trained(args.output / name, config, settings, args.answers)
+        print(tabulate(found, ["training", "ARI of the last clustering", "mAP", "rank-1"]), flush=True)
+
+
+def runs(args: argparse.Namespace) -> dict[str, tuple[str, dict[str, object]]]:
+    """What to train, by the name of its folder: a config, and its settings."""
+    if not args.train:
+        return {}
+    common = {"MODEL.DEVICE": args.device, "TEST.BEFORE_TRAINING": False, "TEST.EVAL_PERIOD": args.train}
+    found: dict[str, tuple[str, dict[str, object]]] = {}
+    for strength in ("strong", "mild") if args.seeds else ():
+        settings = common | {"SOLVER.MAX_EPOCH": args.train, "DATASETS.SYNTHETIC.STRENGTH": strength}
+        found[strength] = "ice_demo.yml", settings
+    if args.market:
+        settings = BUDGET | own_settings(MARKET, args.train) | {"MODEL.BACKBONE.PRETRAIN_PATH": args.market, "SEED": 0}
+        found["market"] = f"{METHODS[MARKET].config}.yml", settings | common
+    return found
 
 
 def drawn_people(args: argparse.Namespace) -> Iterator[Images]:
@@ -123,34 +148,46 @@ def saved(args: argparse.Namespace) -> Iterator[Images]:
         yield Images(f"{path.stem}, standardised within cameras", standardized, identities, 30, RADII["features"])
 
 
-def trained(args: argparse.Namespace, strength: str) -> Iterator[tuple]:
-    """Trains the demo, asks about its clusters, and trains it again with the answers. Complete runs are kept."""
-    settings = {"DATASETS.SYNTHETIC.STRENGTH": strength, "MODEL.DEVICE": args.device, "TEST.BEFORE_TRAINING": False}
-    settings |= {"SOLVER.MAX_EPOCH": args.train, "TEST.EVAL_PERIOD": args.train}
-    first = args.output / f"{strength}_without"
-    for name in ("without", "doubtful", "random"):
-        folder = first if name == "without" else args.output / f"{strength}_{name}_{args.answers}"
-        own = settings | {"OUTPUT_DIR": folder}
-        if name != "without":
-            own["CORRECTIONS"] = file = folder.with_suffix(".csv")
-            ask(first, file, args.answers, in_order=name == "doubtful")
-        if not (folder / "model_final.pth").is_file():
-            train.main(["--config-file", "ice_demo.yml", *as_options(own)])
-        yield name, *outcome(folder)
+def trained(output: Path, config: str, settings: dict[str, object], answers: list[int]) -> Iterator[tuple]:
+    """Trains without answers, asks about the clusters of that run, and trains again with the first answers to both
+    orders of the questions. Complete runs are kept."""
+    first = train_once(output / "without", config, settings)
+    yield "without answers", *outcome(first)
+    for order in ("doubt", "random"):
+        said = ask(first, max(answers), in_order=order == "doubt")
+        for number in answers:
+            file = output / f"{order}_{number}.csv"
+            write_answers(file, said[:number])
+            folder = train_once(file.with_suffix(""), config, settings | {"CORRECTIONS": file})
+            yield f"{number} answers, {order}", *outcome(folder)
 
 
-def ask(run: Path, file: Path, number: int, *, in_order: bool) -> None:
-    """Writes a file of so many answers to questions about the features of a run."""
+def train_once(folder: Path, config: str, settings: dict[str, object]) -> Path:
+    if not (folder / "model_final.pth").is_file():
+        train.main(["--config-file", config, *as_options(settings | {"OUTPUT_DIR": folder})])
+    return folder
+
+
+def ask(run: Path, number: int, *, in_order: bool) -> list[tuple[str, str, str]]:
+    """So many answers (image, relation, other) to questions about the features of a run."""
     cfg, _ = build_trained_config("", run)
     features, known = first_features(cfg)
+    if cfg.CLUSTER.CAMERA_NORM:
+        features = standardize_by_camera(features, known.cameras)
     images = Images("", features, known.identities, cfg.CLUSTER.K1, cfg.CLUSTER.EPS)
     _, asked = answer(images, graph_of(images), None if in_order else np.random.default_rng(0), number)
     paths = [os.path.abspath(path) for path in build_training_set(cfg).paths]
     same = known.identities[asked[:, 0]] == known.identities[asked[:, 1]]
-    with replacing(str(file), "w", encoding="utf-8") as lines:
-        lines.write("image,relation,other\n")
-        for (one, other), alike in zip(asked.tolist(), same.tolist(), strict=True):
-            lines.write(f"{paths[one]},{'same' if alike else 'different'},{paths[other]}\n")
+    return [
+        (paths[one], "same" if alike else "different", paths[other])
+        for (one, other), alike in zip(asked.tolist(), same.tolist(), strict=True)
+    ]
+
+
+def write_answers(file: Path, said: list[tuple[str, str, str]]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(str(file), "w", encoding="utf-8", newline="") as lines:
+        csv.writer(lines).writerows([("image", "relation", "other"), *said])
 
 
 def outcome(folder: Path) -> tuple[float, float, float]:

@@ -154,7 +154,7 @@ def largest_products(
     indices = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
     on_cpu = queries.device.type == "cpu"
     # One block of memory for all tiles: on a CPU, new memory for each costs a sixth of the time.
-    memory = queries.new_empty(len(queries) * min(max(_LISTED, _SORTED) if on_cpu else _TILE, len(rows)))
+    memory = queries.new_empty(len(queries) * min(_LISTED if on_cpu else _TILE, len(rows)))
     lists = None
     for first, last, counting in [(0, len(rows), None)] if pieces is None else pieces:
         start = first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +41,10 @@ def test_answers_become_a_file(cfg: CfgNode, tmp_path: Path) -> None:
     training_set = build_training_set(cfg)
     folder = Path(training_set.paths[0]).parent
     run = make_trained(tmp_path / "run", folder, DATASETS__ROOT=cfg.DATASETS.ROOT)
-    corrections.ask(run, tmp_path / "said.csv", 25, in_order=False)
-    said = read_corrections(str(tmp_path / "said.csv"), training_set.paths)
+    answers = corrections.ask(run, 50, in_order=False)
+    assert answers[:25] == corrections.ask(run, 25, in_order=False)
+    corrections.write_answers(tmp_path / "new" / "said.csv", answers[:25])
+    said = read_corrections(str(tmp_path / "new" / "said.csv"), training_set.paths)
     truth = training_set.identities.numpy()
     of_group = np.full(said.groups.max() + 1, -1)
     of_group[said.groups] = truth
@@ -54,3 +57,33 @@ def test_metrics_of_a_run(tmp_path: Path) -> None:
     lines = ['{"cluster/ari": 0.5, "mAP": 40.0, "Rank-1": 50.0}', '{"cluster/ari": 0.6}', '{"mAP": 45.5, "Rank-1": 51}']
     (tmp_path / "metrics.json").write_text("\n".join(lines))
     assert corrections.outcome(tmp_path) == (0.6, 45.5, 51)
+
+
+def test_what_is_trained(tmp_path: Path) -> None:
+    """The configs are valid, and both have the epochs that were asked for."""
+    weights = tmp_path / "osnet.pth"
+    weights.touch()
+    arguments = ["--seeds", "1", "--train", "2", "--market", str(weights), "--answers", "50", "100"]
+    parser = argparse.ArgumentParser()
+    corrections.add_arguments(parser)
+    args = parser.parse_args(arguments, argparse.Namespace(device="cpu"))
+    corrections.check(args)
+    for name, (config, settings) in corrections.runs(args).items():
+        cfg = build_own_config(config, as_options(settings))
+        assert cfg.SOLVER.MAX_EPOCH == cfg.TEST.EVAL_PERIOD == 2, name
+    assert list(corrections.runs(args)) == ["strong", "mild", "market"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--answers", "50", "60"], "--answers must be multiples of 25"),
+        (["--market", "osnet.pth"], "--market needs --train"),
+        (["--market", "nowhere.pth", "--train", "1"], "--market: no file 'nowhere.pth'"),
+    ],
+)
+def test_bad_input(arguments: list[str], message: str) -> None:
+    parser = argparse.ArgumentParser()
+    corrections.add_arguments(parser)
+    with pytest.raises(argparse.ArgumentError, match=message):
+        corrections.check(parser.parse_args(arguments))
