@@ -1,4 +1,4 @@
-"""Lists of the largest products of each row, on the CPU.
+"""The largest products of each row: on a GPU by partial sorts, on a CPU in lists.
 
 A list only takes what is above its bound, and almost no product is. So a product costs little more than a comparison,
 where a partial sort costs ten times that.
@@ -13,9 +13,15 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from ._arrays import map_blocks
+
 ROOM = 2  # entries of a list, in multiples of those that are kept when it is full
 ROWS_AT_ONCE = 128  # per task of a thread
 COMPARED = 32  # products that are compared at once; few of these groups hold one that is above its bound
+
+# Columns of a tile: on a GPU, 32 MiB in half precision, which fits into a large cache; on a CPU, of those that are
+# sorted until each row has a list, and of those that are then compared with its bound.
+_TILE, _SORTED, _LISTED = 16384, 1024, 4096
 
 _INTEGERS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}  # positive floats have the order of their bits
 
@@ -74,8 +80,55 @@ class Lists(NamedTuple):
         return scores, columns.gather(1, order).masked_fill_(scores == -torch.inf, 0), bounds
 
 
+class Largest:
+    """The ``count`` largest products of each query with the columns that were added, tile by tile.
+
+    On a CPU they are in lists as soon as each query has so many positive ones.
+    """
+
+    def __init__(self, queries: Tensor, count: int) -> None:
+        self.count = count
+        self._on_cpu = queries.device.type == "cpu"
+        self._dtype = queries.dtype
+        self._products = torch.empty(len(queries), 0, device=queries.device)
+        self._columns = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
+        self._lists: Lists | None = None
+
+    @property
+    def width(self) -> int:
+        """How many columns to add next."""
+        if not self._on_cpu:
+            return _TILE
+        return _SORTED if self._lists is None else _LISTED
+
+    @property
+    def widest(self) -> int:
+        return _LISTED if self._on_cpu else _TILE
+
+    def add(self, tile: Tensor, first: int) -> None:
+        """Products (b, width) with the columns from ``first`` on."""
+        if self._lists is not None:
+            map_blocks(_add_to_rows, len(tile), bits(tile), first, self._lists, block=ROWS_AT_ONCE)
+            return
+        best = tile.topk(min(self.count, tile.shape[1]), sorted=False)
+        # Merged at once, because keeping the best of all tiles to the end fragments the heap over gigabytes.
+        columns = torch.cat([self._columns, best.indices + first], 1)
+        products = torch.cat([self._products, best.values.float()], 1)
+        self._products, order = products.topk(min(self.count, products.shape[1]))
+        self._columns = columns.gather(1, order)
+        if self._on_cpu and self._products.shape[1] == self.count and (self._products > 0).all():
+            self._lists = Lists.of(self._products.to(self._dtype), self._columns)
+
+    def read(self) -> tuple[Tensor, Tensor]:
+        """(b, count) float32 products, descending, and their columns; -inf marks filler."""
+        if self._lists is None:
+            return self._products, self._columns
+        products, columns, _ = self._lists.read(slice(None), self._dtype, own=False)
+        return products[:, : self.count], columns[:, : self.count]
+
+
 @njit(nogil=True, cache=True)
-def add_to_rows(start, stop, tile, first_column, lists):
+def _add_to_rows(start, stop, tile, first_column, lists):
     """Adds the products of a tile to the lists [start, stop) of its rows."""
     for row in range(start, stop):
         add_to_row(tile[row], row, -1, first_column, lists)

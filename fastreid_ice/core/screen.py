@@ -9,12 +9,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ._arrays import map_blocks
 from ._candidates import Found, rank_candidates
-from ._largest import ROWS_AT_ONCE, Lists, add_to_rows, bits
+from ._largest import Largest
 
-_TILE = 16384  # columns of a block of similarities: 32 MiB in half precision, which fits into a large cache
-_SORTED, _LISTED = 1024, 4096  # on a CPU, until each row has a list of its largest products, and afterwards
 _NORMALISED = 1024  # rows per block that are normalised
 
 # Columns [first, last) of a block of products, and (b, last - first) bool, which of them count; None for all.
@@ -150,17 +147,13 @@ def largest_products(
     Returns:
         (b, count) float32 products, descending, and (b, count) int64 indices of their rows; -inf marks filler.
     """
-    products = torch.empty(len(queries), 0, device=queries.device)
-    indices = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
-    on_cpu = queries.device.type == "cpu"
+    largest = Largest(queries, count)
     # One block of memory for all tiles: on a CPU, new memory for each costs a sixth of the time.
-    memory = queries.new_empty(len(queries) * min(_LISTED if on_cpu else _TILE, len(rows)))
-    lists = None
+    memory = queries.new_empty(len(queries) * min(largest.widest, len(rows)))
     for first, last, counting in [(0, len(rows), None)] if pieces is None else pieces:
         start = first
         while start < last:
-            width = _TILE if not on_cpu else _SORTED if lists is None else _LISTED
-            stop = min(start + width, last)
+            stop = min(start + largest.width, last)
             tile = memory[: len(queries) * (stop - start)].view(len(queries), stop - start)
             torch.mm(queries, rows[start:stop].T, out=tile)
             if counting is not None:
@@ -168,18 +161,6 @@ def largest_products(
             if own is not None:
                 inside = ((own >= start) & (own < stop)).nonzero().squeeze(1)
                 tile[inside, own[inside] - start] = torch.inf
-            if lists is None:
-                best = tile.topk(min(count, tile.shape[1]), sorted=False)
-                # Merged at once, because keeping the best of all tiles to the end fragments the heap over gigabytes.
-                indices = torch.cat([indices, best.indices + start], 1)
-                products, order = torch.cat([products, best.values.float()], 1).topk(min(count, indices.shape[1]))
-                indices = indices.gather(1, order)
-                if on_cpu and products.shape[1] == count and (products > 0).all():
-                    lists = Lists.of(products.to(tile.dtype), indices)
-            else:
-                map_blocks(add_to_rows, len(tile), bits(tile), start, lists, block=ROWS_AT_ONCE)
+            largest.add(tile, start)
             start = stop
-    if lists is not None:
-        products, indices, _ = lists.read(slice(None), queries.dtype, own=False)
-        products, indices = products[:, :count], indices[:, :count]
-    return products, indices
+    return largest.read()

@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastreid_ice.core import screen
+from fastreid_ice.core import _largest
 from fastreid_ice.core.screen import largest_products
 
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(screen, "_SORTED", 64)
-    monkeypatch.setattr(screen, "_LISTED", 256)
+    monkeypatch.setattr(_largest, "_SORTED", 64)
+    monkeypatch.setattr(_largest, "_LISTED", 256)
 
 
 def units(number: int, seed: int = 0) -> Tensor:

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastreid_ice.core import _candidates, approximate, k_nearest, neighbors
+from fastreid_ice.core import _candidates, _largest, approximate, k_nearest, neighbors
 from fastreid_ice.core import screen as screening
 from golden import load_golden
 
@@ -163,7 +163,8 @@ def hard_sets():
 def test_every_precision_gives_the_float64_lists(name, precisions, monkeypatch):
     features = hard_sets()[name]
     monkeypatch.setattr(neighbors, "precisions", lambda device: precisions)
-    monkeypatch.setattr(screening, "_TILE", 200)
+    monkeypatch.setattr(_largest, "_SORTED", 90)
+    monkeypatch.setattr(_largest, "_LISTED", 200)
     similarities, indices = k_nearest(features, 12, chunk_size=300)
     expected = torch.tensor(brute_force(features.double().numpy(), 12))
     rows = F.normalize(features.double())
@@ -209,7 +210,8 @@ def test_lists_follow_from_the_features_alone(monkeypatch):
     features = people(640, 48, spread=2.0)
     whole = k_nearest(features, 20)
     monkeypatch.setattr(neighbors, "precisions", lambda device: (torch.float32,))
-    monkeypatch.setattr(screening, "_TILE", 77)
+    monkeypatch.setattr(_largest, "_SORTED", 77)
+    monkeypatch.setattr(_largest, "_LISTED", 101)
     parts = [k_nearest(features, 20, chunk_size=31, queries=slice(start, start + 91)) for start in range(0, 640, 91)]
     for i in range(2):
         torch.testing.assert_close(torch.cat([part[i] for part in parts]), whole[i], rtol=0, atol=0)
