@@ -299,12 +299,15 @@ def multi_instance_loss(
 
 def _best_of_each_camera(ranking: Tensor, proxy_cameras: Tensor) -> Tensor:
     """(B, P) bool, the highest entry of each row among the proxies of each camera; of equal ones the first."""
-    # Sort the columns by camera, and within a camera from highest to lowest; the first of each camera is its best.
-    order = ranking.argsort(dim=1, descending=True, stable=True)
-    order = order.gather(1, proxy_cameras[order].argsort(dim=1, stable=True))
-    sorted_cameras = proxy_cameras[order]
-    first = F.pad(sorted_cameras[:, 1:] != sorted_cameras[:, :-1], (1, 0), value=True)
-    return torch.zeros_like(first).scatter(1, order, first)
+    # The cameras are numbered by one sort of the proxies: to ask how many there are would wait for the device.
+    ordered, order = proxy_cameras.sort()
+    numbers = F.pad(ordered[1:] != ordered[:-1], (1, 0)).cumsum(0)
+    camera = torch.empty_like(order).scatter(0, order, numbers).expand_as(ranking)
+    best = torch.full_like(ranking, -torch.inf).scatter_reduce(1, camera, ranking, "amax").gather(1, camera)
+    num_proxies = len(proxy_cameras)
+    place = torch.arange(num_proxies, device=ranking.device).where(ranking == best, num_proxies)
+    first = torch.full_like(place, num_proxies).scatter_reduce(1, camera, place, "amin").gather(1, camera)
+    return place == first
 
 
 def _sum_of_camera_means(losses: Tensor, cameras: Tensor) -> Tensor:
