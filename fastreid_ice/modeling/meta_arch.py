@@ -18,6 +18,7 @@ from ..losses import LossTerm, Step, build_losses
 from .backbone import build_fitting_backbone, check_compiler, with_found_values
 from .batch_norm import split_batch_norms, splits_per_process
 from .gather import encode_shuffled, gather_batch
+from .pooling import keep_memory_format
 
 ENCODERS = ("online", "momentum")
 
@@ -80,6 +81,7 @@ class MomentumReID(nn.Module):
         super().__init__()
         for part in (backbone, heads):
             split_batch_norms(part, bn_splits)
+            keep_memory_format(part)
         self.backbone = backbone
         self.heads = heads
         self.momentum = nn.ModuleDict({"backbone": copy.deepcopy(backbone), "heads": copy.deepcopy(heads)})
@@ -134,8 +136,8 @@ class MomentumReID(nn.Module):
 
     def encode(self, images: Tensor, encoder: str) -> Tensor:
         """(B, 3, H, W) images in [0, 255], which are not changed, to (B, D) features of "online" or "momentum"."""
-        images = images.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
-        images = (images - self.pixel_mean) / self.pixel_std
+        images = (images.to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std
+        images = images.contiguous(memory_format=torch.channels_last)
         backbone, heads = self.parts_of(encoder)
         uncompiled = self.compiled and not self.training
         features = heads.forward(backbone.forward(images)) if uncompiled else heads(backbone(images))
