@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastreid_ice.allocator import keep_freed_memory
+
 BLOCK = 16384  # feature rows drawn at a time
 WARM_UP = 1000  # feature rows that compile the kernels and start the libraries
 
@@ -155,6 +157,7 @@ _resident: float
 def _prepare(work: Work, path: Path, threads: int, device: str) -> None:
     global _features, _device, _resident
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    keep_freed_memory()  # as the commands do
     torch.set_num_threads(threads)
     faiss.omp_set_num_threads(threads)
     _features, _device = torch.from_numpy(np.load(path, mmap_mode="c")), device

@@ -15,6 +15,7 @@ from fastreid.utils import comm
 from tabulate import tabulate
 from torch import Tensor
 
+from fastreid_ice.allocator import keep_freed_memory
 from fastreid_ice.clusterers.jaccard_dbscan import shared_ranks
 from fastreid_ice.core import k_nearest
 from fastreid_ice.core.neighbors import METHODS
@@ -80,6 +81,7 @@ def run(args: argparse.Namespace) -> None:
 
 def share(path: str, method: str, threads: int) -> tuple[Share, np.ndarray | None]:
     """The part of this process, and in the first one the labels that follow."""
+    keep_freed_memory()  # as the commands do
     torch.set_num_threads(threads)
     features = torch.from_numpy(np.load(path, mmap_mode="c"))
     k_nearest(features[:WARM_UP], K1, method=method)  # compiles the kernels

@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "fastreid_ice"
 
 ALLOWED = {
     "errors": set(),
+    "allocator": set(),
     "moved": set(),
     "progress": set(),
     "processes": {"errors"},
@@ -37,7 +38,7 @@ ALLOWED = {
     # For users' own classes: only tests import it.
     "testing": {"core", "config", "errors", "processes", "losses", "clusterers", "modeling", "data", "engine"},
     "commands": {
-        *("core", "config", "errors", "files", "processes", "progress"),
+        *("core", "config", "errors", "files", "processes", "progress", "allocator"),
         *("clusterers", "modeling", "data", "engine", "reporting", "deploy"),
     },
 }

@@ -4,7 +4,9 @@
 python tools/train_net.py --config-file configs/ice_demo.yml
 """
 
-from fastreid_ice.commands.train import main
+import sys
+
+from fastreid_ice.commands.__main__ import main
 
 if __name__ == "__main__":
-    main()
+    main(["train", *sys.argv[1:]])

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from ..allocator import keep_freed_memory
+
 COMMANDS = {
     "train": "train, resume or evaluate what a config describes",
     "recluster": "cluster features or a folder of images once, into labels.csv",
@@ -40,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     build_parser().parse_args([command])
+    keep_freed_memory()
     import_module(f".{command}", __package__).main(rest)
 
 
