@@ -136,7 +136,7 @@ class MomentumReID(nn.Module):
 
     def encode(self, images: Tensor, encoder: str) -> Tensor:
         """(B, 3, H, W) images in [0, 255], which are not changed, to (B, D) features of "online" or "momentum"."""
-        images = (images.to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std
+        images = (images.to(self.device, non_blocking=True) - self.pixel_mean).div_(self.pixel_std)
         images = images.contiguous(memory_format=torch.channels_last)
         backbone, heads = self.parts_of(encoder)
         uncompiled = self.compiled and not self.training
