@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--market",
         metavar="FILE",
         type=Path,
-        help=f"of OSNet x0_25, bare: train {MARKET} of `bench market` from these weights so long as well",
+        help=f"of OSNet x0_25, bare: --train {MARKET} of `bench market` from these weights in place of the demo",
     )
     parser.add_argument(
         "--answers",
@@ -115,15 +115,19 @@ def runs(args: argparse.Namespace) -> dict[str, tuple[str, dict[str, object]]]:
     """What to train, by the name of its folder: a config, and its settings."""
     if not args.train:
         return {}
-    common = {"MODEL.DEVICE": args.device, "TEST.BEFORE_TRAINING": False, "TEST.EVAL_PERIOD": args.train}
-    found: dict[str, tuple[str, dict[str, object]]] = {}
-    for strength in ("strong", "mild") if args.seeds else ():
-        settings = common | {"SOLVER.MAX_EPOCH": args.train, "DATASETS.SYNTHETIC.STRENGTH": strength}
-        found[strength] = "ice_demo.yml", settings
+    common: dict[str, object] = {
+        "MODEL.DEVICE": args.device,
+        "TEST.BEFORE_TRAINING": False,
+        "TEST.EVAL_PERIOD": args.train,
+    }
     if args.market:
         settings = BUDGET | own_settings(MARKET, args.train) | {"MODEL.BACKBONE.PRETRAIN_PATH": args.market, "SEED": 0}
-        found["market"] = f"{METHODS[MARKET].config}.yml", settings | common
-    return found
+        return {"market": (f"{METHODS[MARKET].config}.yml", settings | common)}
+    common |= {"SOLVER.MAX_EPOCH": args.train}
+    return {
+        strength: ("ice_demo.yml", common | {"DATASETS.SYNTHETIC.STRENGTH": strength})
+        for strength in ("strong", "mild")
+    }
 
 
 def drawn_people(args: argparse.Namespace) -> Iterator[Images]:

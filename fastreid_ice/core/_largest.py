@@ -31,6 +31,15 @@ def bits(products: Tensor) -> np.ndarray:
     return products.view(_INTEGERS[products.dtype]).numpy()
 
 
+def product_in(memory: Tensor, queries: Tensor, rows: Tensor) -> Tensor:
+    """(b, M) products of ``queries`` (b, D) with ``rows`` (M, D), in the first elements of ``memory``.
+
+    New memory for each product would cost a sixth of the time of a large search on a CPU.
+    """
+    tile = memory[: len(queries) * len(rows)].view(len(queries), len(rows))
+    return torch.mm(queries, rows.T, out=tile)
+
+
 class Lists(NamedTuple):
     """The largest products of each row so far, and the bound below which products were left out.
 

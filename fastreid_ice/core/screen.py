@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ._candidates import Found, rank_candidates
-from ._largest import Largest
+from ._largest import Largest, product_in
 
 _NORMALISED = 1024  # rows per block that are normalised
 
@@ -148,14 +148,12 @@ def largest_products(
         (b, count) float32 products, descending, and (b, count) int64 indices of their rows; -inf marks filler.
     """
     largest = Largest(queries, count)
-    # One block of memory for all tiles: on a CPU, new memory for each costs a sixth of the time.
     memory = queries.new_empty(len(queries) * min(largest.widest, len(rows)))
     for first, last, counting in [(0, len(rows), None)] if pieces is None else pieces:
         start = first
         while start < last:
             stop = min(start + largest.width, last)
-            tile = memory[: len(queries) * (stop - start)].view(len(queries), stop - start)
-            torch.mm(queries, rows[start:stop].T, out=tile)
+            tile = product_in(memory, queries, rows[start:stop])
             if counting is not None:
                 tile.masked_fill_(~counting[:, start - first : stop - first], -torch.inf)
             if own is not None:

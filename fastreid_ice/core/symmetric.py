@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ._arrays import map_blocks
 from ._candidates import Found
-from ._largest import COMPARED, ROOM, ROWS_AT_ONCE, Lists, add, add_to_row, bits
+from ._largest import COMPARED, ROOM, ROWS_AT_ONCE, Lists, add, add_to_row, bits, product_in
 from .screen import Screen, candidates_for
 
 _LEAST, _MOST = 4096, 500_000  # rows: a sample of fewer says little, and the lists of more take a gigabyte
@@ -74,9 +74,7 @@ class SymmetricProducts:
         memory = self.rounded.new_empty(len(queries) * min(_COLUMNS, len(self.rounded)))
         for first in range(start, len(self.rounded), _COLUMNS):
             last = min(first + _COLUMNS, len(self.rounded))
-            products = memory[: len(queries) * (last - first)].view(len(queries), last - first)
-            torch.mm(self.rounded[start:stop], self.rounded[first:last].T, out=products)
-            tile = bits(products)
+            tile = bits(product_in(memory, self.rounded[start:stop], self.rounded[first:last]))
             map_blocks(_add_to_rows, len(tile), tile, start, first, *arrays, block=ROWS_AT_ONCE)
             others = max(first, stop)  # the panel's own columns are its rows, which have them already
             if others < last:

@@ -63,15 +63,17 @@ def test_what_is_trained(tmp_path: Path) -> None:
     """The configs are valid, and both have the epochs that were asked for."""
     weights = tmp_path / "osnet.pth"
     weights.touch()
-    arguments = ["--seeds", "1", "--train", "2", "--market", str(weights), "--answers", "50", "100"]
     parser = argparse.ArgumentParser()
     corrections.add_arguments(parser)
-    args = parser.parse_args(arguments, argparse.Namespace(device="cpu"))
-    corrections.check(args)
-    for name, (config, settings) in corrections.runs(args).items():
-        cfg = build_own_config(config, as_options(settings))
-        assert cfg.SOLVER.MAX_EPOCH == cfg.TEST.EVAL_PERIOD == 2, name
-    assert list(corrections.runs(args)) == ["strong", "mild", "market"]
+    for more, names in ([], ["strong", "mild"]), (["--market", str(weights)], ["market"]):
+        arguments = ["--seeds", "0", "--train", "2", "--answers", "50", "100", *more]
+        args = parser.parse_args(arguments, argparse.Namespace(device="cpu"))
+        corrections.check(args)
+        runs = corrections.runs(args)
+        assert list(runs) == names
+        for config, settings in runs.values():
+            cfg = build_own_config(config, as_options(settings))
+            assert cfg.SOLVER.MAX_EPOCH == cfg.TEST.EVAL_PERIOD == 2
 
 
 @pytest.mark.parametrize(
