@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import sklearn.cluster
 from fastreid.config import CfgNode
 from numba import njit
 from scipy import sparse
@@ -63,9 +62,12 @@ def hdbscan(graph: sparse.csr_array, *, min_cluster_size: int, min_samples: int)
 
     Memory is linear in the stored entries and N, time nearly so.
     """
+    # Imported here because it takes a third of a second, and few runs use this clusterer.
+    from sklearn.cluster import HDBSCAN as Model
+
     reachability = _connect(_mutual_reachability(graph, min_samples), min_cluster_size)
     # With min_samples 1 scikit-learn uses the distances unchanged.
-    model = sklearn.cluster.HDBSCAN(min_cluster_size=min_cluster_size, min_samples=1, metric="precomputed", copy=False)
+    model = Model(min_cluster_size=min_cluster_size, min_samples=1, metric="precomputed", copy=False)
     return model.fit(reachability).labels_
 
 

@@ -15,7 +15,7 @@ import torch
 
 from fastreid_ice.files import owned_folder
 from processes import run_command, start_command
-from support import FASTREID_ICE, ROOT, SMALL
+from support import ROOT, SMALL
 
 pytestmark = pytest.mark.slow
 
@@ -44,9 +44,9 @@ def start(datasets_root: Path, tmp_path: Path) -> Iterator:
     """Starts commands, each in its own folder; those still running at the end of a test are ended."""
     started: list[subprocess.Popen] = []
 
-    def run(folder: str, command: list[str], **variables: str) -> subprocess.Popen:
+    def run(folder: str, command: list[str]) -> subprocess.Popen:
         (tmp_path / folder).mkdir(exist_ok=True)
-        variables |= {"FASTREID_DATASETS": str(datasets_root), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        variables = {"FASTREID_DATASETS": str(datasets_root), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         started.append(
             subprocess.Popen(
                 command,
@@ -148,16 +148,27 @@ class TestTwoMachines:
         assert not list(tmp_path.glob("machine*/run/log.txt*"))
 
 
-def test_a_lost_process_is_started_again(start, tmp_path: Path) -> None:
+@pytest.fixture
+def command(datasets_root: Path, tmp_path: Path):
+    """Runs our command in two processes and a folder of its own, to its end; one process kills itself in an epoch."""
+
+    def run(folder: str, kill_in_epoch: str, **settings: object) -> None:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        variables = {"FASTREID_DATASETS": str(datasets_root), "OMP_NUM_THREADS": "1", "KILL_IN_EPOCH": kill_in_epoch}
+        train = ["train", *arguments("--num-gpus", "2", "--max-restarts", "1", **settings)]
+        ended = run_command(*train, folder=tmp_path / folder, environment=variables | {"PYTHONPATH": str(ROOT)})
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+
+    return run
+
+
+def test_a_lost_process_is_started_again(start, command, tmp_path: Path) -> None:
     """By our command and killed in its second epoch, and by torchrun without a kill: both end with the same weights."""
     settings = {"SOLVER__MAX_EPOCH": 3}
     whole = start("whole", [*TORCHRUN, "2", *TRAIN_NET[1:], *arguments(**settings)])
     printed, errors = whole.communicate(timeout=300)
     assert whole.returncode == 0, printed + errors
-    lost = [*FASTREID_ICE, "train", *arguments("--num-gpus", "2", "--max-restarts", "1", **settings)]
-    killed = start("killed", lost, KILL_IN_EPOCH="1")
-    printed, errors = killed.communicate(timeout=300)
-    assert killed.returncode == 0, printed + errors
+    command("killed", kill_in_epoch="1", **settings)
     log = (tmp_path / "killed" / "run" / "log.txt").read_text()
     assert "Restart 1 after a process was lost; the run continues from the last checkpoint" in log
     assert "Starting training from epoch 2" in log
@@ -167,15 +178,12 @@ def test_a_lost_process_is_started_again(start, tmp_path: Path) -> None:
     assert_equal(last[0]["model"], last[1]["model"])
 
 
-def test_a_restart_does_not_go_on_from_another_run(start, datasets_root: Path, tmp_path: Path) -> None:
+def test_a_restart_does_not_go_on_from_another_run(command, datasets_root: Path, tmp_path: Path) -> None:
     """A run that loses a process before its first checkpoint, in an earlier run's folder, restarts from epoch 1."""
     variables = {"FASTREID_DATASETS": str(datasets_root), "OMP_NUM_THREADS": "1"}
     (tmp_path / "run").mkdir()
     earlier = run_command("train", *arguments(SOLVER__MAX_EPOCH=2), folder=tmp_path / "run", environment=variables)
     assert earlier.returncode == 0, earlier.stdout + earlier.stderr
-    settings = arguments("--num-gpus", "2", "--max-restarts", "1", SOLVER__MAX_EPOCH=1)
-    restarted = start("run", [*FASTREID_ICE, "train", *settings], KILL_IN_EPOCH="0")
-    printed, errors = restarted.communicate(timeout=300)
-    assert restarted.returncode == 0, printed + errors
+    command("run", kill_in_epoch="0", SOLVER__MAX_EPOCH=1)
     log = (tmp_path / "run" / "run" / "log.txt").read_text()
     assert "Restart 1 after a process was lost; the run continues from the start, since there is no checkpoint" in log
