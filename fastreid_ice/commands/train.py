@@ -35,7 +35,7 @@ from fastreid.utils.env import seed_all_rng
 
 from ..config import Run, import_files, shipped_file
 from ..engine import Checkpointer, UnsupervisedTrainer, build_config, train_stages
-from ..engine.log import filtering, log_any_name
+from ..engine.log import filtering, log_any_name, start_log
 from ..engine.stages import is_of_this_run
 from ..errors import InputError
 from ..files import make_folder, owned_folder
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace, cfg: CfgNode, restarts: int = 0) -> dict | Non
     if not comm.is_main_process():
         args.config_file = ""  # fast-reid would log it, and only the first machine may have it
     with filtering("fastreid.utils.env", lambda record: False):  # it announces a random seed, which SEED replaces
-        default_setup(cfg, args)
+        start_log(lambda: default_setup(cfg, args))
     log_any_name()
     if comm.is_main_process() and args.notice:
         logging.getLogger("fastreid.start").warning(args.notice)

@@ -7,7 +7,26 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from fastreid.utils.logger import setup_logger
+
 from ..errors import InputError
+
+_of_last_run: list[logging.Handler] = []
+
+
+def start_log(set_up: Callable[[], None]) -> None:
+    """Calls ``set_up``, which sets up fast-reid's log of a run, in place of that of an earlier run in this process.
+
+    fast-reid would go on writing to the log of the earlier one, and print every line twice.
+    """
+    logger = logging.getLogger("fastreid")
+    if _of_last_run:
+        setup_logger.cache_clear()  # or a run in the same folder would have no log
+    for handler in _of_last_run:
+        logger.removeHandler(handler)
+    others = list(logger.handlers)
+    set_up()
+    _of_last_run[:] = [handler for handler in logger.handlers if handler not in others]
 
 
 def log_any_name() -> None:

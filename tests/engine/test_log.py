@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from fastreid.config import CfgNode
 
+from fastreid_ice.commands.train import main
 from fastreid_ice.data import build_training_set
-from processes import run_command
+from processes import Process, run_command
 from support import ROOT, SMALL, train
 
 
@@ -30,6 +31,24 @@ def test_epochs_count_from_1_as_in_the_table(cfg: CfgNode, caplog: pytest.LogCap
         for pattern in (r"Starting training from epoch (\d+)", r"Epoch (\d+): \d+ clusters", r"epoch/iter: (\d+)/")
     }
     assert list(found.values()) == [["1", "3"], ["1", "2", "3"], ["1", "2", "3"]]
+
+
+def train_in_turn(folders: list[Path], options: list[str]) -> None:
+    for folder in folders:
+        main(["--config-file", str(ROOT / "configs" / "ice_market.yml"), *options, "OUTPUT_DIR", str(folder)])
+
+
+@pytest.mark.slow
+def test_runs_in_one_process_have_their_own(datasets_root: Path, tmp_path: Path) -> None:
+    settings = SMALL | {"SOLVER.MAX_EPOCH": 1, "DATASETS.TESTS": "()"}
+    options = [str(part) for item in settings.items() for part in item]
+    folders = [tmp_path / name for name in ("first", "second", "first")]
+    runs = Process(train_in_turn, folders, options, environment={"FASTREID_DATASETS": str(datasets_root)})
+    printed, errors = runs.communicate()
+    assert runs.returncode == 0, errors
+    starts = "Starting training from epoch 1"
+    assert [(folder / "log.txt").read_text().count(starts) for folder in folders[:2]] == [2, 1]
+    assert printed.count(starts) == 3
 
 
 @pytest.mark.slow
