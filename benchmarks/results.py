@@ -49,6 +49,7 @@ PUBLISHED = {
     "published_ice": "the published code of ICE, camera-aware",
 }
 LONGER = ("o2cap_camera_norm_averaged_longer", "o2cap_camera_norm_longer")  # of another budget: not in the table
+VARIANTS = ("ice_without_online_view", "dcmip_momentum_store")  # of a row by one key: not in the table
 # More curves than colours could not be told apart.
 CHARTED = (
     *LONGER,
