@@ -84,8 +84,9 @@ def read_epochs(path: str, iters_per_epoch: int, dataset: str = "") -> dict[int,
             }
             epochs[scalars["iteration"] // iters_per_epoch].update(scalars)
     last = max(epochs, default=0)
-    if last > 0 and "cluster/number" not in epochs[last]:
-        # An evaluation after the last iteration: fast-reid logs it as if a further epoch had begun.
+    if "cluster/number" in epochs.get(last - 1, ()) and "cluster/number" not in epochs[last]:
+        # An evaluation after the last iteration: fast-reid logs it as if a further epoch had begun. In a run with
+        # labels no epoch clusters.
         epochs[last - 1].update(epochs.pop(last))
     return dict(sorted(epochs.items()))
 

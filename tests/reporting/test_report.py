@@ -422,6 +422,19 @@ def test_scalars_cut_off_by_a_kill(cfg: CfgNode, monkeypatch, capsys) -> None:
         report.main()
 
 
+@pytest.mark.parametrize("clusters", [True, False], ids=["with clusters", "with labels"])
+def test_the_scalars_of_each_epoch(tmp_path: Path, clusters: bool) -> None:
+    """A run that clusters may be evaluated once more, after its last iteration; that belongs to its last epoch."""
+    lines = [{"iteration": step, "mAP": step} for step in (3, 7)]
+    if clusters:
+        lines = [{"iteration": 0, "cluster/number": 9}, {"iteration": 4, "cluster/number": 8}, *lines[:1]]
+        lines.append({"iteration": 8, "mAP": 7})
+    file = tmp_path / "metrics.json"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    epochs = read_epochs(str(file), 4)
+    assert {epoch: scalars["mAP"] for epoch, scalars in epochs.items()} == {0: 3, 1: 7}
+
+
 def test_labels_survive_a_file(tmp_path: Path) -> None:
     names = ["plain.jpg", "a,b.jpg", 'quote".jpg', "line\nbreak.jpg", os.fsdecode(b"bytes\xff.jpg"), "人.jpg"]
     clustering = PseudoLabels(
