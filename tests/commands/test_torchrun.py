@@ -14,13 +14,14 @@ import pytest
 import torch
 
 from fastreid_ice.files import owned_folder
-from processes import run_command, start_command
+from processes import start_command
 from support import ROOT, SMALL
 
 pytestmark = pytest.mark.slow
 
 TRAIN_NET = [sys.executable, str(ROOT / "tools" / "train_net.py")]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node"]
+RESTARTED = ["--num-gpus", "2", "--max-restarts", "1"]
 TINY = {
     **SMALL,
     "IMPORTS": (str(Path(__file__).with_name("tiny.py")),),
@@ -41,7 +42,7 @@ def arguments(*flags: str, config: str = "ice_market.yml", **settings: object) -
 
 @pytest.fixture
 def start(datasets_root: Path, tmp_path: Path) -> Iterator:
-    """Starts commands, each in its own folder; those still running at the end of a test are ended."""
+    """Starts torchrun, each time in its own folder; those still running at the end of a test are ended."""
     started: list[subprocess.Popen] = []
 
     def run(folder: str, command: list[str]) -> subprocess.Popen:
@@ -150,14 +151,20 @@ class TestTwoMachines:
 
 @pytest.fixture
 def command(datasets_root: Path, tmp_path: Path):
-    """Runs our command in two processes and a folder of its own, to its end; one process kills itself in an epoch."""
+    """Runs our command in a folder of its own, to its end; the second process kills itself in an epoch if told so."""
 
-    def run(folder: str, kill_in_epoch: str, **settings: object) -> None:
+    def run(folder: str, *flags: str, kill_in_epoch: str = "", **settings: object) -> None:
         (tmp_path / folder).mkdir(exist_ok=True)
-        variables = {"FASTREID_DATASETS": str(datasets_root), "OMP_NUM_THREADS": "1", "KILL_IN_EPOCH": kill_in_epoch}
-        train = ["train", *arguments("--num-gpus", "2", "--max-restarts", "1", **settings)]
-        ended = run_command(*train, folder=tmp_path / folder, environment=variables | {"PYTHONPATH": str(ROOT)})
-        assert ended.returncode == 0, ended.stdout + ended.stderr
+        variables = {"FASTREID_DATASETS": str(datasets_root), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        variables["KILL_IN_EPOCH"] = kill_in_epoch
+        train = ["train", *arguments(*flags, **settings)]
+        process = start_command(*train, folder=tmp_path / folder, environment=variables)
+        try:
+            printed, errors = process.communicate(timeout=300)
+        finally:
+            if process.poll() is None:
+                os.kill(process.pid, signal.SIGTERM)  # its agent ends the other processes
+        assert process.returncode == 0, printed + errors
 
     return run
 
@@ -168,7 +175,7 @@ def test_a_lost_process_is_started_again(start, command, tmp_path: Path) -> None
     whole = start("whole", [*TORCHRUN, "2", *TRAIN_NET[1:], *arguments(**settings)])
     printed, errors = whole.communicate(timeout=300)
     assert whole.returncode == 0, printed + errors
-    command("killed", kill_in_epoch="1", **settings)
+    command("killed", *RESTARTED, kill_in_epoch="1", **settings)
     log = (tmp_path / "killed" / "run" / "log.txt").read_text()
     assert "Restart 1 after a process was lost; the run continues from the last checkpoint" in log
     assert "Starting training from epoch 2" in log
@@ -178,12 +185,9 @@ def test_a_lost_process_is_started_again(start, command, tmp_path: Path) -> None
     assert_equal(last[0]["model"], last[1]["model"])
 
 
-def test_a_restart_does_not_go_on_from_another_run(command, datasets_root: Path, tmp_path: Path) -> None:
+def test_a_restart_does_not_go_on_from_another_run(command, tmp_path: Path) -> None:
     """A run that loses a process before its first checkpoint, in an earlier run's folder, restarts from epoch 1."""
-    variables = {"FASTREID_DATASETS": str(datasets_root), "OMP_NUM_THREADS": "1"}
-    (tmp_path / "run").mkdir()
-    earlier = run_command("train", *arguments(SOLVER__MAX_EPOCH=2), folder=tmp_path / "run", environment=variables)
-    assert earlier.returncode == 0, earlier.stdout + earlier.stderr
-    command("run", kill_in_epoch="0", SOLVER__MAX_EPOCH=1)
+    command("run", SOLVER__MAX_EPOCH=2)
+    command("run", *RESTARTED, kill_in_epoch="0", SOLVER__MAX_EPOCH=1)
     log = (tmp_path / "run" / "run" / "log.txt").read_text()
     assert "Restart 1 after a process was lost; the run continues from the start, since there is no checkpoint" in log
