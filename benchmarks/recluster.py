@@ -53,12 +53,12 @@ def recluster(features: Tensor, clock: Clock, device: str, method: str = "exact"
     with clock.stage("neighbors"):
         searching = partial(progress, title="Searching neighbors")
         _, ranks = k_nearest(features, K1, device=device, method=method, progress=searching)
-    return labels_of(features, ranks, clock)
+    return labels_of(features, ranks, clock, device)
 
 
-def labels_of(features: Tensor, ranks: Tensor, clock: Clock) -> np.ndarray:
+def labels_of(features: Tensor, ranks: Tensor, clock: Clock, device: str = "cpu") -> np.ndarray:
     with clock.stage("Jaccard graph"):
-        graph = jaccard_graph(features, ranks, k1=K1, k2=K2, max_distance=EPS)
+        graph = jaccard_graph(features, ranks, k1=K1, k2=K2, max_distance=EPS, device=device)
     with clock.stage("DBSCAN"):
         return dbscan(graph, eps=EPS)
 

@@ -52,7 +52,7 @@ class JaccardClusterer(Clusterer):
             no camera is known.
         neighbors: how neighbours are searched: "exact" or "cells", see ``k_nearest``.
         max_distance: pairs further apart are dropped; they do not matter to the clusterer.
-        device: where neighbours are searched.
+        device: where neighbours are searched and the graph is computed; a camera-aware graph is computed on the CPU.
         camera_sizes: keywords of ``camera_jaccard_graph``, whose camera-aware distance then replaces the plain one of
             ``k1`` and ``k2``. The first process searches alone for it.
         tracks: keep what tracks say of people, see ``track_constraints``: the images of a track have one label, and two
@@ -189,7 +189,8 @@ class JaccardClusterer(Clusterer):
         if not comm.is_main_process():
             return None
         with self.stage("jaccard"):
-            return jaccard_graph(features, ranks, k1=k1, k2=min(self.k2, k1), max_distance=self.max_distance)
+            k2 = min(self.k2, k1)
+            return jaccard_graph(features, ranks, k1=k1, k2=k2, max_distance=self.max_distance, device=self.device)
 
     def _camera_graph(self, features: Tensor, cameras: Tensor) -> sparse.csr_array:
         if (cameras < 0).any():

@@ -24,6 +24,8 @@ from torch import Tensor
 
 from . import _jaccard_kernels as kernels
 from ._arrays import map_blocks, to_numpy
+from ._jaccard_tensors import graph_on_device
+from .neighbors import checked_rows
 
 _COPIED = 64  # rows per block whose neighbours' features are converted to float32
 _AT_ONCE = 64  # rows per task of the distances from a few rows
@@ -36,6 +38,7 @@ def jaccard_graph(
     k1: int = 30,
     k2: int = 6,
     max_distance: float = 1.0,
+    device: torch.device | str = "cpu",
 ) -> sparse.csr_array:
     """Build the sparse k-reciprocal Jaccard distance of all images.
 
@@ -47,6 +50,8 @@ def jaccard_graph(
         k1: neighbourhood size, in [2, N].
         k2: rows averaged in the query expansion, in [1, k1]; 1 leaves it out.
         max_distance: pairs further apart are dropped; in (0, 1].
+        device: where to compute. On the CPU the stages are compiled loops, on any other device tensor operations, with
+            the same result up to rounding.
 
     Returns:
         (N, N) symmetric float32 CSR matrix with sorted indices. It stores the distances below 1 and up to
@@ -59,10 +64,21 @@ def jaccard_graph(
 
     Time O(N (k1 D + (k1 k2)^2)); memory O(N k1 k2) in addition to the arguments and the result. The result is far
     smaller with the ``eps`` of the clustering as ``max_distance``. Uses ``torch.get_num_threads()`` threads; the result
-    does not depend on their number.
+    does not depend on their number. Another device takes a copy of the features in float32, or float64 if they are.
     """
     check_max_distance(max_distance)
-    return jaccard_distances(jaccard_weights(features, ranks, k1=k1, k2=k2), max_distance)
+    if torch.device(device).type == "cpu":
+        return jaccard_distances(jaccard_weights(features, ranks, k1=k1, k2=k2), max_distance)
+    return _graph_of_tensors(*_checked(features, ranks, k1, k2), k2, max_distance, device)
+
+
+def _graph_of_tensors(
+    features: np.ndarray, ranks: np.ndarray, k2: int, max_distance: float, device: torch.device | str
+) -> sparse.csr_array:
+    rows, scale = checked_rows(features, device)
+    lists = torch.from_numpy(ranks).to(rows.device, torch.int64)
+    entries = graph_on_device(rows, scale, lists, k2=k2, max_distance=max_distance)
+    return _matrix(*(tensor.numpy() for tensor in entries))
 
 
 def jaccard_weights(

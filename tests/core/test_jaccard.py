@@ -14,6 +14,8 @@ from scipy import sparse
 from fastreid_ice.core import jaccard_graph, k_nearest
 from fastreid_ice.core._arrays import map_blocks
 from fastreid_ice.core.jaccard import (
+    _checked,
+    _graph_of_tensors,
     average_over_neighbors,
     expand,
     jaccard_distances,
@@ -189,6 +191,63 @@ def test_brain_floats_and_strided_features(people):
     for other in (features, features.float().T.contiguous().T, features.float().repeat(1, 2)[:, :12]):
         graph = jaccard_graph(other, ranks, k1=12, k2=3)
         np.testing.assert_allclose(dense(graph), dense(expected), rtol=0, atol=1e-6)
+
+
+class TestTensorOperations:
+    """Those of other devices, computed on the CPU as well: the stored pairs and distances of the compiled loops."""
+
+    @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+    def by_tensors(self, request):
+        def build(features, ranks, *, k1, k2, max_distance=1.0):
+            return _graph_of_tensors(*_checked(features, ranks, k1, k2), k2, max_distance, request.param)
+
+        return build
+
+    @staticmethod
+    def assert_equal(found: sparse.csr_array, expected: sparse.csr_array) -> None:
+        assert found.dtype == np.float32 and found.indices.dtype == found.indptr.dtype == np.int32
+        np.testing.assert_array_equal(found.indptr, expected.indptr)
+        np.testing.assert_array_equal(found.indices, expected.indices)
+        np.testing.assert_allclose(found.data, expected.data, rtol=0, atol=3e-6)
+        assert (found != found.T).nnz == 0
+
+    @pytest.mark.parametrize("name", FILES)
+    def test_equal_the_reference_and_the_loops(self, by_tensors, name):
+        golden = load_golden(f"jaccard_{name}")
+        arguments = (golden["features"], golden["initial_rank"])
+        sizes = {"k1": int(golden["k1"]), "k2": int(golden["k2"])}
+        graph = by_tensors(*arguments, **sizes)
+        np.testing.assert_allclose(dense(graph), golden["jaccard"], rtol=0, atol=3e-6)
+        self.assert_equal(graph, jaccard_graph(*arguments, **sizes))
+
+    @pytest.mark.parametrize(("k1", "k2"), [(20, 6), (13, 3), (7, 1), (3, 2), (2, 2)])
+    @pytest.mark.parametrize("max_distance", [0.55, 1.0])
+    def test_equal_the_loops(self, by_tensors, people, k1, k2, max_distance):
+        sizes = {"k1": k1, "k2": k2, "max_distance": max_distance}
+        self.assert_equal(by_tensors(*people, **sizes), jaccard_graph(*people, **sizes))
+
+    @pytest.mark.parametrize("at_once", [1, 40, 1000])
+    def test_do_not_depend_on_blocks(self, by_tensors, people, at_once, monkeypatch):
+        whole = by_tensors(*people, k1=15, k2=4)
+        monkeypatch.setattr("fastreid_ice.core._jaccard_tensors._AT_ONCE", at_once)
+        parts = by_tensors(*people, k1=15, k2=4)
+        for name in ("data", "indices", "indptr"):
+            np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+    def test_precisions(self, by_tensors, people, dtype):
+        arguments = torch.tensor(people[0]).to(dtype), torch.tensor(people[1])
+        self.assert_equal(by_tensors(*arguments, k1=12, k2=3), jaccard_graph(*arguments, k1=12, k2=3))
+
+    def test_points_without_mutual_neighbours(self, by_tensors):
+        features, ranks = np.eye(4, dtype=np.float32), np.array([[1, 2], [2, 1], [1, 2], [1, 2]])
+        self.assert_equal(by_tensors(features, ranks, k1=2, k2=1), jaccard_graph(features, ranks, k1=2, k2=1))
+        in_a_circle = (np.arange(5)[:, None] + [1, 2]) % 5
+        assert by_tensors(np.eye(5, dtype=np.float32), in_a_circle, k1=2, k2=2).nnz == 0
+
+    @pytest.mark.gpu
+    def test_of_any_device(self, people):
+        self.assert_equal(jaccard_graph(*people, k1=15, k2=4, device="cuda"), jaccard_graph(*people, k1=15, k2=4))
 
 
 PEAK = """
