@@ -43,11 +43,12 @@ def blobs(people: int = 8, images: int = 12, noise: float = 0.05) -> tuple[Tenso
     return features, ImageTable(torch.arange(len(identities)) % 3, identities=identities)
 
 
-def test_jaccard_dbscan_is_the_core_chain() -> None:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_jaccard_dbscan_is_the_core_chain(device: str) -> None:
     golden = load_golden("jaccard_k30")
     features = torch.as_tensor(golden["features"])
     cameras = torch.as_tensor(golden["cams"])
-    clusterer = JaccardDBSCAN(eps=0.55, k1=30, k2=6)
+    clusterer = JaccardDBSCAN(eps=0.55, k1=30, k2=6, device=device)
     clusters = clusterer(features, ImageTable(cameras))
     _, ranks = k_nearest(features, 30)
     expected = dbscan(jaccard_graph(features, ranks, k1=30, k2=6, max_distance=0.55), eps=0.55)
