@@ -178,6 +178,10 @@ def _add_model(model: CfgNode) -> None:
     # timm only: stochastic depth, the probability in [0, 1) with which training leaves out a path of the last block;
     # that of earlier blocks is lower in proportion. fast-reid's DROP_PATH_RATIO is for its own vision transformer.
     model.BACKBONE.DROP_PATH = 0.0
+    # Modules of the network that keep the weights and batch-norm statistics they start from, such as
+    # ("backbone.conv1",). No gradients are computed for the first layers if these are frozen, which saves time.
+    # fast-reid's FREEZE_LAYERS only withholds the optimizer's steps, in the first SOLVER.FREEZE_ITERS steps of a run.
+    model.FROZEN = ()
     # torch.compile for both encoders in training: the first step takes minutes. Needs a C++ compiler.
     model.COMPILE = False
     # A config file whose BACKBONE and WEIGHTS replace these if the weights of BACKBONE.PRETRAIN cannot be downloaded,

@@ -57,7 +57,8 @@ class PreciseBN(HookBase):
 def update_statistics(model: nn.Module, loader: DataLoader, encoders: Sequence[str], *, amp: bool = False) -> int:
     """Replaces the batch-norm statistics of encoders by the mean over the batches of all processes.
 
-    Every batch is normalised as a whole, not in ``MODEL.BN_SPLITS`` parts. All other layers are in evaluation mode.
+    Every batch is normalised as a whole, not in ``MODEL.BN_SPLITS`` parts. All other layers are in evaluation mode, and
+    frozen ones (``MODEL.FROZEN``) keep their statistics.
 
     Args:
         model: a ``MomentumReID``; the mode of each of its modules is restored.
@@ -91,7 +92,7 @@ def update_statistics(model: nn.Module, loader: DataLoader, encoders: Sequence[s
 def _layers(model: nn.Module, encoder: str) -> Iterator[_BatchNorm]:
     for part in model.parts_of(encoder):
         for module in part.modules():
-            if isinstance(module, _BatchNorm) and module.track_running_stats:
+            if isinstance(module, _BatchNorm) and module.track_running_stats and module not in model.frozen:
                 yield module
 
 

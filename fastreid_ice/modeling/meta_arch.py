@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from fastreid.config import CfgNode, configurable
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..config import lookup
 from ..core import Clusters, update_momentum
+from ..errors import InputError
 from ..losses import LossTerm, Step, build_losses
 from .backbone import build_fitting_backbone, check_compiler, with_found_values
 from .batch_norm import split_batch_norms, splits_per_process
@@ -53,11 +54,16 @@ class MomentumReID(nn.Module):
         compiled: train both encoders through ``torch.compile``; parameters keep their names. Evaluation is not
             compiled, because the different size of its last batch would compile it again.
         bn_splits: parts of this process's batch, each with its own batch-norm statistics.
+        frozen: names of modules of the online encoder that are not trained, nor their counterparts in the momentum
+            encoder: they stay in evaluation mode.
 
     Under autocast the encoders run in its precision; features and losses have at least float32.
 
+    Attributes:
+        frozen: the frozen modules of both encoders, and all modules in them.
+
     Raises:
-        InputError: ``compiled`` without a C++ compiler.
+        InputError: ``compiled`` without a C++ compiler; ``frozen`` names a module that does not exist, or everything.
     """
 
     without_labels = True  # its trainer clusters; fast-reid's own meta-architectures are trained with labels
@@ -77,8 +83,10 @@ class MomentumReID(nn.Module):
         test_encoder: str = "momentum",
         compiled: bool = False,
         bn_splits: int = 1,
+        frozen: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        self.frozen: frozenset[nn.Module] = frozenset()
         for part in (backbone, heads):
             split_batch_norms(part, bn_splits)
             keep_memory_format(part)
@@ -86,6 +94,7 @@ class MomentumReID(nn.Module):
         self.heads = heads
         self.momentum = nn.ModuleDict({"backbone": copy.deepcopy(backbone), "heads": copy.deepcopy(heads)})
         self.momentum.requires_grad_(False)
+        self._freeze(frozen)
         self.losses = losses
         self.views = frozenset().union(*(term.views for term in self.terms))
         self.alpha = alpha
@@ -120,6 +129,7 @@ class MomentumReID(nn.Module):
             "test_encoder": cfg.TEST.ENCODER,
             "compiled": cfg.MODEL.COMPILE,
             "bn_splits": splits_per_process(cfg, comm.get_world_size()),
+            "frozen": cfg.MODEL.FROZEN,
         }
 
     @property
@@ -156,6 +166,13 @@ class MomentumReID(nn.Module):
         with torch.autocast(self.device.type, enabled=False):
             return {name: term(step) for name, term in self.losses.items()}
 
+    def train(self, mode: bool = True) -> MomentumReID:
+        """Like ``nn.Module``'s; frozen modules stay in evaluation mode."""
+        super().train(mode)
+        for module in self.frozen:
+            module.training = False
+        return self
+
     def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False):
         """Like ``nn.Module``'s; weights without a momentum encoder, such as Baseline's, start both encoders."""
         if not any(key.startswith("momentum.") for key in state_dict):
@@ -175,6 +192,23 @@ class MomentumReID(nn.Module):
             for term in self.terms:
                 term.after_step(self._step)
         self._step = None
+
+    def _freeze(self, names: Sequence[str]) -> None:
+        modules = dict(self.named_modules())
+        parts = {name for name in modules if name.partition(".")[0] in ("backbone", "heads")}
+        for name in names:
+            if name not in parts:
+                around = name
+                while around not in parts:
+                    around = around.rpartition(".")[0] or "backbone"
+                children = ", ".join(f"{around}.{child}" for child, _ in modules[around].named_children())
+                raise InputError(f"MODEL.FROZEN: the encoder has no module {name!r}; {around} consists of {children}")
+            modules[name].requires_grad_(False)
+            for module in (modules[name], modules[f"momentum.{name}"]):
+                self.frozen |= {*module.modules()}
+        if names and not any(parameter.requires_grad for parameter in self.parameters()):
+            raise InputError(f"MODEL.FROZEN {tuple(names)} leaves nothing to train; name fewer modules")
+        self.train(self.training)
 
     def _run_views(self, batch: Mapping[str, Tensor]) -> Step:
         """The features of the views that the losses read, for the batch of all processes."""

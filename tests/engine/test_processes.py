@@ -70,6 +70,7 @@ def test_training_in_two_processes(cfg: CfgNode) -> None:
     cfg.HOOKS = ("Witness", "ReclusterHook", "MomentumHook")
     cfg.CLUSTER.FEATURES = "online"
     cfg.CLUSTER.NAME = "Recorded"
+    cfg.MODEL.FROZEN = ("backbone.net.conv1",)
     Path(cfg.OUTPUT_DIR).mkdir()
     cfg.MODEL.LOSSES.NAME = (*cfg.MODEL.LOSSES.NAME, "DiscrepantProxyLoss", "MultiInstanceLoss")
     cfg.MODEL.LOSSES.MULTI_INSTANCE.NUM_INSTANCES = 3
