@@ -44,7 +44,7 @@ def test_a_resumed_run_equals_the_whole(cfg: CfgNode) -> None:
     weights = []
     for cfg.OUTPUT_DIR, epochs in ((f"{folder}-whole", (2,)), (folder, (1, 2))):
         for cfg.SOLVER.MAX_EPOCH in epochs:
-            trainer = train(cfg, resume=cfg.SOLVER.MAX_EPOCH > epochs[0])
+            trainer = train(cfg, resume=epochs[0] < cfg.SOLVER.MAX_EPOCH)
         weights.append(trainer.model.state_dict())
     torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=0)
 
