@@ -14,6 +14,7 @@ from fastreid_ice.config import CONFIGS
 STEPS = 150  # of an epoch
 PASS = 12936 // 32  # steps of an epoch of fast-reid's Baseline
 FAST_STEPS = 225  # of an epoch of the fast recipe, which clusters less often
+FROZEN = ("backbone.conv1", "backbone.conv2")  # which have most of the pixels
 # One network, one schedule and one batch for all: epochs of 150 steps of 32 images. The published temperatures, radii,
 # samplers and augmentations stay; the momentum encoder and the warm-up are shortened as the training is.
 BUDGET = {
@@ -60,6 +61,7 @@ AVERAGED = {
     "SOLVER.WARMUP_ITERS": 50,
     "SOLVER.WARMUP_FACTOR": 0.1,
 }
+FAST = {"SOLVER.ITERS_PER_EPOCH": FAST_STEPS, "TEST.EVAL_PERIOD": 1, "MODEL.FROZEN": FROZEN}
 REFINED = ("NeighborLabelLoss", "CrossCameraLoss", "HardInstanceLoss", "SoftConsistencyLoss")
 METHODS = {
     "ice_agnostic": Method("ice_agnostic_market", ICE),
@@ -77,7 +79,7 @@ METHODS = {
     "ice_auto_eps": Method("ice_market", ICE | {"CLUSTER.AUTO_EPS": True}),
     "ice_neighbor_labels": Method("ice_market", ICE | {"MODEL.LOSSES.NAME": REFINED}),
     "o2cap_camera_norm_averaged": Method("o2cap_market", CAMERAS | AVERAGED),
-    "fast": Method("o2cap_market", CAMERAS | AVERAGED | {"SOLVER.ITERS_PER_EPOCH": FAST_STEPS, "TEST.EVAL_PERIOD": 1}),
+    "fast": Method("o2cap_market", CAMERAS | AVERAGED | FAST),
     "ice_groundtruth": Method("ice_groundtruth_market", ICE),
     # Its epochs are passes over the images, whatever this key says; the record of a run divides its steps by the key.
     "baseline": Method("baseline_market", ICE | {"TEST.EVAL_PERIOD": 1, "SOLVER.ITERS_PER_EPOCH": PASS}),
