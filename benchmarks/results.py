@@ -39,7 +39,7 @@ METHODS = {
     "ice_auto_eps": "ICE, `CLUSTER.AUTO_EPS`",
     "ice_neighbor_labels": "ICE, labels refined by neighbours",
     "o2cap_camera_norm_averaged": "O2CAP, `CLUSTER.CAMERA_NORM`, averaged weights, twice the learning rate",
-    "fast": "O2CAP, `CLUSTER.CAMERA_NORM`, averaged weights, clustered every 225 steps",
+    "fast": "O2CAP, `CLUSTER.CAMERA_NORM`, averaged weights, first layers frozen, clustered every 225 steps",
     "ice_groundtruth": "ICE, true identities in place of clusters",
     "baseline": "fast-reid's Baseline, with labels",
 }
@@ -49,7 +49,7 @@ PUBLISHED = {
     "published_ice": "the published code of ICE, camera-aware",
 }
 LONGER = ("o2cap_camera_norm_averaged_longer", "o2cap_camera_norm_longer")  # of another budget: not in the table
-VARIANTS = ("ice_without_online_view", "dcmip_momentum_store")  # of a row by one key: not in the table
+VARIANTS = ("ice_without_online_view", "dcmip_momentum_store", "fast_unfrozen")  # of a row by one key: not in the table
 # More curves than colours could not be told apart.
 CHARTED = (
     *LONGER,
