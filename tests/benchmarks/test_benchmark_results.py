@@ -36,7 +36,7 @@ def test_rows_are_sorted_and_seeds_are_averaged() -> None:
         "| ICE, camera-aware (`ice`) | 40.5 ± 0.7 / 70.5 ± 0.7 | 46.0 ± 1.4 / 76.0 ± 1.4 | 52.0 ± 2.8 / 82.0 ± 2.8 "
         "| 700 | 20 | 0.500 | 2 | abc |",
         "| fast-reid's Baseline, with labels (`baseline`) |  |  | 60.0 / 90.0 | 700 | 20 | 0.500 | 1 | abc |",
-        "| O2CAP, `CLUSTER.CAMERA_NORM`, averaged weights, clustered every 225 steps (`fast`) "
+        "| O2CAP, `CLUSTER.CAMERA_NORM`, averaged weights, first layers frozen, clustered every 225 steps (`fast`) "
         "|  |  | 61.0 / 91.0 | 700 | 20 | 0.500 | 1 | abc |",
     ]
     assert curve(runs["ice", "osnet"][0]) == [(0, 31), (2, 40), (4, 45), (6, 50)]
