@@ -72,15 +72,6 @@ def jaccard_graph(
     return _graph_of_tensors(*_checked(features, ranks, k1, k2), k2, max_distance, device)
 
 
-def _graph_of_tensors(
-    features: np.ndarray, ranks: np.ndarray, k2: int, max_distance: float, device: torch.device | str
-) -> sparse.csr_array:
-    rows, scale = checked_rows(features, device)
-    lists = torch.from_numpy(ranks).to(rows.device, torch.int64)
-    entries = graph_on_device(rows, scale, lists, k2=k2, max_distance=max_distance)
-    return _matrix(*(tensor.numpy() for tensor in entries))
-
-
 def jaccard_weights(
     features: Tensor | np.ndarray, ranks: Tensor | np.ndarray, *, k1: int = 30, k2: int = 6
 ) -> sparse.csr_array:
@@ -180,6 +171,15 @@ class DistancesOfRows:
         kept = columns >= first
         shape = (stop - start, len(self.arrays[0]) - 1 - first)
         return sparse.coo_array((distances[kept], (rows[kept], columns[kept] - first)), shape=shape)
+
+
+def _graph_of_tensors(
+    features: np.ndarray, ranks: np.ndarray, k2: int, max_distance: float, device: torch.device | str
+) -> sparse.csr_array:
+    rows, scale = checked_rows(features, device)
+    lists = torch.from_numpy(ranks).to(rows.device, torch.int64)
+    entries = graph_on_device(rows, scale, lists, k2=k2, max_distance=max_distance)
+    return _matrix(*(tensor.numpy() for tensor in entries))
 
 
 def _with_inverted_index(weights: sparse.csr_array) -> list[np.ndarray]:
