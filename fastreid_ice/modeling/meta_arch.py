@@ -194,6 +194,8 @@ class MomentumReID(nn.Module):
         self._step = None
 
     def _freeze(self, names: Sequence[str]) -> None:
+        if not names:
+            return
         modules = dict(self.named_modules())
         parts = {name for name in modules if name.partition(".")[0] in ("backbone", "heads")}
         for name in names:
@@ -206,7 +208,7 @@ class MomentumReID(nn.Module):
             modules[name].requires_grad_(False)
             for module in (modules[name], modules[f"momentum.{name}"]):
                 self.frozen |= {*module.modules()}
-        if names and not any(parameter.requires_grad for parameter in self.parameters()):
+        if not any(parameter.requires_grad for parameter in self.parameters()):
             raise InputError(f"MODEL.FROZEN {tuple(names)} leaves nothing to train; name fewer modules")
         self.train(self.training)
 
